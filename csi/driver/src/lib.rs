@@ -1,0 +1,1 @@
+//! CSI identity, controller and node services as Nomad calls them

@@ -1,0 +1,1 @@
+//! The FUSE skin over volume, and the engine process

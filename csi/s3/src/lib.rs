@@ -1,0 +1,1 @@
+//! The Bucket port over the AWS SDK: credentials, retries, conditional puts

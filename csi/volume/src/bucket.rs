@@ -1,0 +1,231 @@
+//! The `Bucket` port: the few verbs that a volume needs of an object store, in the volume's words.
+//!
+//! Invariant for every implementation: a `put_if_absent` or `put_if_match` that returned `Ok` is durable and visible to
+//! every later call of anyone; two racers of one key never both get `Ok`. An error other than `Precondition` leaves it
+//! unknown whether the effect took place: callers read back and compare, they never assume.
+//! Callers: the journal, segments, head, tree and garbage collector of this crate. Absent: listing in a hot path, and
+//! retries, which the implementations bound by time (see `csi/s3`).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+pub mod memory;
+
+/// The opaque version of an object, as the store returns it (an ETag with its quotes, if it has them).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ETag(pub String);
+
+/// What `head` and `list` tell of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// Full key within the bucket port's root, without a leading slash.
+    pub key: String,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// Version of the object; a list may leave it out.
+    pub etag: Option<ETag>,
+    /// Last modification in milliseconds since the Unix epoch, by the store's clock. Never used for safety.
+    pub modified_unix_ms: u64,
+}
+
+/// The body of an object together with its version.
+#[derive(Debug, Clone)]
+pub struct Object {
+    /// The bytes asked for.
+    pub body: Bytes,
+    /// The version that they belong to.
+    pub etag: ETag,
+    /// Size of the whole object in bytes, also when a range was asked for.
+    pub size_bytes: u64,
+}
+
+/// One page of a listing.
+#[derive(Debug, Clone, Default)]
+pub struct ListPage {
+    /// Objects in ascending order of their keys.
+    pub objects: Vec<ObjectMeta>,
+    /// Common prefixes, each ending in the delimiter, when one was asked for.
+    pub prefixes: Vec<String>,
+    /// Give this to the next call; `None` after the last page.
+    pub next: Option<String>,
+}
+
+/// Which keys to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListRequest {
+    /// Only keys that start with this (no implicit slash).
+    pub prefix: String,
+    /// Only keys strictly greater than this.
+    pub start_after: Option<String>,
+    /// Group keys by the first `/` after the prefix.
+    pub delimited: bool,
+    /// The page token of the previous answer.
+    pub page: Option<String>,
+    /// At most this many rows in the page; 0 leaves it to the store (1,000 on S3).
+    pub rows_max: u32,
+}
+
+/// Why a call on the bucket failed. Each variant tells the caller what it may do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BucketError {
+    /// The object does not exist.
+    #[error("object {key} does not exist")]
+    NotFound {
+        /// Key asked for.
+        key: String,
+    },
+    /// A conditional put lost: the key exists (`put_if_absent`) or has another version (`put_if_match`).
+    /// After a retry inside the implementation it may be the caller's own first try that it met: read back.
+    #[error("object {key} exists or has changed")]
+    Precondition {
+        /// Key written to.
+        key: String,
+    },
+    /// The bucket itself does not exist.
+    #[error("bucket {bucket} does not exist")]
+    NoBucket {
+        /// Name of the bucket.
+        bucket: String,
+    },
+    /// The store refuses these credentials, or they lack the right.
+    #[error("access to {key} denied: {detail}")]
+    Denied {
+        /// Key or bucket.
+        key: String,
+        /// The store's own words.
+        detail: String,
+    },
+    /// The store lacks something that Pannier needs; retrying is pointless.
+    #[error("the store does not support {feature}: {detail}")]
+    Unsupported {
+        /// For example "conditional put".
+        feature: &'static str,
+        /// What was seen.
+        detail: String,
+    },
+    /// No answer, a cut answer, 5xx or throttling, after the implementation's own bounded retries. Trying later may work.
+    #[error("the store did not answer for {key}: {detail}")]
+    Unavailable {
+        /// Key or bucket.
+        key: String,
+        /// The last failure.
+        detail: String,
+    },
+    /// Any other answer that a correct store would not give.
+    #[error("unexpected answer of the store for {key}: {detail}")]
+    Unexpected {
+        /// Key or bucket.
+        key: String,
+        /// What was seen.
+        detail: String,
+    },
+}
+
+impl BucketError {
+    /// True where a later try may succeed without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, BucketError::Unavailable { .. })
+    }
+}
+
+/// An object store, rooted at one bucket and prefix: keys given here are relative to that root.
+#[async_trait]
+pub trait Bucket: std::fmt::Debug + Send + Sync + 'static {
+    /// Reads a whole object, or `range` (bytes, end exclusive, clamped by the store to the object's end).
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Object, BucketError>;
+
+    /// Size and version without the body.
+    async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError>;
+
+    /// Creates an object; `Precondition` if the key exists.
+    ///
+    /// # Durability
+    /// `Ok` means durable in the store.
+    async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError>;
+
+    /// Replaces version `expected` of an object; `Precondition` if it has another version or is gone.
+    ///
+    /// # Durability
+    /// `Ok` means durable in the store.
+    async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError>;
+
+    /// Deletes an object; `Ok` if it did not exist.
+    async fn delete(&self, key: &str) -> Result<(), BucketError>;
+
+    /// Lists one page of keys in ascending order.
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError>;
+}
+
+/// A bucket as it is handed around.
+pub type BucketRef = Arc<dyn Bucket>;
+
+/// The bucket seen through a longer prefix: every key gets `prefix` in front, listings lose it again.
+#[derive(Debug, Clone)]
+pub struct Prefixed {
+    inner: BucketRef,
+    prefix: String,
+}
+
+impl Prefixed {
+    /// `prefix` must be empty or end in `/`.
+    pub fn new(inner: BucketRef, prefix: impl Into<String>) -> Self {
+        let prefix = prefix.into();
+        assert!(prefix.is_empty() || prefix.ends_with('/'), "a prefix ends in a slash: {prefix:?}");
+        Self { inner, prefix }
+    }
+
+    fn key(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    fn strip(&self, key: String) -> String {
+        match key.strip_prefix(&self.prefix) {
+            Some(rest) => rest.to_owned(),
+            None => key,
+        }
+    }
+}
+
+#[async_trait]
+impl Bucket for Prefixed {
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Object, BucketError> {
+        self.inner.get(&self.key(key), range).await
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError> {
+        let mut meta = self.inner.head(&self.key(key)).await?;
+        meta.key = self.strip(meta.key);
+        Ok(meta)
+    }
+
+    async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
+        self.inner.put_if_absent(&self.key(key), body).await
+    }
+
+    async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {
+        self.inner.put_if_match(&self.key(key), body, expected).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), BucketError> {
+        self.inner.delete(&self.key(key)).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {
+        let inner = ListRequest {
+            prefix: self.key(&request.prefix),
+            start_after: request.start_after.as_deref().map(|k| self.key(k)),
+            ..request.clone()
+        };
+        let mut page = self.inner.list(&inner).await?;
+        for object in &mut page.objects {
+            object.key = self.strip(std::mem::take(&mut object.key));
+        }
+        for prefix in &mut page.prefixes {
+            *prefix = self.strip(std::mem::take(prefix));
+        }
+        Ok(page)
+    }
+}

@@ -1,0 +1,1 @@
+//! A well-behaved bucket in memory.

@@ -1,0 +1,1 @@
+//! HashiCorp's plugin protocol over tonic: be a plugin, or host one

@@ -1,0 +1,1 @@
+//! The Nomad task driver for Podman containers

@@ -1,0 +1,2 @@
+//! The nomad-driver-podman plugin binary.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Compiles the .proto files.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The pannier command.
+fn main() {}

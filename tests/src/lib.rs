@@ -1,0 +1,1 @@
+//! Models, faulty fakes, conformance, system tests and benches
