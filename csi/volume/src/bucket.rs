@@ -173,7 +173,10 @@ impl Prefixed {
     /// `prefix` must be empty or end in `/`.
     pub fn new(inner: BucketRef, prefix: impl Into<String>) -> Self {
         let prefix = prefix.into();
-        assert!(prefix.is_empty() || prefix.ends_with('/'), "a prefix ends in a slash: {prefix:?}");
+        assert!(
+            prefix.is_empty() || prefix.ends_with('/'),
+            "a prefix ends in a slash: {prefix:?}"
+        );
         Self { inner, prefix }
     }
 

@@ -1,1 +1,3 @@
-//! The Nomad task driver for Podman containers
+//! The Nomad task driver for Podman containers.
+
+pub mod podman;
