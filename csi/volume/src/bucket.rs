@@ -12,6 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub mod contract;
 pub mod memory;
 
 /// The opaque version of an object, as the store returns it (an ETag with its quotes, if it has them).
@@ -78,7 +79,8 @@ pub enum BucketError {
         key: String,
     },
     /// A conditional put lost: the key exists (`put_if_absent`) or has another version (`put_if_match`).
-    /// After a retry inside the implementation it may be the caller's own first try that it met: read back.
+    /// An implementation that retries must look whether it met its own first try, and then return `Ok`. It tells by the
+    /// bytes: so a body for which winning means something holds a nonce, and equal bytes are never of two writers.
     #[error("object {key} exists or has changed")]
     Precondition {
         /// Key written to.
@@ -134,19 +136,22 @@ impl BucketError {
 /// An object store, rooted at one bucket and prefix: keys given here are relative to that root.
 #[async_trait]
 pub trait Bucket: std::fmt::Debug + Send + Sync + 'static {
-    /// Reads a whole object, or `range` (bytes, end exclusive, clamped by the store to the object's end).
+    /// Reads a whole object, or `range` (bytes, not empty, end exclusive, clamped by the store to the object's end).
+    /// A range that begins past the end is `Unexpected`: whoever asks knows from elsewhere how long the object must be.
     async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Object, BucketError>;
 
     /// Size and version without the body.
     async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError>;
 
-    /// Creates an object; `Precondition` if the key exists.
+    /// Creates an object; `Precondition` if the key exists. `body` holds a nonce wherever two writers may race
+    /// (see `BucketError::Precondition`).
     ///
     /// # Durability
     /// `Ok` means durable in the store.
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError>;
 
-    /// Replaces version `expected` of an object; `Precondition` if it has another version or is gone.
+    /// Replaces version `expected` of an object; `Precondition` if it has another version or is gone. `body` holds a
+    /// nonce, and differs from every earlier one: on S3 equal bytes have equal versions.
     ///
     /// # Durability
     /// `Ok` means durable in the store.
