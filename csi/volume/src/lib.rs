@@ -2,5 +2,11 @@
 //!
 //! Deliberately absent: FUSE, gRPC, an S3 SDK, the environment, and a clock of its own. All of them come in as arguments.
 
+pub mod attr;
 pub mod bucket;
 pub mod clock;
+pub mod commit;
+pub mod error;
+pub mod ids;
+pub mod row;
+pub mod tree;
