@@ -19,6 +19,11 @@ pub mod csi {
     pub use super::wire::csi::v1;
 }
 
+/// The control service of our own engine process.
+pub mod engine {
+    pub use super::wire::pannier::engine::v1;
+}
+
 /// Google's messages about gRPC itself.
 pub mod google {
     pub use super::wire::google::rpc;
@@ -66,6 +71,7 @@ mod tests {
             ("csi.v1.Controller", 15),
             ("csi.v1.GroupController", 4),
             ("csi.v1.Node", 8),
+            ("pannier.engine.v1.Engine", 8),
         ] {
             assert_eq!(calls.get(service), Some(&count), "{service}");
         }
