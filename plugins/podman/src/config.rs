@@ -141,7 +141,11 @@ impl Config {
     /// All mistakes found, each naming its option.
     pub fn decode(msgpack: &[u8], uid: u32) -> Result<Self, ConfigErrors> {
         let block = Block::decode(msgpack).map_err(|error| ConfigErrors(vec![error.into()]))?;
-        Reader { block, errors: Vec::new() }.read(uid)
+        Reader {
+            block,
+            errors: Vec::new(),
+        }
+        .read(uid)
     }
 
     /// The configuration of a plugin that nobody configured.
@@ -167,11 +171,17 @@ impl Reader {
             volumes_enabled,
             volumes_selinux_label,
             gc_container: self.gc(),
-            recover_stopped: self.keep(|block| block.bool("recover_stopped")).flatten().unwrap_or(false),
+            recover_stopped: self
+                .keep(|block| block.bool("recover_stopped"))
+                .flatten()
+                .unwrap_or(false),
             extra_labels: self.keep(|block| block.strings("extra_labels")).unwrap_or_default(),
             default_rootless_mode: self.networking(),
             sockets: self.sockets(uid),
-            disable_log_collection: self.keep(|block| block.bool("disable_log_collection")).flatten().unwrap_or(false),
+            disable_log_collection: self
+                .keep(|block| block.bool("disable_log_collection"))
+                .flatten()
+                .unwrap_or(false),
             call_timeout: self.call_timeout(),
             dns_servers: self.dns_servers(),
             default_ulimits: self.default_ulimits(),
@@ -180,42 +190,74 @@ impl Reader {
         for key in self.block.unknown() {
             tracing::debug!(key, "unknown plugin option");
         }
-        if self.errors.is_empty() { Ok(config) } else { Err(ConfigErrors(self.errors)) }
+        if self.errors.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigErrors(self.errors))
+        }
     }
 
     fn keep<T>(&mut self, get: impl FnOnce(&mut Block) -> Result<T, MsgpackError>) -> Option<T> {
-        get(&mut self.block).map_err(|error| self.errors.push(error.into())).ok()
+        get(&mut self.block)
+            .map_err(|error| self.errors.push(error.into()))
+            .ok()
     }
 
     /// A string in a nested block; empty counts as absent.
     fn nested(&mut self, block: &mut Block, key: &str) -> Option<String> {
-        let text = block.string(key).map_err(|error| self.errors.push(error.into())).ok().flatten();
+        let text = block
+            .string(key)
+            .map_err(|error| self.errors.push(error.into()))
+            .ok()
+            .flatten();
         text.filter(|text| !text.is_empty())
     }
 
     fn auth(&mut self) -> (Option<PathBuf>, Option<String>) {
-        let Some(Some(mut block)) = self.keep(|block| block.block("auth")) else { return (None, None) };
-        (self.nested(&mut block, "config").map(PathBuf::from), self.nested(&mut block, "helper"))
+        let Some(Some(mut block)) = self.keep(|block| block.block("auth")) else {
+            return (None, None);
+        };
+        (
+            self.nested(&mut block, "config").map(PathBuf::from),
+            self.nested(&mut block, "helper"),
+        )
     }
 
     fn volumes(&mut self) -> (bool, Option<String>) {
-        let Some(Some(mut block)) = self.keep(|block| block.block("volumes")) else { return (true, None) };
-        let enabled = block.bool("enabled").map_err(|error| self.errors.push(error.into())).ok().flatten();
+        let Some(Some(mut block)) = self.keep(|block| block.block("volumes")) else {
+            return (true, None);
+        };
+        let enabled = block
+            .bool("enabled")
+            .map_err(|error| self.errors.push(error.into()))
+            .ok()
+            .flatten();
         (enabled.unwrap_or(true), self.nested(&mut block, "selinuxlabel"))
     }
 
     fn gc(&mut self) -> bool {
-        let Some(Some(mut block)) = self.keep(|block| block.block("gc")) else { return true };
-        block.bool("container").map_err(|error| self.errors.push(error.into())).ok().flatten().unwrap_or(true)
+        let Some(Some(mut block)) = self.keep(|block| block.block("gc")) else {
+            return true;
+        };
+        block
+            .bool("container")
+            .map_err(|error| self.errors.push(error.into()))
+            .ok()
+            .flatten()
+            .unwrap_or(true)
     }
 
     fn networking(&mut self) -> Option<String> {
-        let Some(Some(mut block)) = self.keep(|block| block.block("networking")) else { return None };
+        let Some(Some(mut block)) = self.keep(|block| block.block("networking")) else {
+            return None;
+        };
         self.nested(&mut block, "default_rootless_mode")
     }
 
     fn logging(&mut self) {
-        let Some(Some(mut block)) = self.keep(|block| block.block("logging")) else { return };
+        let Some(Some(mut block)) = self.keep(|block| block.block("logging")) else {
+            return;
+        };
         let driver = self.nested(&mut block, "driver").unwrap_or_else(|| "nomad".to_owned());
         if driver != "nomad" {
             self.errors.push(ConfigError::Unsupported {
@@ -239,12 +281,17 @@ impl Reader {
     }
 
     fn call_timeout(&mut self) -> Duration {
-        let Some(Some(text)) = self.keep(|block| block.string("client_http_timeout")) else { return CALL_TIMEOUT };
+        let Some(Some(text)) = self.keep(|block| block.string("client_http_timeout")) else {
+            return CALL_TIMEOUT;
+        };
         if text.is_empty() {
             return CALL_TIMEOUT;
         }
         units::duration(&text).unwrap_or_else(|source| {
-            self.errors.push(ConfigError::Duration { key: "client_http_timeout", source });
+            self.errors.push(ConfigError::Duration {
+                key: "client_http_timeout",
+                source,
+            });
             CALL_TIMEOUT
         })
     }
@@ -262,7 +309,10 @@ impl Reader {
 
     fn default_ulimits(&mut self) -> BTreeMap<String, Limit> {
         let mut limits = BTreeMap::new();
-        for (name, text) in self.keep(|block| block.string_map("default_ulimit")).unwrap_or_default() {
+        for (name, text) in self
+            .keep(|block| block.string_map("default_ulimit"))
+            .unwrap_or_default()
+        {
             match rlimit::parse(&name, &text) {
                 Ok((name, limit)) => {
                     limits.insert(name, limit);
@@ -275,19 +325,27 @@ impl Reader {
 
     fn sockets(&mut self, uid: u32) -> BTreeMap<String, Socket> {
         let blocks = self.keep(|block| block.blocks("socket")).unwrap_or_default();
-        let single = self.keep(|block| block.string("socket_path")).flatten().filter(|text| !text.is_empty());
+        let single = self
+            .keep(|block| block.string("socket_path"))
+            .flatten()
+            .filter(|text| !text.is_empty());
         if let (Some(path), false) = (&single, blocks.is_empty()) {
             self.errors.push(ConfigError::SocketAndPath { path: path.clone() });
         }
         let mut sockets = BTreeMap::new();
         let mut first = None;
         for mut block in blocks {
-            let name = self.nested(&mut block, "name").unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
+            let name = self
+                .nested(&mut block, "name")
+                .unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
             let Some(text) = self.nested(&mut block, "socket_path") else {
                 self.errors.push(ConfigError::SocketWithoutPath { name });
                 continue;
             };
-            let socket = Socket { path: self.socket_path("socket.socket_path", &text), name: name.clone() };
+            let socket = Socket {
+                path: self.socket_path("socket.socket_path", &text),
+                name: name.clone(),
+            };
             first.get_or_insert_with(|| socket.clone());
             if sockets.insert(name.clone(), socket).is_some() {
                 self.errors.push(ConfigError::SocketTwice { name });
@@ -304,9 +362,15 @@ impl Reader {
     }
 
     fn socket_path(&mut self, key: &'static str, text: &str) -> PathBuf {
-        let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
+        let path = text
+            .strip_prefix("unix://")
+            .or_else(|| text.strip_prefix("unix:"))
+            .unwrap_or(text);
         if !Path::new(path).is_absolute() {
-            self.errors.push(ConfigError::SocketPath { key, text: text.to_owned() });
+            self.errors.push(ConfigError::SocketPath {
+                key,
+                text: text.to_owned(),
+            });
         }
         PathBuf::from(path)
     }
@@ -328,7 +392,12 @@ mod tests {
     use super::*;
 
     fn map(entries: Vec<(&str, Value)>) -> Value {
-        Value::Map(entries.into_iter().map(|(key, value)| (Value::from(key), value)).collect())
+        Value::Map(
+            entries
+                .into_iter()
+                .map(|(key, value)| (Value::from(key), value))
+                .collect(),
+        )
     }
 
     fn decode(entries: Vec<(&str, Value)>) -> Result<Config, ConfigErrors> {
@@ -344,22 +413,37 @@ mod tests {
     #[test]
     fn nothing_configured_means_the_documented_defaults() {
         let config = Config::default_for(0);
-        assert_eq!(config.sockets[DEFAULT_SOCKET].path, Path::new("/run/podman/podman.sock"));
+        assert_eq!(
+            config.sockets[DEFAULT_SOCKET].path,
+            Path::new("/run/podman/podman.sock")
+        );
         assert!(config.volumes_enabled && config.gc_container && !config.recover_stopped);
         assert_eq!(config.call_timeout, Duration::from_secs(60));
         let user = Config::default_for(1000);
-        assert_eq!(user.sockets[DEFAULT_SOCKET].path, Path::new("/run/user/1000/podman/podman.sock"));
+        assert_eq!(
+            user.sockets[DEFAULT_SOCKET].path,
+            Path::new("/run/user/1000/podman/podman.sock")
+        );
     }
 
     #[test]
     fn every_option_is_read() {
         let config = decode(vec![
-            ("auth", map(vec![("config", "/etc/auth.json".into()), ("helper", "ecr".into())])),
-            ("volumes", map(vec![("enabled", false.into()), ("selinuxlabel", "z".into())])),
+            (
+                "auth",
+                map(vec![("config", "/etc/auth.json".into()), ("helper", "ecr".into())]),
+            ),
+            (
+                "volumes",
+                map(vec![("enabled", false.into()), ("selinuxlabel", "z".into())]),
+            ),
             ("gc", map(vec![("container", false.into())])),
             ("recover_stopped", true.into()),
             ("extra_labels", list(vec!["job_*".into()])),
-            ("logging", map(vec![("driver", "nomad".into()), ("options", map(vec![]))])),
+            (
+                "logging",
+                map(vec![("driver", "nomad".into()), ("options", map(vec![]))]),
+            ),
             ("networking", map(vec![("default_rootless_mode", "pasta".into())])),
             ("socket_path", "unix:///run/p.sock".into()),
             ("disable_log_collection", true.into()),
@@ -382,9 +466,17 @@ mod tests {
     #[test]
     fn a_named_socket_stands_in_for_the_default_one() {
         let socket = |name: &str, path: &str| map(vec![("name", name.into()), ("socket_path", path.into())]);
-        let config = decode(vec![("socket", list(vec![socket("app", "/a.sock"), socket("other", "/b.sock")]))]).unwrap();
+        let config = decode(vec![(
+            "socket",
+            list(vec![socket("app", "/a.sock"), socket("other", "/b.sock")]),
+        )])
+        .unwrap();
         assert_eq!(config.sockets[DEFAULT_SOCKET], config.sockets["app"]);
-        let config = decode(vec![("socket", list(vec![socket("app", "/a.sock"), socket("", "/b.sock")]))]).unwrap();
+        let config = decode(vec![(
+            "socket",
+            list(vec![socket("app", "/a.sock"), socket("", "/b.sock")]),
+        )])
+        .unwrap();
         assert_eq!(config.sockets[DEFAULT_SOCKET].path, Path::new("/b.sock"));
         let twice = decode(vec![("socket", list(vec![socket("x", "/a"), socket("x", "/b")]))]).unwrap_err();
         assert!(twice.to_string().contains("configured twice"), "{twice}");
@@ -402,9 +494,14 @@ mod tests {
         ])
         .unwrap_err();
         let text = errors.to_string();
-        for key in
-            ["client_http_timeout", "dns_servers", "gc.container", "logging.driver", "socket_path", "default_ulimit"]
-        {
+        for key in [
+            "client_http_timeout",
+            "dns_servers",
+            "gc.container",
+            "logging.driver",
+            "socket_path",
+            "default_ulimit",
+        ] {
             assert!(text.contains(key), "{key} is missing in: {text}");
         }
         assert_eq!(errors.0.len(), 6);

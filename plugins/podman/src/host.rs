@@ -49,8 +49,18 @@ impl Host {
     /// A rootful host with cgroup v2 and systemd that limits nothing.
     #[cfg(test)]
     pub(crate) fn for_tests() -> Self {
-        let limits = HostLimits { may_raise: true, ..HostLimits::default() };
-        Self { cgroup_v2: true, systemd_cgroups: true, podman_major: 5, cpus: 4, limits, ..Self::default() }
+        let limits = HostLimits {
+            may_raise: true,
+            ..HostLimits::default()
+        };
+        Self {
+            cgroup_v2: true,
+            systemd_cgroups: true,
+            podman_major: 5,
+            cpus: 4,
+            limits,
+            ..Self::default()
+        }
     }
 }
 
@@ -80,7 +90,10 @@ fn own_limits() -> HostLimits {
         .filter_map(|(name, resource)| Some((name.to_owned(), getrlimit(resource).ok()?.1)))
         .collect();
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    HostLimits { hard, may_raise: has_sys_resource(&status) }
+    HostLimits {
+        hard,
+        may_raise: has_sys_resource(&status),
+    }
 }
 
 /// Whether `/proc/<pid>/status` shows CAP_SYS_RESOURCE as effective.
@@ -88,7 +101,9 @@ fn has_sys_resource(status: &str) -> bool {
     /// linux/capability.h: CAP_SYS_RESOURCE.
     const CAP_SYS_RESOURCE: u32 = 24;
     let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    let mask = mask
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0);
     mask & (1 << CAP_SYS_RESOURCE) != 0
 }
 
@@ -98,7 +113,10 @@ fn shared_cpuset(cpuset_cgroup: &str) -> Option<String> {
     if cpuset_cgroup.is_empty() || !scope.parent().is_some_and(|slice| slice.ends_with("share.slice")) {
         return None;
     }
-    let candidates = [scope.to_path_buf(), scope.parent().map(PathBuf::from).unwrap_or_default()];
+    let candidates = [
+        scope.to_path_buf(),
+        scope.parent().map(PathBuf::from).unwrap_or_default(),
+    ];
     let read = |folder: &PathBuf| std::fs::read_to_string(folder.join("cpuset.cpus.effective")).ok();
     let cores = candidates.iter().find_map(read)?.trim().to_owned();
     (!cores.is_empty()).then_some(cores)
@@ -124,10 +142,16 @@ mod tests {
                 cgroup_version: Some("v2".into()),
                 cgroup_manager: Some("systemd".into()),
                 cpus: Some(64),
-                security: SecurityFacts { rootless: Some(true), ..SecurityFacts::default() },
+                security: SecurityFacts {
+                    rootless: Some(true),
+                    ..SecurityFacts::default()
+                },
                 ..HostFacts::default()
             },
-            version: VersionFacts { version: Some("5.2.1".into()), ..VersionFacts::default() },
+            version: VersionFacts {
+                version: Some("5.2.1".into()),
+                ..VersionFacts::default()
+            },
         };
         let host = Host::read(&info, "");
         assert!(host.rootless && host.cgroup_v2 && host.systemd_cgroups);

@@ -113,7 +113,10 @@ impl Block {
     pub fn string_map(&mut self, key: &str) -> Result<BTreeMap<String, String>, MsgpackError> {
         let path = self.path_of(key);
         let entries = self.merged(key, "a map of strings")?;
-        entries.iter().map(|(name, value)| Ok((name.clone(), as_string(&format!("{path}.{name}"), value)?))).collect()
+        entries
+            .iter()
+            .map(|(name, value)| Ok((name.clone(), as_string(&format!("{path}.{name}"), value)?)))
+            .collect()
     }
 
     /// A map of whole numbers, written as `string_map`'s is.
@@ -123,7 +126,10 @@ impl Block {
     pub fn integer_map(&mut self, key: &str) -> Result<BTreeMap<String, i64>, MsgpackError> {
         let path = self.path_of(key);
         let entries = self.merged(key, "a map of numbers")?;
-        entries.iter().map(|(name, value)| Ok((name.clone(), as_integer(&format!("{path}.{name}"), value)?))).collect()
+        entries
+            .iter()
+            .map(|(name, value)| Ok((name.clone(), as_integer(&format!("{path}.{name}"), value)?)))
+            .collect()
     }
 
     /// A nested block, None when absent.
@@ -145,7 +151,10 @@ impl Block {
             Some(Value::Array(items)) => items,
             Some(other) => vec![other],
         };
-        values.into_iter().map(|value| Self::from_value(&path, format!("{path}."), value)).collect()
+        values
+            .into_iter()
+            .map(|value| Self::from_value(&path, format!("{path}."), value))
+            .collect()
     }
 
     /// The keys that nobody asked for.
@@ -155,13 +164,21 @@ impl Block {
 
     fn from_value(name: &str, path: String, value: Value) -> Result<Self, MsgpackError> {
         match value {
-            Value::Nil => Ok(Self { path, attributes: BTreeMap::new() }),
+            Value::Nil => Ok(Self {
+                path,
+                attributes: BTreeMap::new(),
+            }),
             Value::Map(entries) => {
-                let attributes =
-                    entries.into_iter().filter_map(|(key, value)| as_text(&key).map(|key| (key, value))).collect();
+                let attributes = entries
+                    .into_iter()
+                    .filter_map(|(key, value)| as_text(&key).map(|key| (key, value)))
+                    .collect();
                 Ok(Self { path, attributes })
             }
-            other => Err(MsgpackError::NotABlock { key: name.to_owned(), got: kind(&other) }),
+            other => Err(MsgpackError::NotABlock {
+                key: name.to_owned(),
+                got: kind(&other),
+            }),
         }
     }
 
@@ -174,7 +191,9 @@ impl Block {
         };
         let mut merged = BTreeMap::new();
         for map in maps {
-            let Value::Map(entries) = map else { return Err(wrong(&path, want, &map)) };
+            let Value::Map(entries) = map else {
+                return Err(wrong(&path, want, &map));
+            };
             for (name, value) in entries {
                 let name = as_text(&name).ok_or_else(|| wrong(&path, want, &name))?;
                 if !value.is_nil() {
@@ -228,7 +247,11 @@ fn whole(number: f64) -> Option<i64> {
 }
 
 fn wrong(path: &str, want: &'static str, value: &Value) -> MsgpackError {
-    MsgpackError::WrongType { key: path.to_owned(), want, got: kind(value) }
+    MsgpackError::WrongType {
+        key: path.to_owned(),
+        want,
+        got: kind(value),
+    }
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -249,7 +272,12 @@ mod tests {
     use super::*;
 
     fn block(entries: Vec<(&str, Value)>) -> Block {
-        let map = Value::Map(entries.into_iter().map(|(key, value)| (Value::from(key), value)).collect());
+        let map = Value::Map(
+            entries
+                .into_iter()
+                .map(|(key, value)| (Value::from(key), value))
+                .collect(),
+        );
         let mut bytes = Vec::new();
         rmpv::encode::write_value(&mut bytes, &map).unwrap();
         Block::decode(&bytes).unwrap()
@@ -263,13 +291,30 @@ mod tests {
 
     #[test]
     fn every_shape_of_a_number_is_read() {
-        for shape in [Value::from(42i64), Value::from(42u64), Value::from(42.0f64), Value::from("42")] {
-            assert_eq!(block(vec![("n", shape.clone())]).integer("n").unwrap(), Some(42), "{shape}");
+        for shape in [
+            Value::from(42i64),
+            Value::from(42u64),
+            Value::from(42.0f64),
+            Value::from("42"),
+        ] {
+            assert_eq!(
+                block(vec![("n", shape.clone())]).integer("n").unwrap(),
+                Some(42),
+                "{shape}"
+            );
         }
         assert_eq!(block(vec![("n", Value::Nil)]).integer("n").unwrap(), None);
-        for bad in [Value::from(1.5f64), Value::from("many"), Value::from(u64::MAX), Value::from(true)] {
+        for bad in [
+            Value::from(1.5f64),
+            Value::from("many"),
+            Value::from(u64::MAX),
+            Value::from(true),
+        ] {
             let error = block(vec![("n", bad.clone())]).integer("n").unwrap_err();
-            assert!(error.to_string().starts_with("n: want a whole number"), "{bad}: {error}");
+            assert!(
+                error.to_string().starts_with("n: want a whole number"),
+                "{bad}: {error}"
+            );
         }
     }
 
@@ -285,12 +330,26 @@ mod tests {
     #[test]
     fn later_maps_win_when_a_block_is_written_twice() {
         let map = |pairs: &[(&str, &str)]| {
-            Value::Map(pairs.iter().map(|(key, value)| (Value::from(*key), Value::from(*value))).collect())
+            Value::Map(
+                pairs
+                    .iter()
+                    .map(|(key, value)| (Value::from(*key), Value::from(*value)))
+                    .collect(),
+            )
         };
         let list = Value::Array(vec![map(&[("a", "1"), ("b", "2")]), map(&[("b", "3")])]);
         let merged = block(vec![("labels", list)]).string_map("labels").unwrap();
-        assert_eq!(merged, BTreeMap::from([("a".into(), "1".into()), ("b".into(), "3".into())]));
-        assert_eq!(block(vec![("labels", map(&[("a", "1")]))]).string_map("labels").unwrap().len(), 1);
+        assert_eq!(
+            merged,
+            BTreeMap::from([("a".into(), "1".into()), ("b".into(), "3".into())])
+        );
+        assert_eq!(
+            block(vec![("labels", map(&[("a", "1")]))])
+                .string_map("labels")
+                .unwrap()
+                .len(),
+            1
+        );
         assert!(block(vec![("labels", Value::from("x"))]).string_map("labels").is_err());
     }
 

@@ -50,7 +50,9 @@ pub struct NomadTask {
 /// Never prints the environment: it holds the task's secrets.
 impl std::fmt::Debug for NomadTask {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NomadTask").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("NomadTask")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }
 

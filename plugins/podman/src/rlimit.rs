@@ -100,12 +100,19 @@ pub fn parse(name: &str, text: &str) -> Result<(String, Limit), RlimitError> {
     if !NAMES.contains(&known.as_str()) {
         return Err(RlimitError::UnknownName { name: name.to_owned() });
     }
-    let malformed = || RlimitError::Malformed { name: known.clone(), text: text.to_owned() };
+    let malformed = || RlimitError::Malformed {
+        name: known.clone(),
+        text: text.to_owned(),
+    };
     let (soft, hard) = text.split_once(':').unwrap_or((text, text));
     let soft = number(soft).ok_or_else(malformed)?;
     let hard = number(hard).ok_or_else(malformed)?;
     if soft > hard {
-        return Err(RlimitError::SoftAboveHard { name: known, soft, hard });
+        return Err(RlimitError::SoftAboveHard {
+            name: known,
+            soft,
+            hard,
+        });
     }
     Ok((known, Limit { soft, hard }))
 }
@@ -128,12 +135,19 @@ pub fn effective(
     for (name, limit) in &limits {
         let allowed = host.hard.get(name).copied().unwrap_or(u64::MAX);
         if limit.hard > allowed {
-            return Err(RlimitError::AboveHost { name: name.clone(), want: limit.hard, host: allowed });
+            return Err(RlimitError::AboveHost {
+                name: name.clone(),
+                want: limit.hard,
+                host: allowed,
+            });
         }
     }
     for (name, default) in PODMAN_DEFAULTS {
         let allowed = host.hard.get(name).copied().unwrap_or(u64::MAX).min(default);
-        limits.entry(name.to_owned()).or_insert(Limit { soft: allowed, hard: allowed });
+        limits.entry(name.to_owned()).or_insert(Limit {
+            soft: allowed,
+            hard: allowed,
+        });
     }
     Ok(limits)
 }
@@ -150,13 +164,22 @@ mod tests {
     use super::*;
 
     fn low_host() -> HostLimits {
-        HostLimits { hard: BTreeMap::from([("nofile".into(), 20_000), ("nproc".into(), 8192)]), may_raise: false }
+        HostLimits {
+            hard: BTreeMap::from([("nofile".into(), 20_000), ("nproc".into(), 8192)]),
+            may_raise: false,
+        }
     }
 
     #[test]
     fn ulimits_are_soft_or_soft_and_hard() {
-        assert_eq!(parse("nofile", "1024").unwrap(), ("nofile".into(), Limit { soft: 1024, hard: 1024 }));
-        assert_eq!(parse("RLIMIT_NPROC", "1:2").unwrap(), ("nproc".into(), Limit { soft: 1, hard: 2 }));
+        assert_eq!(
+            parse("nofile", "1024").unwrap(),
+            ("nofile".into(), Limit { soft: 1024, hard: 1024 })
+        );
+        assert_eq!(
+            parse("RLIMIT_NPROC", "1:2").unwrap(),
+            ("nproc".into(), Limit { soft: 1, hard: 2 })
+        );
         assert_eq!(parse("core", "unlimited").unwrap().1.hard, u64::MAX);
         assert!(matches!(parse("nofile", ""), Err(RlimitError::Malformed { .. })));
         assert!(matches!(parse("nofile", "1:x"), Err(RlimitError::Malformed { .. })));
@@ -167,13 +190,22 @@ mod tests {
     #[test]
     fn defaults_are_cut_to_what_a_low_host_has() {
         let limits = effective(&BTreeMap::new(), &BTreeMap::new(), &low_host()).unwrap();
-        assert_eq!(limits["nofile"], Limit { soft: 20_000, hard: 20_000 });
+        assert_eq!(
+            limits["nofile"],
+            Limit {
+                soft: 20_000,
+                hard: 20_000
+            }
+        );
         assert_eq!(limits["nproc"], Limit { soft: 8192, hard: 8192 });
     }
 
     #[test]
     fn a_host_that_may_raise_limits_is_left_to_podman() {
-        let host = HostLimits { may_raise: true, ..low_host() };
+        let host = HostLimits {
+            may_raise: true,
+            ..low_host()
+        };
         assert!(effective(&BTreeMap::new(), &BTreeMap::new(), &host).unwrap().is_empty());
         let asked = BTreeMap::from([("nofile".to_owned(), Limit { soft: 1, hard: 1 << 30 })]);
         assert_eq!(effective(&asked, &BTreeMap::new(), &host).unwrap(), asked);
@@ -186,6 +218,9 @@ mod tests {
         assert_eq!(effective(&task, &plugin, &low_host()).unwrap()["nofile"].hard, 40);
         let greedy = BTreeMap::from([("nofile".to_owned(), Limit { soft: 1, hard: 30_000 })]);
         let error = effective(&greedy, &plugin, &low_host()).unwrap_err().to_string();
-        assert!(error.contains("30000") && error.contains("20000") && error.contains("CAP_SYS_RESOURCE"), "{error}");
+        assert!(
+            error.contains("30000") && error.contains("20000") && error.contains("CAP_SYS_RESOURCE"),
+            "{error}"
+        );
     }
 }

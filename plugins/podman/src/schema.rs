@@ -56,8 +56,10 @@ const TASK_ATTRIBUTES: [(&str, &str); 44] = [
 /// The task's `config { .. }`.
 #[must_use]
 pub fn task() -> Spec {
-    let mut attributes: Vec<(&str, Spec)> =
-        TASK_ATTRIBUTES.iter().map(|(name, kind)| (*name, attribute(name, kind))).collect();
+    let mut attributes: Vec<(&str, Spec)> = TASK_ATTRIBUTES
+        .iter()
+        .map(|(name, kind)| (*name, attribute(name, kind)))
+        .collect();
     let auth = object(vec![
         ("username", attribute("username", "string")),
         ("password", attribute("password", "string")),
@@ -69,7 +71,10 @@ pub fn task() -> Spec {
     ]);
     attributes.extend([
         ("image", required("image", "string")),
-        ("image_pull_timeout", with_default(attribute("image_pull_timeout", "string"), "\"5m\"")),
+        (
+            "image_pull_timeout",
+            with_default(attribute("image_pull_timeout", "string"), "\"5m\""),
+        ),
         ("socket", with_default(attribute("socket", "string"), "\"default\"")),
         ("auth", block("auth", auth)),
         ("logging", block("logging", logging)),
@@ -80,30 +85,58 @@ pub fn task() -> Spec {
 /// The agent's `plugin "nomad-driver-podman" { config { .. } }`.
 #[must_use]
 pub fn plugin() -> Spec {
-    let auth = object(vec![("config", attribute("config", "string")), ("helper", attribute("helper", "string"))]);
+    let auth = object(vec![
+        ("config", attribute("config", "string")),
+        ("helper", attribute("helper", "string")),
+    ]);
     let volumes = object(vec![
         ("enabled", with_default(attribute("enabled", "bool"), "true")),
         ("selinuxlabel", attribute("selinuxlabel", "string")),
     ]);
-    let gc = object(vec![("container", with_default(attribute("container", "bool"), "true"))]);
-    let options = BlockAttrs { name: "options".to_owned(), r#type: "string".to_owned(), required: false };
+    let gc = object(vec![(
+        "container",
+        with_default(attribute("container", "bool"), "true"),
+    )]);
+    let options = BlockAttrs {
+        name: "options".to_owned(),
+        r#type: "string".to_owned(),
+        required: false,
+    };
     let logging = object(vec![
         ("driver", attribute("driver", "string")),
         ("options", spec_of(spec::Block::BlockAttrs(options))),
     ]);
-    let networking = object(vec![("default_rootless_mode", attribute("default_rootless_mode", "string"))]);
-    let socket =
-        object(vec![("name", attribute("name", "string")), ("socket_path", required("socket_path", "string"))]);
-    let sockets =
-        BlockList { name: "socket".to_owned(), min_items: 0, max_items: 0, nested: Some(Box::new(socket)) };
+    let networking = object(vec![(
+        "default_rootless_mode",
+        attribute("default_rootless_mode", "string"),
+    )]);
+    let socket = object(vec![
+        ("name", attribute("name", "string")),
+        ("socket_path", required("socket_path", "string")),
+    ]);
+    let sockets = BlockList {
+        name: "socket".to_owned(),
+        min_items: 0,
+        max_items: 0,
+        nested: Some(Box::new(socket)),
+    };
     object(vec![
         ("auth", block("auth", auth)),
         ("volumes", with_default(block("volumes", volumes), "{ enabled = true }")),
         ("gc", with_default(block("gc", gc), "{ container = true }")),
-        ("recover_stopped", with_default(attribute("recover_stopped", "bool"), "false")),
+        (
+            "recover_stopped",
+            with_default(attribute("recover_stopped", "bool"), "false"),
+        ),
         ("extra_labels", attribute("extra_labels", "list(string)")),
-        ("logging", with_default(block("logging", logging), "{ driver = \"nomad\", options = {} }")),
-        ("networking", with_default(block("networking", networking), "{ default_rootless_mode = \"\" }")),
+        (
+            "logging",
+            with_default(block("logging", logging), "{ driver = \"nomad\", options = {} }"),
+        ),
+        (
+            "networking",
+            with_default(block("networking", networking), "{ default_rootless_mode = \"\" }"),
+        ),
         ("socket", spec_of(spec::Block::BlockList(Box::new(sockets)))),
         ("socket_path", attribute("socket_path", "string")),
         ("disable_log_collection", attribute("disable_log_collection", "bool")),
@@ -118,15 +151,25 @@ fn spec_of(block: spec::Block) -> Spec {
 }
 
 fn attribute(name: &str, kind: &str) -> Spec {
-    spec_of(spec::Block::Attr(Attr { name: name.to_owned(), r#type: kind.to_owned(), required: false }))
+    spec_of(spec::Block::Attr(Attr {
+        name: name.to_owned(),
+        r#type: kind.to_owned(),
+        required: false,
+    }))
 }
 
 fn required(name: &str, kind: &str) -> Spec {
-    spec_of(spec::Block::Attr(Attr { name: name.to_owned(), r#type: kind.to_owned(), required: true }))
+    spec_of(spec::Block::Attr(Attr {
+        name: name.to_owned(),
+        r#type: kind.to_owned(),
+        required: true,
+    }))
 }
 
 fn with_default(primary: Spec, value: &str) -> Spec {
-    let default = spec_of(spec::Block::Literal(Literal { value: value.to_owned() }));
+    let default = spec_of(spec::Block::Literal(Literal {
+        value: value.to_owned(),
+    }));
     spec_of(spec::Block::Default(Box::new(Default {
         primary: Some(Box::new(primary)),
         default: Some(Box::new(default)),
@@ -134,12 +177,19 @@ fn with_default(primary: Spec, value: &str) -> Spec {
 }
 
 fn block(name: &str, nested: Spec) -> Spec {
-    let block = Block { name: name.to_owned(), required: false, nested: Some(Box::new(nested)) };
+    let block = Block {
+        name: name.to_owned(),
+        required: false,
+        nested: Some(Box::new(nested)),
+    };
     spec_of(spec::Block::BlockValue(Box::new(block)))
 }
 
 fn object(attributes: Vec<(&str, Spec)>) -> Spec {
-    let attributes = attributes.into_iter().map(|(name, spec)| (name.to_owned(), spec)).collect();
+    let attributes = attributes
+        .into_iter()
+        .map(|(name, spec)| (name.to_owned(), spec))
+        .collect();
     spec_of(spec::Block::Object(Object { attributes }))
 }
 
@@ -159,9 +209,11 @@ mod tests {
     /// The keys that a reader asks for, taken from its source: no getter takes a key that is not a literal.
     fn asked_for(source: &str) -> BTreeSet<String> {
         let mut keys = BTreeSet::new();
-        for getter in ["text", "flag", "list", "size", "number", "string", "bool", "strings", "value", "block", "blocks"]
-            .iter()
-            .chain(&["string_map", "integer_map", "integer", "string"])
+        for getter in [
+            "text", "flag", "list", "size", "number", "string", "bool", "strings", "value", "block", "blocks",
+        ]
+        .iter()
+        .chain(&["string_map", "integer_map", "integer", "string"])
         {
             for part in source.split(&format!("{getter}(\"")).skip(1) {
                 keys.extend(part.split('"').next().map(str::to_owned));
@@ -175,7 +227,10 @@ mod tests {
         let task_source = include_str!("task_config.rs");
         let asked = asked_for(task_source);
         for name in names(&task()) {
-            assert!(asked.contains(&name) || name == "image_pull_timeout", "{name} would be ignored");
+            assert!(
+                asked.contains(&name) || name == "image_pull_timeout",
+                "{name} would be ignored"
+            );
         }
         assert!(task_source.contains("let key = \"image_pull_timeout\""));
         let asked = asked_for(include_str!("config.rs"));
@@ -187,8 +242,12 @@ mod tests {
     #[test]
     fn every_name_in_the_schema_is_its_own_key() {
         for spec in [task(), plugin()] {
-            let Some(spec::Block::Object(object)) = spec.block else { panic!("not an object") };
-            for name in names(&Spec { block: Some(spec::Block::Object(object.clone())) }) {
+            let Some(spec::Block::Object(object)) = spec.block else {
+                panic!("not an object")
+            };
+            for name in names(&Spec {
+                block: Some(spec::Block::Object(object.clone())),
+            }) {
                 assert_eq!(inner_name(&object.attributes[&name]), name);
             }
         }
@@ -206,9 +265,16 @@ mod tests {
 
     #[test]
     fn only_the_image_must_be_there() {
-        let Some(spec::Block::Object(object)) = task().block else { panic!("not an object") };
+        let Some(spec::Block::Object(object)) = task().block else {
+            panic!("not an object")
+        };
         let must = |spec: &Spec| matches!(&spec.block, Some(spec::Block::Attr(attr)) if attr.required);
-        let mut required: Vec<&String> = object.attributes.iter().filter(|(_, spec)| must(spec)).map(|(n, _)| n).collect();
+        let mut required: Vec<&String> = object
+            .attributes
+            .iter()
+            .filter(|(_, spec)| must(spec))
+            .map(|(n, _)| n)
+            .collect();
         required.sort();
         assert_eq!(required, ["image"]);
     }

@@ -69,13 +69,17 @@ pub enum SpecError {
         text: String,
     },
     /// A host path while volumes are off.
-    #[error("volumes are not enabled; cannot mount host paths: {text:?} (volumes {{ enabled = true }} in the plugin's config allows it)")]
+    #[error(
+        "volumes are not enabled; cannot mount host paths: {text:?} (volumes {{ enabled = true }} in the plugin's config allows it)"
+    )]
     VolumesDisabled {
         /// What was written.
         text: String,
     },
     /// A propagation mode that Nomad does not have.
-    #[error("the mount on {task_path} has the propagation mode {mode:?}; known are private, host-to-task and bidirectional")]
+    #[error(
+        "the mount on {task_path} has the propagation mode {mode:?}; known are private, host-to-task and bidirectional"
+    )]
     Propagation {
         /// The mount.
         task_path: String,
@@ -95,7 +99,9 @@ pub enum SpecError {
     #[error("No ports defined in network stanza: ports needs a network block with port labels in the group")]
     NoGroupPorts,
     /// `port_map` without a network.
-    #[error("Trying to map ports but no network interface is available: port_map needs a network block in the task's resources")]
+    #[error(
+        "Trying to map ports but no network interface is available: port_map needs a network block in the task's resources"
+    )]
     NoTaskNetwork,
     /// An option that the network mode cannot fulfil.
     #[error("{option} cannot be used with network_mode {mode:?}: it needs a bridge or a network of Podman's")]
@@ -106,7 +112,9 @@ pub enum SpecError {
         mode: String,
     },
     /// A task in a network namespace of root's, on a Podman without root.
-    #[error("the group's network namespace belongs to root, a rootless Podman cannot join it: set network_mode to pasta, slirp4netns or host, or use a rootful socket")]
+    #[error(
+        "the group's network namespace belongs to root, a rootless Podman cannot join it: set network_mode to pasta, slirp4netns or host, or use a rootful socket"
+    )]
     RootlessGroupNetwork,
     /// A name server that is no address.
     #[error("Invalid dns server address, dns={text}")]
@@ -115,7 +123,9 @@ pub enum SpecError {
         text: String,
     },
     /// An ipc_mode that does not exist.
-    #[error("invalid ipc_mode {mode:?}: expected one of host, private, shareable, none, container:<id>, ns:<path>, task:<name>")]
+    #[error(
+        "invalid ipc_mode {mode:?}: expected one of host, private, shareable, none, container:<id>, ns:<path>, task:<name>"
+    )]
     IpcMode {
         /// What was written.
         mode: String,
@@ -135,7 +145,9 @@ pub enum SpecError {
         reason: &'static str,
     },
     /// A security_opt that does not exist.
-    #[error("invalid security_opt: {text:?}; known are no-new-privileges, label=, apparmor=, seccomp=, proc-opts=, mask=, unmask= and systempaths=unconfined")]
+    #[error(
+        "invalid security_opt: {text:?}; known are no-new-privileges, label=, apparmor=, seccomp=, proc-opts=, mask=, unmask= and systempaths=unconfined"
+    )]
     SecurityOpt {
         /// What was written.
         text: String,
@@ -162,7 +174,10 @@ pub fn container(inputs: Inputs<'_>) -> Result<Plan, SpecError> {
     network::fill(inputs, &mut plan)?;
     resources::fill(inputs, &mut plan)?;
     security::fill(inputs, &mut plan)?;
-    let no_logs = || LogConfiguration { driver: "none".to_owned(), ..LogConfiguration::default() };
+    let no_logs = || LogConfiguration {
+        driver: "none".to_owned(),
+        ..LogConfiguration::default()
+    };
     plan.container.log_configuration = Some(inputs.logs.cloned().unwrap_or_else(no_logs));
     // The image's own health check would run on systemd timers that nobody reads: Nomad has its own checks.
     plan.container.healthconfig = Some(HealthCheck::none());
@@ -196,13 +211,29 @@ pub(crate) mod fixture {
                 alloc_dir: "/nomad/alloc1".into(),
                 ..NomadTask::default()
             };
-            Self { task, options: TaskConfig::default(), config: Config::default_for(0), host: Host::for_tests() }
+            Self {
+                task,
+                options: TaskConfig::default(),
+                config: Config::default_for(0),
+                host: Host::for_tests(),
+            }
         }
 
         /// The plan for it.
         pub(crate) fn plan(&self) -> Result<Plan, SpecError> {
-            let Self { task, options, config, host } = self;
-            container(Inputs { task, options, config, host, logs: None })
+            let Self {
+                task,
+                options,
+                config,
+                host,
+            } = self;
+            container(Inputs {
+                task,
+                options,
+                config,
+                host,
+                logs: None,
+            })
         }
 
         /// The container for it, which must be possible.
@@ -232,10 +263,28 @@ mod tests {
 
     #[test]
     fn output_goes_to_the_file_that_the_log_process_reads_or_nowhere() {
-        let Case { task, options, config, host } = Case::new();
-        let file = LogConfiguration { driver: "k8s-file".into(), path: Some("/log".into()), ..Default::default() };
-        let inputs = |logs| Inputs { task: &task, options: &options, config: &config, host: &host, logs };
-        assert_eq!(container(inputs(Some(&file))).unwrap().container.log_configuration, Some(file.clone()));
+        let Case {
+            task,
+            options,
+            config,
+            host,
+        } = Case::new();
+        let file = LogConfiguration {
+            driver: "k8s-file".into(),
+            path: Some("/log".into()),
+            ..Default::default()
+        };
+        let inputs = |logs| Inputs {
+            task: &task,
+            options: &options,
+            config: &config,
+            host: &host,
+            logs,
+        };
+        assert_eq!(
+            container(inputs(Some(&file))).unwrap().container.log_configuration,
+            Some(file.clone())
+        );
         let none = container(inputs(None)).unwrap().container.log_configuration.unwrap();
         assert_eq!((none.driver.as_str(), none.path), ("none", None));
     }

@@ -159,7 +159,9 @@ pub struct SecurityOptions {
 /// Never prints credentials.
 impl std::fmt::Debug for TaskConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TaskConfig").field("image", &self.image.reference).finish_non_exhaustive()
+        f.debug_struct("TaskConfig")
+            .field("image", &self.image.reference)
+            .finish_non_exhaustive()
     }
 }
 
@@ -247,7 +249,11 @@ impl TaskConfig {
     /// All mistakes found.
     pub fn decode(msgpack: &[u8]) -> Result<Self, TaskConfigErrors> {
         let block = Block::decode(msgpack).map_err(|error| TaskConfigErrors(vec![error.into()]))?;
-        Reader { block, errors: Vec::new() }.read()
+        Reader {
+            block,
+            errors: Vec::new(),
+        }
+        .read()
     }
 }
 
@@ -279,16 +285,24 @@ impl Reader {
         for key in self.block.unknown() {
             tracing::debug!(key, "unknown task option");
         }
-        if self.errors.is_empty() { Ok(task) } else { Err(TaskConfigErrors(self.errors)) }
+        if self.errors.is_empty() {
+            Ok(task)
+        } else {
+            Err(TaskConfigErrors(self.errors))
+        }
     }
 
     fn keep<T>(&mut self, get: impl FnOnce(&mut Block) -> Result<T, MsgpackError>) -> Option<T> {
-        get(&mut self.block).map_err(|error| self.errors.push(error.into())).ok()
+        get(&mut self.block)
+            .map_err(|error| self.errors.push(error.into()))
+            .ok()
     }
 
     /// A string; empty counts as absent, since HCL cannot unset an interpolated attribute otherwise.
     fn text(&mut self, key: &str) -> Option<String> {
-        self.keep(|block| block.string(key)).flatten().filter(|text| !text.is_empty())
+        self.keep(|block| block.string(key))
+            .flatten()
+            .filter(|text| !text.is_empty())
     }
 
     fn flag(&mut self, key: &str) -> bool {
@@ -301,7 +315,9 @@ impl Reader {
 
     fn size(&mut self, key: &'static str) -> Option<i64> {
         let text = self.text(key)?;
-        units::bytes(&text).map_err(|source| self.errors.push(TaskConfigError::Unit { key, source })).ok()
+        units::bytes(&text)
+            .map_err(|source| self.errors.push(TaskConfigError::Unit { key, source }))
+            .ok()
     }
 
     fn number(&mut self, key: &str, range: std::ops::RangeInclusive<i64>) -> Option<i64> {
@@ -314,7 +330,12 @@ impl Reader {
             return Some(value);
         }
         let (min, max) = (*range.start(), *range.end());
-        self.errors.push(TaskConfigError::Range { key: key.to_owned(), value, min, max });
+        self.errors.push(TaskConfigError::Range {
+            key: key.to_owned(),
+            value,
+            min,
+            max,
+        });
         None
     }
 
@@ -344,7 +365,9 @@ impl Reader {
     }
 
     fn auth(&mut self) -> (Option<TaskAuth>, Option<bool>) {
-        let Some(Some(mut block)) = self.keep(|block| block.block("auth")) else { return (None, None) };
+        let Some(Some(mut block)) = self.keep(|block| block.block("auth")) else {
+            return (None, None);
+        };
         let mut text = |key: &str| match block.string(key) {
             Ok(text) => text.unwrap_or_default(),
             Err(error) => {
@@ -352,8 +375,15 @@ impl Reader {
                 String::new()
             }
         };
-        let auth = TaskAuth { username: text("username"), password: text("password") };
-        let tls_verify = block.bool("tls_verify").map_err(|error| self.errors.push(error.into())).ok().flatten();
+        let auth = TaskAuth {
+            username: text("username"),
+            password: text("password"),
+        };
+        let tls_verify = block
+            .bool("tls_verify")
+            .map_err(|error| self.errors.push(error.into()))
+            .ok()
+            .flatten();
         let given = !auth.username.is_empty() || !auth.password.is_empty();
         // Only an explicit "false" is told to Podman: "true" is its default, and telling it would override
         // a registry that the host's registries.conf marks as insecure.
@@ -368,7 +398,10 @@ impl Reader {
 
     fn entrypoint(&mut self) -> Option<Vec<String>> {
         let parsed = match self.block.value("entrypoint")? {
-            Value::Array(items) => items.iter().map(|item| msgpack::as_string("entrypoint", item)).collect(),
+            Value::Array(items) => items
+                .iter()
+                .map(|item| msgpack::as_string("entrypoint", item))
+                .collect(),
             single => msgpack::as_string("entrypoint", &single).map(|text| vec![text]),
         };
         let entrypoint: Vec<String> = parsed.map_err(|error| self.errors.push(error.into())).ok()?;
@@ -396,13 +429,21 @@ impl Reader {
                 Ok(ip) if !(key == "ipv4_address" && ip.is_ipv6() || key == "ipv6_address" && ip.is_ipv4()) => {
                     static_ips.push(ip);
                 }
-                _ => self.errors.push(TaskConfigError::Malformed { key, text, want: "an IP address of that family" }),
+                _ => self.errors.push(TaskConfigError::Malformed {
+                    key,
+                    text,
+                    want: "an IP address of that family",
+                }),
             }
         }
         let static_mac = self.text("static_mac");
         if let Some(text) = static_mac.clone().filter(|text| !is_mac(text)) {
             let want = "six bytes in hexadecimal, as in \"92:d0:c6:0a:29:33\"";
-            self.errors.push(TaskConfigError::Malformed { key: "static_mac", text, want });
+            self.errors.push(TaskConfigError::Malformed {
+                key: "static_mac",
+                text,
+                want,
+            });
         }
         NetworkOptions {
             mode: self.text("network_mode"),
@@ -426,9 +467,16 @@ impl Reader {
     fn extra_hosts(&mut self) -> Vec<String> {
         let hosts = self.list("extra_hosts");
         for text in &hosts {
-            if !text.split_once(':').is_some_and(|(host, ip)| !host.is_empty() && !ip.is_empty()) {
+            if !text
+                .split_once(':')
+                .is_some_and(|(host, ip)| !host.is_empty() && !ip.is_empty())
+            {
                 let (key, want) = ("extra_hosts", "host:ip");
-                self.errors.push(TaskConfigError::Malformed { key, text: text.clone(), want });
+                self.errors.push(TaskConfigError::Malformed {
+                    key,
+                    text: text.clone(),
+                    want,
+                });
             }
         }
         hosts
@@ -448,12 +496,16 @@ impl Reader {
         let unsigned = |number: i64| u64::try_from(number).unwrap_or_default();
         LimitOptions {
             cpu_hard_limit: self.flag("cpu_hard_limit"),
-            cpu_cfs_period: period.filter(|period| *period > 0).map(|period| unsigned(period.max(CFS_PERIOD_MIN_US))),
+            cpu_cfs_period: period
+                .filter(|period| *period > 0)
+                .map(|period| unsigned(period.max(CFS_PERIOD_MIN_US))),
             memory_reservation: self.size("memory_reservation"),
             memory_swap: self.size("memory_swap"),
             memory_swappiness: self.number("memory_swappiness", 0..=100).map(unsigned),
             pids_limit: self.number("pids_limit", -1..=i64::MAX).filter(|limit| *limit != 0),
-            oom_score_adj: self.number("oom_score_adj", -1000..=1000).and_then(|score| i32::try_from(score).ok()),
+            oom_score_adj: self
+                .number("oom_score_adj", -1000..=1000)
+                .and_then(|score| i32::try_from(score).ok()),
             ulimits,
             sysctl: self.keep(|block| block.string_map("sysctl")).unwrap_or_default(),
         }
@@ -473,24 +525,46 @@ impl Reader {
     }
 
     fn logging(&mut self) {
-        let Some(Some(mut block)) = self.keep(|block| block.block("logging")) else { return };
-        let driver = block.string("driver").map_err(|error| self.errors.push(error.into())).ok().flatten();
-        let driver = driver.filter(|driver| !driver.is_empty()).unwrap_or_else(|| "nomad".to_owned());
+        let Some(Some(mut block)) = self.keep(|block| block.block("logging")) else {
+            return;
+        };
+        let driver = block
+            .string("driver")
+            .map_err(|error| self.errors.push(error.into()))
+            .ok()
+            .flatten();
+        let driver = driver
+            .filter(|driver| !driver.is_empty())
+            .unwrap_or_else(|| "nomad".to_owned());
         if driver != "nomad" {
             let way_out = "write \"nomad\", or leave it out";
-            self.errors.push(TaskConfigError::Unsupported { key: "logging.driver", value: driver, way_out });
+            self.errors.push(TaskConfigError::Unsupported {
+                key: "logging.driver",
+                value: driver,
+                way_out,
+            });
         }
-        let options = block.string_map("options").map_err(|error| self.errors.push(error.into())).unwrap_or_default();
+        let options = block
+            .string_map("options")
+            .map_err(|error| self.errors.push(error.into()))
+            .unwrap_or_default();
         if let Some((option, _)) = options.into_iter().next() {
             let way_out = "the driver \"nomad\" has no options; use the task's logs block for rotation";
-            self.errors.push(TaskConfigError::Unsupported { key: "logging.options", value: option, way_out });
+            self.errors.push(TaskConfigError::Unsupported {
+                key: "logging.options",
+                value: option,
+                way_out,
+            });
         }
     }
 }
 
 fn is_mac(text: &str) -> bool {
     let bytes: Vec<&str> = text.split([':', '-']).collect();
-    bytes.len() == 6 && bytes.iter().all(|byte| byte.len() == 2 && byte.chars().all(|c| c.is_ascii_hexdigit()))
+    bytes.len() == 6
+        && bytes
+            .iter()
+            .all(|byte| byte.len() == 2 && byte.chars().all(|c| c.is_ascii_hexdigit()))
 }
 
 #[cfg(test)]

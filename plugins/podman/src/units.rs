@@ -38,7 +38,9 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
         let number: f64 = rest[..digits].parse().map_err(|_| bad())?;
         rest = &rest[digits..];
-        let letters = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let letters = rest
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(rest.len());
         let seconds = match &rest[..letters] {
             "ns" => 1e-9,
             "us" | "µs" | "μs" => 1e-6,
@@ -82,9 +84,14 @@ mod tests {
 
     #[test]
     fn durations_are_read_as_go_reads_them() {
-        for (text, millis) in
-            [("5m", 300_000), ("1h30m", 5_400_000), ("250ms", 250), ("1.5s", 1500), ("0", 0), ("2m0.5s", 120_500)]
-        {
+        for (text, millis) in [
+            ("5m", 300_000),
+            ("1h30m", 5_400_000),
+            ("250ms", 250),
+            ("1.5s", 1500),
+            ("0", 0),
+            ("2m0.5s", 120_500),
+        ] {
             assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
         }
         for text in ["", "5", "m", "5x", "-5s", "5m 3s", "1e3s", "99999999999999999999h"] {
@@ -94,7 +101,13 @@ mod tests {
 
     #[test]
     fn sizes_have_units_or_none() {
-        for (text, want) in [("1024", 1024), ("1b", 1), ("2k", 2048), ("512m", 512 << 20), ("1G", 1 << 30)] {
+        for (text, want) in [
+            ("1024", 1024),
+            ("1b", 1),
+            ("2k", 2048),
+            ("512m", 512 << 20),
+            ("1G", 1 << 30),
+        ] {
             assert_eq!(bytes(text).unwrap(), want, "{text}");
         }
         for text in ["", "m", "-1m", "1.5g", "1t", "99999999999g", "é"] {

@@ -13,7 +13,9 @@ pub const ALLOC_ID_LABEL: &str = "nomad.podman.alloc_id";
 
 /// Fills the labels. Ours win over the job's: a job must not be able to disguise its container.
 pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) {
-    let Inputs { task, options, config, .. } = inputs;
+    let Inputs {
+        task, options, config, ..
+    } = inputs;
     let labels = &mut plan.container.labels;
     labels.extend(options.labels.clone());
     let chosen = [
@@ -49,8 +51,12 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) {
 
 /// Whether `text` matches a glob whose only wildcard is `*`.
 fn matches(glob: &str, text: &str) -> bool {
-    let Some((head, mut rest)) = glob.split_once('*') else { return glob == text };
-    let Some(mut text) = text.strip_prefix(head) else { return false };
+    let Some((head, mut rest)) = glob.split_once('*') else {
+        return glob == text;
+    };
+    let Some(mut text) = text.strip_prefix(head) else {
+        return false;
+    };
     while let Some((part, more)) = rest.split_once('*') {
         let Some(at) = text.find(part) else { return false };
         text = &text[at + part.len()..];

@@ -21,7 +21,11 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError>
         plan.container.mounts.push(tmpfs(text)?);
     }
     let plugged = task.devices.iter().map(|device| {
-        let permissions = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
+        let permissions = if device.permissions.is_empty() {
+            "rwm"
+        } else {
+            &device.permissions
+        };
         format!("{}:{}:{permissions}", device.host_path, device.task_path)
     });
     // A path may be source:destination:permissions or a CDI name: Podman itself tells them apart.
@@ -59,7 +63,10 @@ fn nomad_mount(inputs: Inputs<'_>, mount: &Mount) -> Result<BindMount, SpecError
         "host-to-task" => "rslave",
         "bidirectional" => "rshared",
         mode => {
-            return Err(SpecError::Propagation { task_path: mount.task_path.clone(), mode: mode.to_owned() });
+            return Err(SpecError::Propagation {
+                task_path: mount.task_path.clone(),
+                mode: mode.to_owned(),
+            });
         }
     };
     let mut options = vec!["rbind".to_owned(), propagation.to_owned()];
@@ -81,7 +88,11 @@ fn selinux(inputs: Inputs<'_>, own: &str, source: &Path) -> Option<String> {
     if options.security.privileged || source.starts_with("/dev") {
         return None;
     }
-    if own.is_empty() { config.volumes_selinux_label.clone() } else { Some(own.to_owned()) }
+    if own.is_empty() {
+        config.volumes_selinux_label.clone()
+    } else {
+        Some(own.to_owned())
+    }
 }
 
 /// `source:destination[:options]`; a relative source begins in the task's directory.
@@ -105,7 +116,11 @@ fn volume(inputs: Inputs<'_>, plan: &mut Plan, text: &str) -> Result<(), SpecErr
         plan.confined.push(source.clone());
     }
     let mut options = vec!["rbind".to_owned()];
-    options.extend(mode.split(',').filter(|option| !option.is_empty() && *option != "rbind").map(str::to_owned));
+    options.extend(
+        mode.split(',')
+            .filter(|option| !option.is_empty() && *option != "rbind")
+            .map(str::to_owned),
+    );
     plan.container.mounts.push(BindMount {
         destination: destination.to_owned(),
         kind: "bind".to_owned(),
@@ -124,7 +139,11 @@ fn tmpfs(text: &str) -> Result<BindMount, SpecError> {
         destination: destination.to_owned(),
         kind: "tmpfs".to_owned(),
         source: "tmpfs".to_owned(),
-        options: options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect(),
+        options: options
+            .split(',')
+            .filter(|option| !option.is_empty())
+            .map(str::to_owned)
+            .collect(),
     })
 }
 
@@ -151,12 +170,20 @@ mod tests {
 
     fn mount(case: &Case, destination: &str) -> BindMount {
         let mounts = case.container().mounts;
-        mounts.into_iter().find(|mount| mount.destination == destination).expect("no such mount")
+        mounts
+            .into_iter()
+            .find(|mount| mount.destination == destination)
+            .expect("no such mount")
     }
 
     fn nomad(propagation_mode: &str) -> Mount {
         let (task_path, host_path) = ("/data".to_owned(), "/mnt/vol".to_owned());
-        Mount { task_path, host_path, propagation_mode: propagation_mode.to_owned(), ..Mount::default() }
+        Mount {
+            task_path,
+            host_path,
+            propagation_mode: propagation_mode.to_owned(),
+            ..Mount::default()
+        }
     }
 
     #[test]
@@ -171,9 +198,12 @@ mod tests {
 
     #[test]
     fn nomads_mounts_keep_their_propagation() {
-        for (mode, want) in
-            [("", "rprivate"), ("private", "rprivate"), ("host-to-task", "rslave"), ("bidirectional", "rshared")]
-        {
+        for (mode, want) in [
+            ("", "rprivate"),
+            ("private", "rprivate"),
+            ("host-to-task", "rslave"),
+            ("bidirectional", "rshared"),
+        ] {
             let mut case = Case::new();
             case.task.mounts.push(nomad(mode));
             let mounted = mount(&case, "/data");
@@ -188,7 +218,11 @@ mod tests {
     #[test]
     fn a_readonly_mount_is_readonly_and_labelled() {
         let mut case = Case::new();
-        case.task.mounts.push(Mount { readonly: true, selinux_label: "Z".into(), ..nomad("") });
+        case.task.mounts.push(Mount {
+            readonly: true,
+            selinux_label: "Z".into(),
+            ..nomad("")
+        });
         assert_eq!(mount(&case, "/data").options, ["rbind", "rprivate", "ro", "Z"]);
     }
 
@@ -196,7 +230,11 @@ mod tests {
     fn the_plugins_label_is_on_directories_but_not_on_devices() {
         let mut case = Case::new();
         case.config.volumes_selinux_label = Some("z".into());
-        case.task.mounts.push(Mount { host_path: "/dev".into(), task_path: "/dev".into(), ..nomad("") });
+        case.task.mounts.push(Mount {
+            host_path: "/dev".into(),
+            task_path: "/dev".into(),
+            ..nomad("")
+        });
         assert!(mount(&case, "/alloc").options.contains(&"z".to_owned()));
         assert!(!mount(&case, "/dev").options.contains(&"z".to_owned()));
         case.options.security.privileged = true;
@@ -231,7 +269,13 @@ mod tests {
         }
         case.options.storage.volumes = vec!["../alloc/data:/x".into(), "local:/y".into()];
         let plan = case.plan().unwrap();
-        assert_eq!(plan.confined, [Path::new("/nomad/alloc1/alloc/data"), Path::new("/nomad/alloc1/web/local")]);
+        assert_eq!(
+            plan.confined,
+            [
+                Path::new("/nomad/alloc1/alloc/data"),
+                Path::new("/nomad/alloc1/web/local")
+            ]
+        );
     }
 
     #[test]
@@ -250,7 +294,11 @@ mod tests {
         let mut case = Case::new();
         case.options.storage.devices = vec!["/dev/fuse".into(), "nvidia.com/gpu=all".into()];
         let (host_path, task_path) = ("/dev/nvidia0".to_owned(), "/dev/gpu".to_owned());
-        case.task.devices.push(Device { host_path, task_path, permissions: "rw".into() });
+        case.task.devices.push(Device {
+            host_path,
+            task_path,
+            permissions: "rw".into(),
+        });
         let paths: Vec<String> = case.container().devices.into_iter().map(|device| device.path).collect();
         assert_eq!(paths, ["/dev/fuse", "nvidia.com/gpu=all", "/dev/nvidia0:/dev/gpu:rw"]);
     }

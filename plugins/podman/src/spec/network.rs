@@ -26,15 +26,24 @@ const DEFAULT_NETWORK: &str = "podman";
 pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError> {
     let netns = namespace(inputs, plan)?;
     let own = owns_network(&netns);
-    let network = plan.custom_network.clone().unwrap_or_else(|| DEFAULT_NETWORK.to_owned());
+    let network = plan
+        .custom_network
+        .clone()
+        .unwrap_or_else(|| DEFAULT_NETWORK.to_owned());
     fixed_addresses(inputs, plan, &netns, &network)?;
     let ports = published_ports(inputs)?;
     if own {
         plan.container.portmappings = ports;
     } else if !ports.is_empty() && !joins_group(inputs) {
         // In the host's network the program binds the host's port itself; nothing is mapped.
-        let mode = if netns.nsmode == "host" { "the host's network" } else { "another's network" };
-        plan.remarks.push(format!("ports are not mapped in {mode}: the task must listen on them itself"));
+        let mode = if netns.nsmode == "host" {
+            "the host's network"
+        } else {
+            "another's network"
+        };
+        plan.remarks.push(format!(
+            "ports are not mapped in {mode}: the task must listen on them itself"
+        ));
     }
     plan.container.netns = Some(netns);
     name_resolution(inputs, plan)
@@ -49,23 +58,40 @@ pub fn driver_network(inputs: Inputs<'_>, plan: &Plan, info: &ContainerInfo) -> 
         return None;
     }
     let settings = &info.network_settings;
-    let addresses = settings.networks.values().map(|network| (&network.ip_address, &network.global_ipv6_address));
+    let addresses = settings
+        .networks
+        .values()
+        .map(|network| (&network.ip_address, &network.global_ipv6_address));
     let mut addresses = std::iter::once((&settings.ip_address, &settings.global_ipv6_address)).chain(addresses);
     let given = |address: &Option<String>| address.clone().filter(|address| !address.is_empty());
     let ip = addresses.find_map(|(v4, v6)| given(v4).or_else(|| given(v6)))?;
-    Some(DriverNetwork { port_map: port_map(inputs), ip, auto_advertise: plan.custom_network.is_some() })
+    Some(DriverNetwork {
+        port_map: port_map(inputs),
+        ip,
+        auto_advertise: plan.custom_network.is_some(),
+    })
 }
 
 /// The network namespace: the group's if there is one, else what the task says, else the default.
 fn namespace(inputs: Inputs<'_>, plan: &mut Plan) -> Result<Namespace, SpecError> {
-    let Inputs { task, options, config, host, .. } = inputs;
+    let Inputs {
+        task,
+        options,
+        config,
+        host,
+        ..
+    } = inputs;
     if let Some(network) = task.network.as_ref().filter(|network| !network.path.is_empty()) {
         if host.rootless {
             return Err(SpecError::RootlessGroupNetwork);
         }
         return Ok(Namespace::with("path", network.path.clone()));
     }
-    if task.network.as_ref().is_some_and(|network| network.mode == IsolationMode::None) {
+    if task
+        .network
+        .as_ref()
+        .is_some_and(|network| network.mode == IsolationMode::None)
+    {
         return Ok(Namespace::of("none"));
     }
     let Some(mode) = options.network.mode.as_deref() else {
@@ -96,20 +122,26 @@ fn owns_network(netns: &Namespace) -> bool {
 }
 
 fn joins_group(inputs: Inputs<'_>) -> bool {
-    inputs.task.network.as_ref().is_some_and(|network| !network.path.is_empty())
+    inputs
+        .task
+        .network
+        .as_ref()
+        .is_some_and(|network| !network.path.is_empty())
 }
 
-fn fixed_addresses(
-    inputs: Inputs<'_>,
-    plan: &mut Plan,
-    netns: &Namespace,
-    network: &str,
-) -> Result<(), SpecError> {
+fn fixed_addresses(inputs: Inputs<'_>, plan: &mut Plan, netns: &Namespace, network: &str) -> Result<(), SpecError> {
     let options = &inputs.options.network;
     let fixed = !options.static_ips.is_empty() || options.static_mac.is_some();
     if fixed && netns.nsmode != "bridge" {
-        let option = if options.static_mac.is_some() { "static_mac" } else { "static_ips" };
-        return Err(SpecError::NotInThisNetwork { option, mode: netns.nsmode.clone() });
+        let option = if options.static_mac.is_some() {
+            "static_mac"
+        } else {
+            "static_ips"
+        };
+        return Err(SpecError::NotInThisNetwork {
+            option,
+            mode: netns.nsmode.clone(),
+        });
     }
     if fixed || plan.custom_network.is_some() {
         let wishes = NetworkOptions {
@@ -134,7 +166,12 @@ fn published_ports(inputs: Inputs<'_>) -> Result<Vec<PortMapping>, SpecError> {
     let mut publish = |host_ip: &str, host_port: u16, container_port: u16| {
         for protocol in ["tcp", "udp"] {
             let (host_ip, protocol) = (host_ip.to_owned(), protocol.to_owned());
-            mappings.push(PortMapping { host_ip, container_port, host_port, protocol });
+            mappings.push(PortMapping {
+                host_ip,
+                container_port,
+                host_port,
+                protocol,
+            });
         }
     };
     if !network.ports.is_empty() {
@@ -142,12 +179,20 @@ fn published_ports(inputs: Inputs<'_>) -> Result<Vec<PortMapping>, SpecError> {
         for label in &network.ports {
             let port = group.iter().find(|port| port.label == *label);
             let port = port.ok_or_else(|| SpecError::NoSuchPort { label: label.clone() })?;
-            publish(&port.host_ip, port.value, if port.to == 0 { port.value } else { port.to });
+            publish(
+                &port.host_ip,
+                port.value,
+                if port.to == 0 { port.value } else { port.to },
+            );
         }
     } else if !network.port_map.is_empty() {
         let given = task.resources.networks.first().ok_or(SpecError::NoTaskNetwork)?;
         for (label, value) in &given.ports {
-            publish(&given.ip, *value, network.port_map.get(label).copied().unwrap_or(*value));
+            publish(
+                &given.ip,
+                *value,
+                network.port_map.get(label).copied().unwrap_or(*value),
+            );
         }
     }
     Ok(mappings)
@@ -167,11 +212,15 @@ fn port_map(inputs: Inputs<'_>) -> BTreeMap<String, u16> {
 
 /// resolv.conf and /etc/hosts: the group's `dns` block, else the plugin's servers, else the host's.
 fn name_resolution(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError> {
-    let Inputs { task, options, config, .. } = inputs;
+    let Inputs {
+        task, options, config, ..
+    } = inputs;
     let spec = &mut plan.container;
     if let Some(dns) = &task.dns {
         for text in &dns.servers {
-            let server = text.parse::<IpAddr>().map_err(|_| SpecError::DnsServer { text: text.clone() })?;
+            let server = text
+                .parse::<IpAddr>()
+                .map_err(|_| SpecError::DnsServer { text: text.clone() })?;
             spec.dns_server.push(server.to_string());
         }
         spec.dns_search = dns.searches.clone();

@@ -12,7 +12,8 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) {
     spec.env = task.env.clone();
     for (label, port) in &options.network.port_map {
         // The old port_map decides which port the program must listen on.
-        spec.env.insert(format!("NOMAD_PORT_{}", variable_name(label)), port.to_string());
+        spec.env
+            .insert(format!("NOMAD_PORT_{}", variable_name(label)), port.to_string());
     }
     spec.user = (!task.user.is_empty()).then(|| task.user.clone());
     spec.work_dir = options.working_dir.clone();
@@ -24,7 +25,10 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) {
 
 /// A port label as part of an environment variable's name.
 fn variable_name(label: &str) -> String {
-    label.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect()
+    label
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' })
+        .collect()
 }
 
 #[cfg(test)]
@@ -34,7 +38,10 @@ mod tests {
     #[test]
     fn what_the_task_does_not_say_is_left_to_the_image() {
         let spec = Case::new().container();
-        assert_eq!((spec.command, spec.entrypoint, spec.user, spec.work_dir), (None, None, None, None));
+        assert_eq!(
+            (spec.command, spec.entrypoint, spec.user, spec.work_dir),
+            (None, None, None, None)
+        );
         assert_eq!((spec.hostname, spec.init, spec.terminal), (None, false, false));
     }
 
@@ -51,7 +58,10 @@ mod tests {
         let spec = case.container();
         assert_eq!(spec.command.unwrap(), ["sh", "-c", "echo $HOME"]);
         assert_eq!(spec.entrypoint.unwrap(), ["/init"]);
-        assert_eq!((spec.work_dir.as_deref(), spec.hostname.as_deref()), (Some("/srv"), Some("web1")));
+        assert_eq!(
+            (spec.work_dir.as_deref(), spec.hostname.as_deref()),
+            (Some("/srv"), Some("web1"))
+        );
         assert_eq!((spec.user.as_deref(), spec.terminal), (Some("1000:1000"), true));
         assert_eq!(spec.env["A"], "b=c");
     }
@@ -60,7 +70,10 @@ mod tests {
     fn a_mapped_port_is_told_to_the_program() {
         let mut case = Case::new();
         case.options.network.port_map.insert("http-alt".into(), 8080);
-        case.task.resources.networks.push(crate::nomad_task::TaskNetwork::default());
+        case.task
+            .resources
+            .networks
+            .push(crate::nomad_task::TaskNetwork::default());
         assert_eq!(case.container().env["NOMAD_PORT_http_alt"], "8080");
     }
 }

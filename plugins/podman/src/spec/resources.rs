@@ -13,11 +13,14 @@ const CPU_SHARES: std::ops::RangeInclusive<u64> = 2..=262_144;
 
 /// Fills all limits.
 pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError> {
-    let Inputs { options, config, host, .. } = inputs;
+    let Inputs {
+        options, config, host, ..
+    } = inputs;
     let limits = &options.limits;
     let memory = memory(inputs)?;
     if limits.memory_swappiness.is_some() && host.cgroup_v2 {
-        plan.remarks.push("memory_swappiness has no effect: this host uses cgroup v2, which has no such setting".into());
+        plan.remarks
+            .push("memory_swappiness has no effect: this host uses cgroup v2, which has no such setting".into());
     }
     plan.container.resource_limits = Some(ResourceLimits {
         cpu: Some(cpu(inputs)),
@@ -32,16 +35,25 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError>
     let ulimits = rlimit::effective(&limits.ulimits, &config.default_ulimits, &host.limits)?;
     plan.container.r_limits = ulimits
         .into_iter()
-        .map(|(kind, limit)| Rlimit { kind, hard: limit.hard, soft: limit.soft })
+        .map(|(kind, limit)| Rlimit {
+            kind,
+            hard: limit.hard,
+            soft: limit.soft,
+        })
         .collect();
     Ok(())
 }
 
 fn cpu(inputs: Inputs<'_>) -> CpuLimits {
-    let Inputs { task, options, host, .. } = inputs;
+    let Inputs {
+        task, options, host, ..
+    } = inputs;
     let resources = &task.resources;
     let own_cores = Some(resources.cpuset_cpus.clone()).filter(|cores| !cores.is_empty());
-    let mut cpu = CpuLimits { cpus: own_cores.or_else(|| host.shared_cpuset.clone()), ..CpuLimits::default() };
+    let mut cpu = CpuLimits {
+        cpus: own_cores.or_else(|| host.shared_cpuset.clone()),
+        ..CpuLimits::default()
+    };
     // Without root the cpu controller is usually not delegated, and asking for it fails the start.
     if !host.rootless && resources.cpu_shares > 0 {
         let shares = u64::try_from(resources.cpu_shares).unwrap_or(*CPU_SHARES.end());
@@ -58,13 +70,18 @@ fn cpu(inputs: Inputs<'_>) -> CpuLimits {
 
 /// The hard limit is `memory_max` or `memory`; the soft one is what was reserved, once the two differ.
 fn memory(inputs: Inputs<'_>) -> Result<MemoryLimits, SpecError> {
-    let Inputs { task, options, host, .. } = inputs;
+    let Inputs {
+        task, options, host, ..
+    } = inputs;
     let reserved = task.resources.memory_mb.saturating_mul(1 << 20);
     let wanted = options.limits.memory_reservation;
     let (limit, reservation) = match task.resources.memory_max_mb {
         max if max < 0 => (None, Some(wanted.map_or(reserved, |wanted| wanted.min(reserved)))),
         0 => (Some(reserved).filter(|bytes| *bytes > 0), wanted),
-        max => (Some(max.saturating_mul(1 << 20)), Some(wanted.map_or(reserved, |wanted| wanted.min(reserved)))),
+        max => (
+            Some(max.saturating_mul(1 << 20)),
+            Some(wanted.map_or(reserved, |wanted| wanted.min(reserved))),
+        ),
     };
     let swap = match (options.limits.memory_swap, limit) {
         (Some(swap), Some(limit)) if swap < limit => return Err(SpecError::SwapBelowMemory { swap, limit }),
@@ -170,9 +187,12 @@ mod tests {
 
     #[test]
     fn the_slice_is_only_for_systemd_on_cgroup_v2() {
-        for (v2, systemd, want) in
-            [(true, true, Some("nomad.slice")), (true, false, None), (false, true, None), (false, false, None)]
-        {
+        for (v2, systemd, want) in [
+            (true, true, Some("nomad.slice")),
+            (true, false, None),
+            (false, true, None),
+            (false, false, None),
+        ] {
             let mut case = Case::new();
             (case.host.cgroup_v2, case.host.systemd_cgroups) = (v2, systemd);
             assert_eq!(case.container().cgroup_parent.as_deref(), want);
@@ -183,9 +203,19 @@ mod tests {
     fn posix_limits_are_the_tasks_then_the_plugins() {
         let mut case = Case::new();
         assert!(case.container().r_limits.is_empty());
-        case.config.default_ulimits.insert("nproc".into(), Limit { soft: 1, hard: 2 });
-        case.options.limits.ulimits.insert("nofile".into(), Limit { soft: 3, hard: 4 });
-        let got: Vec<_> = case.container().r_limits.into_iter().map(|l| (l.kind, l.soft, l.hard)).collect();
+        case.config
+            .default_ulimits
+            .insert("nproc".into(), Limit { soft: 1, hard: 2 });
+        case.options
+            .limits
+            .ulimits
+            .insert("nofile".into(), Limit { soft: 3, hard: 4 });
+        let got: Vec<_> = case
+            .container()
+            .r_limits
+            .into_iter()
+            .map(|l| (l.kind, l.soft, l.hard))
+            .collect();
         assert_eq!(got, [("nofile".to_owned(), 3, 4), ("nproc".to_owned(), 1, 2)]);
     }
 
@@ -194,7 +224,10 @@ mod tests {
         let mut case = Case::new();
         case.options.limits.pids_limit = Some(6);
         case.options.limits.oom_score_adj = Some(100);
-        case.options.limits.sysctl.insert("net.core.somaxconn".into(), "12345".into());
+        case.options
+            .limits
+            .sysctl
+            .insert("net.core.somaxconn".into(), "12345".into());
         assert_eq!(limits(&case).pids, Some(PidsLimit { limit: 6 }));
         let spec = case.container();
         assert_eq!(spec.oom_score_adj, Some(100));

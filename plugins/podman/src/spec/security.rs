@@ -27,14 +27,18 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError>
 /// One `name=value` (or `name:value`) as `podman run --security-opt` takes it, with the annotation that keeps it in
 /// the container's description.
 fn security_opt(spec: &mut ContainerSpec, text: &str) -> Result<(), SpecError> {
-    let (name, value) = text.split_once('=').or_else(|| text.split_once(':')).unwrap_or((text, ""));
+    let (name, value) = text
+        .split_once('=')
+        .or_else(|| text.split_once(':'))
+        .unwrap_or((text, ""));
     let annotation = |name: &str| format!("io.podman.annotations.{name}");
     match (name, value) {
         ("no-new-privileges", "" | "true") => spec.no_new_privileges = true,
         ("no-new-privileges", "false") => spec.no_new_privileges = false,
         ("label", value) if !value.is_empty() => {
             spec.selinux_opts.push(value.to_owned());
-            spec.annotations.insert(annotation("label"), spec.selinux_opts.join(",label="));
+            spec.annotations
+                .insert(annotation("label"), spec.selinux_opts.join(",label="));
         }
         ("apparmor", value) if !value.is_empty() => {
             spec.apparmor_profile = Some(value.to_owned());
@@ -56,7 +60,9 @@ fn security_opt(spec: &mut ContainerSpec, text: &str) -> Result<(), SpecError> {
 }
 
 fn ipc(inputs: Inputs<'_>, spec: &mut ContainerSpec) -> Result<(), SpecError> {
-    let Some(mode) = inputs.options.security.ipc_mode.as_deref() else { return Ok(()) };
+    let Some(mode) = inputs.options.security.ipc_mode.as_deref() else {
+        return Ok(());
+    };
     let own_shm = matches!(mode, "private" | "shareable");
     if inputs.options.storage.shm_size.is_some() && !own_shm {
         return Err(SpecError::ShmSize { mode: mode.to_owned() });
@@ -73,7 +79,10 @@ fn ipc(inputs: Inputs<'_>, spec: &mut ContainerSpec) -> Result<(), SpecError> {
 
 /// A user namespace mode: `host`, `private`, `nomap`, `ns:PATH`, `keep-id[:…]` or `auto[:size=N,uidmapping=C:H:N,gidmapping=…]`.
 fn userns(text: &str) -> Result<(Namespace, Option<IdMappings>), SpecError> {
-    let error = |reason| SpecError::Userns { text: text.to_owned(), reason };
+    let error = |reason| SpecError::Userns {
+        text: text.to_owned(),
+        reason,
+    };
     let (mode, value) = text.split_once(':').unwrap_or((text, ""));
     match mode {
         "host" | "nomap" | "private" => Ok((Namespace::with(mode, value), None)),
@@ -86,12 +95,12 @@ fn userns(text: &str) -> Result<(Namespace, Option<IdMappings>), SpecError> {
                     Some(("size", size)) => {
                         wishes.size = Some(size.parse().map_err(|_| error("size is not a number"))?);
                     }
-                    Some(("uidmapping", map)) => wishes.additional_uid_mappings.push(id_map(map).ok_or_else(|| {
-                        error("uidmapping is not CONTAINER_ID:HOST_ID:COUNT")
-                    })?),
-                    Some(("gidmapping", map)) => wishes.additional_gid_mappings.push(id_map(map).ok_or_else(|| {
-                        error("gidmapping is not CONTAINER_ID:HOST_ID:COUNT")
-                    })?),
+                    Some(("uidmapping", map)) => wishes
+                        .additional_uid_mappings
+                        .push(id_map(map).ok_or_else(|| error("uidmapping is not CONTAINER_ID:HOST_ID:COUNT"))?),
+                    Some(("gidmapping", map)) => wishes
+                        .additional_gid_mappings
+                        .push(id_map(map).ok_or_else(|| error("gidmapping is not CONTAINER_ID:HOST_ID:COUNT"))?),
                     Some(_) | None => return Err(error("auto knows size, uidmapping and gidmapping")),
                 }
             }
@@ -110,8 +119,16 @@ fn userns(text: &str) -> Result<(Namespace, Option<IdMappings>), SpecError> {
 fn id_map(text: &str) -> Option<IdMap> {
     let parts: Vec<u32> = text.split(':').map(str::parse).collect::<Result<_, _>>().ok()?;
     match parts[..] {
-        [container_id, host_id, size] => Some(IdMap { container_id, host_id, size }),
-        [container_id, host_id] => Some(IdMap { container_id, host_id, size: 1 }),
+        [container_id, host_id, size] => Some(IdMap {
+            container_id,
+            host_id,
+            size,
+        }),
+        [container_id, host_id] => Some(IdMap {
+            container_id,
+            host_id,
+            size: 1,
+        }),
         _ => None,
     }
 }
@@ -132,9 +149,21 @@ mod tests {
         assert!(with_opt("no-new-privileges").container().no_new_privileges);
         assert!(with_opt("no-new-privileges:true").container().no_new_privileges);
         assert_eq!(with_opt("label=disable").container().selinux_opts, ["disable"]);
-        assert_eq!(with_opt("apparmor=unconfined").container().apparmor_profile.as_deref(), Some("unconfined"));
-        assert_eq!(with_opt("seccomp:unconfined").container().seccomp_profile_path.as_deref(), Some("unconfined"));
-        assert_eq!(with_opt("proc-opts=hidepid=2,ro").container().procfs_opts, ["hidepid=2", "ro"]);
+        assert_eq!(
+            with_opt("apparmor=unconfined").container().apparmor_profile.as_deref(),
+            Some("unconfined")
+        );
+        assert_eq!(
+            with_opt("seccomp:unconfined")
+                .container()
+                .seccomp_profile_path
+                .as_deref(),
+            Some("unconfined")
+        );
+        assert_eq!(
+            with_opt("proc-opts=hidepid=2,ro").container().procfs_opts,
+            ["hidepid=2", "ro"]
+        );
         assert_eq!(with_opt("mask=/a:/b").container().mask, ["/a", "/b"]);
         assert_eq!(with_opt("unmask=ALL").container().unmask, ["ALL"]);
         assert_eq!(with_opt("systempaths=unconfined").container().unmask, ["ALL"]);
@@ -151,7 +180,10 @@ mod tests {
         case.options.security.privileged = true;
         case.options.storage.readonly_rootfs = true;
         let spec = case.container();
-        assert_eq!((spec.cap_add, spec.cap_drop), (vec!["SYS_TIME".into()], vec!["MKNOD".into()]));
+        assert_eq!(
+            (spec.cap_add, spec.cap_drop),
+            (vec!["SYS_TIME".into()], vec!["MKNOD".into()])
+        );
         assert!(spec.privileged && spec.read_only_filesystem);
     }
 
@@ -194,10 +226,29 @@ mod tests {
         let mappings = mappings.unwrap();
         assert!(mappings.auto_user_ns);
         assert_eq!(mappings.auto_user_ns_opts.size, Some(65536));
-        assert_eq!(mappings.uid_map, [IdMap { container_id: 0, host_id: 1000, size: 10 }]);
-        assert_eq!(userns("keep-id:uid=200").unwrap().0, Namespace::with("keep-id", "uid=200"));
-        assert_eq!(userns("ns:/proc/1/ns/user").unwrap().0, Namespace::with("path", "/proc/1/ns/user"));
-        for bad in ["auto:size=x", "auto:nonsense=1", "auto:size", "auto:uidmapping=1:x:1", "sideways"] {
+        assert_eq!(
+            mappings.uid_map,
+            [IdMap {
+                container_id: 0,
+                host_id: 1000,
+                size: 10
+            }]
+        );
+        assert_eq!(
+            userns("keep-id:uid=200").unwrap().0,
+            Namespace::with("keep-id", "uid=200")
+        );
+        assert_eq!(
+            userns("ns:/proc/1/ns/user").unwrap().0,
+            Namespace::with("path", "/proc/1/ns/user")
+        );
+        for bad in [
+            "auto:size=x",
+            "auto:nonsense=1",
+            "auto:size",
+            "auto:uidmapping=1:x:1",
+            "sideways",
+        ] {
             assert!(matches!(userns(bad), Err(SpecError::Userns { .. })), "{bad}");
         }
     }

@@ -3,7 +3,12 @@
 use super::*;
 
 fn map(entries: Vec<(&str, Value)>) -> Value {
-    Value::Map(entries.into_iter().map(|(key, value)| (Value::from(key), value)).collect())
+    Value::Map(
+        entries
+            .into_iter()
+            .map(|(key, value)| (Value::from(key), value))
+            .collect(),
+    )
 }
 
 fn list(items: &[&str]) -> Value {
@@ -47,15 +52,28 @@ fn command_and_args_follow_each_other() {
 
 #[test]
 fn an_entrypoint_may_be_a_string_or_a_list() {
-    assert_eq!(decode(vec![("entrypoint", "sh".into())]).unwrap().entrypoint.unwrap(), ["sh"]);
-    assert_eq!(decode(vec![("entrypoint", list(&["sh", "-c"]))]).unwrap().entrypoint.unwrap(), ["sh", "-c"]);
+    assert_eq!(
+        decode(vec![("entrypoint", "sh".into())]).unwrap().entrypoint.unwrap(),
+        ["sh"]
+    );
+    assert_eq!(
+        decode(vec![("entrypoint", list(&["sh", "-c"]))])
+            .unwrap()
+            .entrypoint
+            .unwrap(),
+        ["sh", "-c"]
+    );
     assert_eq!(decode(vec![("entrypoint", list(&[]))]).unwrap().entrypoint, None);
     assert!(error(vec![("entrypoint", map(vec![]))]).contains("entrypoint: want a string"));
 }
 
 #[test]
 fn sizes_take_units_and_bare_numbers() {
-    let task = decode(vec![("memory_reservation", "100m".into()), ("memory_swap", 1024.into())]).unwrap();
+    let task = decode(vec![
+        ("memory_reservation", "100m".into()),
+        ("memory_swap", 1024.into()),
+    ])
+    .unwrap();
     assert_eq!(task.limits.memory_reservation, Some(100 << 20));
     assert_eq!(task.limits.memory_swap, Some(1024));
     assert!(error(vec![("shm_size", "lots".into())]).starts_with("shm_size:"));
@@ -66,7 +84,11 @@ fn numbers_are_kept_in_their_ranges() {
     let task = decode(vec![("cpu_cfs_period", 10.into()), ("oom_score_adj", (-5).into())]).unwrap();
     assert_eq!(task.limits.cpu_cfs_period, Some(1000));
     assert_eq!(task.limits.oom_score_adj, Some(-5));
-    for (key, value) in [("cpu_cfs_period", 1_000_001), ("oom_score_adj", 1001), ("memory_swappiness", 101)] {
+    for (key, value) in [
+        ("cpu_cfs_period", 1_000_001),
+        ("oom_score_adj", 1001),
+        ("memory_swappiness", 101),
+    ] {
         assert!(error(vec![(key, value.into())]).contains(&format!("{key} = {value} is out of range")));
     }
     assert_eq!(decode(vec![("pids_limit", 0.into())]).unwrap().limits.pids_limit, None);
@@ -74,14 +96,22 @@ fn numbers_are_kept_in_their_ranges() {
 
 #[test]
 fn ulimits_are_read_and_bad_ones_refused() {
-    let task = decode(vec![("ulimit", Value::Array(vec![map(vec![("nofile", "1024:4096".into())])]))]).unwrap();
+    let task = decode(vec![(
+        "ulimit",
+        Value::Array(vec![map(vec![("nofile", "1024:4096".into())])]),
+    )])
+    .unwrap();
     assert_eq!(task.limits.ulimits["nofile"], Limit { soft: 1024, hard: 4096 });
     assert!(error(vec![("ulimit", map(vec![("nofile", "abc".into())]))]).contains("ulimit nofile"));
 }
 
 #[test]
 fn addresses_that_are_none_are_refused_rather_than_dropped() {
-    let task = decode(vec![("ipv4_address", "10.0.0.5".into()), ("static_ips", list(&["fd00::5"]))]).unwrap();
+    let task = decode(vec![
+        ("ipv4_address", "10.0.0.5".into()),
+        ("static_ips", list(&["fd00::5"])),
+    ])
+    .unwrap();
     assert_eq!(task.network.static_ips.len(), 2);
     assert!(error(vec![("ipv4_address", "fd00::5".into())]).contains("ipv4_address"));
     assert!(error(vec![("static_ips", list(&["ten"]))]).contains("static_ips"));
@@ -98,7 +128,11 @@ fn extra_hosts_need_both_sides() {
 
 #[test]
 fn auth_is_never_printed() {
-    let auth = map(vec![("username", "me".into()), ("password", "hush".into()), ("tls_verify", false.into())]);
+    let auth = map(vec![
+        ("username", "me".into()),
+        ("password", "hush".into()),
+        ("tls_verify", false.into()),
+    ]);
     let task = decode(vec![("auth", auth)]).unwrap();
     assert_eq!(task.image.auth.as_ref().unwrap().password, "hush");
     assert_eq!(task.image.tls_verify, Some(false));
@@ -118,5 +152,8 @@ fn all_mistakes_are_told_at_once() {
     let errors = decode(vec![("tty", "maybe".into()), ("image_pull_timeout", "soon".into())]).unwrap_err();
     assert_eq!(errors.0.len(), 2);
     let text = errors.to_string();
-    assert!(text.contains("tty: want a bool") && text.contains("image_pull_timeout"), "{text}");
+    assert!(
+        text.contains("tty: want a bool") && text.contains("image_pull_timeout"),
+        "{text}"
+    );
 }

@@ -6,7 +6,11 @@ use crate::podman::{ContainerNetwork, ContainerNetworkSettings};
 use crate::spec::fixture::Case;
 
 fn group(mode: IsolationMode, path: &str) -> NetworkIsolation {
-    NetworkIsolation { mode, path: path.into(), hosts: None }
+    NetworkIsolation {
+        mode,
+        path: path.into(),
+        hosts: None,
+    }
 }
 
 fn netns(case: &Case) -> (String, String) {
@@ -69,7 +73,12 @@ fn a_group_in_the_hosts_network_leaves_the_choice_to_the_task() {
 
 fn with_ports() -> Case {
     let mut case = Case::new();
-    let port = |label: &str, value, to| Port { label: label.into(), value, to, host_ip: "10.0.0.1".into() };
+    let port = |label: &str, value, to| Port {
+        label: label.into(),
+        value,
+        to,
+        host_ip: "10.0.0.1".into(),
+    };
     case.task.resources.ports = Some(vec![port("http", 20_000, 80), port("admin", 20_001, 0)]);
     case.options.network.ports = vec!["http".into(), "admin".into()];
     case
@@ -128,11 +137,21 @@ fn wrong_port_declarations_are_refused() {
 fn the_old_port_map_maps_what_it_names_and_leaves_the_rest() {
     let mut case = Case::new();
     let ports = vec![("http".into(), 20_000), ("other".into(), 20_001)];
-    case.task.resources.networks = vec![TaskNetwork { ip: "10.0.0.1".into(), ports }];
+    case.task.resources.networks = vec![TaskNetwork {
+        ip: "10.0.0.1".into(),
+        ports,
+    }];
     case.options.network.port_map.insert("http".into(), 80);
-    let published: Vec<_> =
-        case.container().portmappings.iter().map(|port| (port.host_port, port.container_port)).collect();
-    assert_eq!(published, [(20_000, 80), (20_000, 80), (20_001, 20_001), (20_001, 20_001)]);
+    let published: Vec<_> = case
+        .container()
+        .portmappings
+        .iter()
+        .map(|port| (port.host_port, port.container_port))
+        .collect();
+    assert_eq!(
+        published,
+        [(20_000, 80), (20_000, 80), (20_001, 20_001), (20_001, 20_001)]
+    );
 }
 
 #[test]
@@ -146,7 +165,10 @@ fn fixed_addresses_need_a_bridge() {
     case.options.network.mode = Some("mynet".into());
     assert!(case.container().networks.contains_key("mynet"));
     case.options.network.mode = Some("host".into());
-    assert!(case.error().contains("static_mac cannot be used with network_mode \"host\""));
+    assert!(
+        case.error()
+            .contains("static_mac cannot be used with network_mode \"host\"")
+    );
 }
 
 #[test]
@@ -160,7 +182,10 @@ fn names_are_resolved_as_the_group_else_the_plugin_says() {
         options: vec!["ndots:2".into()],
     });
     let spec = case.container();
-    assert_eq!((spec.dns_server, spec.dns_search), (vec!["1.1.1.1".into()], vec!["svc.local".into()]));
+    assert_eq!(
+        (spec.dns_server, spec.dns_search),
+        (vec!["1.1.1.1".into()], vec!["svc.local".into()])
+    );
     assert_eq!(spec.dns_option, ["ndots:2"]);
     case.task.dns.as_mut().unwrap().servers = vec!["resolver".into()];
     assert_eq!(case.error(), "Invalid dns server address, dns=resolver");
@@ -169,29 +194,69 @@ fn names_are_resolved_as_the_group_else_the_plugin_says() {
 #[test]
 fn hosts_are_the_groups_and_the_tasks() {
     let mut case = Case::new();
-    let hosts = GroupHost { hostname: "alloc1".into(), address: "172.26.64.3".into() };
-    case.task.network = Some(NetworkIsolation { hosts: Some(hosts), ..group(IsolationMode::Group, "/ns") });
+    let hosts = GroupHost {
+        hostname: "alloc1".into(),
+        address: "172.26.64.3".into(),
+    };
+    case.task.network = Some(NetworkIsolation {
+        hosts: Some(hosts),
+        ..group(IsolationMode::Group, "/ns")
+    });
     case.options.network.extra_hosts = vec!["db:10.0.0.1".into()];
     assert_eq!(case.container().hostadd, ["alloc1:172.26.64.3", "db:10.0.0.1"]);
 }
 
 fn told(case: &Case, settings: ContainerNetworkSettings) -> Option<DriverNetwork> {
-    let info = ContainerInfo { network_settings: settings, ..ContainerInfo::default() };
-    let Case { task, options, config, host } = case;
-    driver_network(Inputs { task, options, config, host, logs: None }, &case.plan().unwrap(), &info)
+    let info = ContainerInfo {
+        network_settings: settings,
+        ..ContainerInfo::default()
+    };
+    let Case {
+        task,
+        options,
+        config,
+        host,
+    } = case;
+    driver_network(
+        Inputs {
+            task,
+            options,
+            config,
+            host,
+            logs: None,
+        },
+        &case.plan().unwrap(),
+        &info,
+    )
 }
 
 #[test]
 fn only_addresses_outside_of_the_default_bridge_advertise_themselves() {
-    let default = ContainerNetworkSettings { ip_address: Some("10.88.0.2".into()), ..Default::default() };
+    let default = ContainerNetworkSettings {
+        ip_address: Some("10.88.0.2".into()),
+        ..Default::default()
+    };
     let network = told(&with_ports(), default.clone()).unwrap();
     assert_eq!((network.ip.as_str(), network.auto_advertise), ("10.88.0.2", false));
-    assert_eq!(network.port_map, BTreeMap::from([("admin".into(), 20_001), ("http".into(), 80)]));
+    assert_eq!(
+        network.port_map,
+        BTreeMap::from([("admin".into(), 20_001), ("http".into(), 80)])
+    );
     let mut case = Case::new();
     case.options.network.mode = Some("mynet".into());
-    let mynet = ContainerNetwork { ip_address: Some("10.9.0.2".into()), ..ContainerNetwork::default() };
+    let mynet = ContainerNetwork {
+        ip_address: Some("10.9.0.2".into()),
+        ..ContainerNetwork::default()
+    };
     let networks = BTreeMap::from([("mynet".to_owned(), mynet)]);
-    let custom = told(&case, ContainerNetworkSettings { networks, ..Default::default() }).unwrap();
+    let custom = told(
+        &case,
+        ContainerNetworkSettings {
+            networks,
+            ..Default::default()
+        },
+    )
+    .unwrap();
     assert_eq!((custom.ip.as_str(), custom.auto_advertise), ("10.9.0.2", true));
     case.options.network.mode = Some("host".into());
     assert_eq!(told(&case, default), None);
