@@ -10,3 +10,4 @@ pub mod error;
 pub mod ids;
 pub mod row;
 pub mod tree;
+pub mod wire;

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use crate::clock::Timestamp;
 use crate::ids::{DirCookie, Epoch, InodeNo, JournalSeq, ObjectId};
 
+pub mod codec;
+
 /// Largest content that lives in the inode's own row, in bytes. A page: files up to it cost no data frame.
 pub const INLINE_BYTES_MAX: usize = 4096;
 
@@ -17,6 +19,9 @@ pub const FRAME_BYTES: u32 = 128 * 1024;
 
 /// Longest extent run in bytes: one segment. A sequential GiB is 64 rows.
 pub const RUN_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Most frames of a run: one segment full of them.
+pub const FRAMES_PER_RUN_MAX: usize = (RUN_BYTES_MAX / FRAME_BYTES as u64) as usize;
 
 const _: () = assert!(RUN_BYTES_MAX.is_multiple_of(FRAME_BYTES as u64));
 
@@ -186,6 +191,36 @@ pub struct ExtentRow {
     pub origin_ino: InodeNo,
     /// Identity that the frames carry: the file offset of the first frame's first byte when written.
     pub origin_offset: u64,
+}
+
+impl ExtentRow {
+    /// The row of a part of this run: `skip` bytes into it, `len` bytes long. Frames outside the part are left out.
+    ///
+    /// Panics where the part is empty or reaches outside the run: a mistake of the caller.
+    #[must_use]
+    pub fn part(&self, skip: u64, len: u64) -> ExtentRow {
+        assert!(
+            len > 0 && skip.checked_add(len).is_some_and(|end| end <= self.len),
+            "part {skip}+{len} reaches outside {self:?}"
+        );
+        let (frame, start) = (u64::from(FRAME_BYTES), self.skip + skip);
+        let (first, end) = ((start / frame) as usize, (start + len).div_ceil(frame) as usize);
+        let before: u64 = self.frame_stored_lens[..first].iter().map(|len| u64::from(*len)).sum();
+        ExtentRow {
+            len,
+            object: self.object,
+            object_offset: self.object_offset + before,
+            skip: start % frame,
+            frame_stored_lens: self.frame_stored_lens[first..end].to_vec(),
+            origin_ino: self.origin_ino,
+            origin_offset: self.origin_offset + first as u64 * frame,
+        }
+    }
+
+    /// Bytes that the frames of this run take in the object, headers included.
+    pub fn stored_bytes(&self) -> u64 {
+        self.frame_stored_lens.iter().map(|len| u64::from(*len)).sum()
+    }
 }
 
 /// Bytes of an object that runs refer to.

@@ -8,7 +8,11 @@ use std::fmt::Debug;
 
 use async_trait::async_trait;
 
-use crate::row::{Applied, Key, Row};
+use crate::row::{Applied, Key, ObjectStats, Row};
+
+#[cfg(test)]
+pub(crate) mod contract;
+pub mod memory;
 
 /// What the operations and the commit need of a tree.
 #[async_trait]
@@ -61,4 +65,15 @@ pub enum TreeError {
     /// Closed already.
     #[error("the tree is closed")]
     Closed,
+}
+
+/// The sum of what an object's row held and a difference to it.
+pub(crate) fn merged_stats(old: Option<Row>, delta: ObjectStats) -> ObjectStats {
+    match old {
+        Some(Row::ObjectStats(old)) => ObjectStats {
+            live_bytes: old.live_bytes.saturating_add(delta.live_bytes),
+            total_bytes: old.total_bytes.saturating_add(delta.total_bytes),
+        },
+        Some(_) | None => delta,
+    }
 }
