@@ -160,6 +160,19 @@ pub trait Bucket: std::fmt::Debug + Send + Sync + 'static {
     /// Deletes an object; `Ok` if it did not exist.
     async fn delete(&self, key: &str) -> Result<(), BucketError>;
 
+    /// Deletes version `expected` of an object; `Ok` if it is gone, `Precondition` if it has another version.
+    ///
+    /// Not every store knows conditional deletes. This default looks first and then deletes, which leaves a window: use
+    /// it to make a mistake unlikely, never to decide a race.
+    async fn delete_if_match(&self, key: &str, expected: &ETag) -> Result<(), BucketError> {
+        match self.head(key).await {
+            Ok(meta) if meta.etag.as_ref() == Some(expected) => self.delete(key).await,
+            Ok(_) => Err(BucketError::Precondition { key: key.to_owned() }),
+            Err(BucketError::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Lists one page of keys in ascending order.
     async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError>;
 }
@@ -219,6 +232,10 @@ impl Bucket for Prefixed {
 
     async fn delete(&self, key: &str) -> Result<(), BucketError> {
         self.inner.delete(&self.key(key)).await
+    }
+
+    async fn delete_if_match(&self, key: &str, expected: &ETag) -> Result<(), BucketError> {
+        self.inner.delete_if_match(&self.key(key), expected).await
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {

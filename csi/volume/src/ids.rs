@@ -36,6 +36,10 @@ number! {
     Epoch
 }
 number! {
+    /// The right of one node to mount the volume: it comes with a publication and ends with it. Never given out twice.
+    Lease
+}
+number! {
     /// Position of a commit in the journal of one epoch, from 1 without holes.
     JournalSeq
 }

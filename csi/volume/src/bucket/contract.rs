@@ -158,12 +158,17 @@ async fn conditional_puts(bucket: &BucketRef, key: &str) -> Checked {
     let gone = bucket.put_if_match(key, three.clone(), &second).await;
     fails("put_if_match of a deleted object is Precondition", gone, precondition)?;
     fails("a lost put_if_match creates nothing", bucket.head(key).await, not_found)?;
+    let dropped = bucket.delete_if_match(key, &second).await;
+    ok("delete_if_match of a missing object is Ok", dropped)?;
     let third = ok(
         "put_if_absent after delete creates",
         bucket.put_if_absent(key, three.clone()).await,
     )?;
     holds(bucket, key, &three, &third).await?;
-    ok("delete an object", bucket.delete(key).await)?;
+    let other = bucket.delete_if_match(key, &first).await;
+    fails("delete_if_match of an old version is Precondition", other, precondition)?;
+    holds(bucket, key, &three, &third).await?;
+    ok("delete_if_match deletes", bucket.delete_if_match(key, &third).await)?;
     ok("delete it twice", bucket.delete(key).await)
 }
 

@@ -137,6 +137,16 @@ impl Bucket for MemoryBucket {
         Ok(())
     }
 
+    async fn delete_if_match(&self, key: &str, expected: &ETag) -> Result<(), BucketError> {
+        let mut objects = self.lock();
+        match objects.get(key) {
+            Some(body) if etag_of(body) == *expected => objects.remove(key),
+            Some(_) => return Err(lost(key)),
+            None => None,
+        };
+        Ok(())
+    }
+
     async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {
         let rows_max = match request.rows_max {
             0 => LIST_ROWS_MAX,

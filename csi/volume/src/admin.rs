@@ -1,0 +1,608 @@
+//! Volumes and nodes of a cluster: create, find, publish, delete.
+//!
+//! Everything is in the bucket, below one prefix of it: `v/<volume id>/` is a volume (see `head.rs`), `n/<node>` a node.
+//! There is no index and nothing else to keep, so any number of controllers may run at once. Every verb may be repeated
+//! and converges. Invariant: a volume is never published for writing to two nodes, and never deleted under a node.
+//! Callers: the CSI controller and the `pannier volume` commands. Absent: the content of volumes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::StreamExt;
+use uuid::Uuid;
+
+use crate::bucket::{BucketError, BucketRef, ListRequest, Prefixed};
+use crate::clock::Timestamp;
+use crate::head::{AccessMode, Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters, Publication, unix_ms};
+use crate::ids::Lease;
+use crate::probe::{ProbeError, Trial, probe};
+use crate::volume_id::{NameError, NodeId, VolumeId};
+
+mod nodes;
+
+pub use nodes::NodeRecord;
+
+/// 16 requests at a time where many objects are read or deleted: a thousand a second at 15 ms each, and far from any
+/// store's limit.
+const REQUESTS_IN_FLIGHT: usize = 16;
+
+/// 100 volumes in a page of `list` when the caller does not say.
+const PAGE_VOLUMES: usize = 100;
+
+/// Why a verb was refused or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// The name, id or node id cannot be one.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The range asked for is empty.
+    #[error("a capacity of at least {required_bytes} and at most {limit_bytes} bytes is impossible")]
+    Capacity {
+        /// The lower bound.
+        required_bytes: u64,
+        /// The upper bound.
+        limit_bytes: u64,
+    },
+    /// The page token is none of ours.
+    #[error("{token:?} is not a page token of this list")]
+    PageToken {
+        /// What was given.
+        token: String,
+    },
+    /// There is no such volume.
+    #[error("volume {volume} does not exist")]
+    NotFound {
+        /// The id asked for.
+        volume: VolumeId,
+    },
+    /// A volume of that name was created otherwise.
+    #[error("volume {volume} exists with another {what}: it has {has}, asked was {asked}")]
+    AlreadyExists {
+        /// The volume.
+        volume: VolumeId,
+        /// What differs.
+        what: &'static str,
+        /// As it is.
+        has: String,
+        /// As asked.
+        asked: String,
+    },
+    /// The volume is being deleted; later its name is free again.
+    #[error("volume {volume} is being deleted")]
+    Deleting {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// The volume is published to a node or written by one.
+    #[error("volume {volume} is in use: {by}")]
+    InUse {
+        /// The volume.
+        volume: VolumeId,
+        /// By whom, and how.
+        by: String,
+    },
+    /// Another node has it.
+    #[error("volume {volume} is published to node {node_id} as {mode}")]
+    PublishedElsewhere {
+        /// The volume.
+        volume: VolumeId,
+        /// The other node.
+        node_id: NodeId,
+        /// How the other node has it.
+        mode: AccessMode,
+    },
+    /// No node of that id ever registered.
+    #[error("node {node_id} does not exist")]
+    NoNode {
+        /// The id asked for.
+        node_id: NodeId,
+    },
+    /// The object of a node is not what `register_node` writes.
+    #[error("the record of node {node_id} is damaged: {source}")]
+    NodeRecord {
+        /// The node, as its key says.
+        node_id: String,
+        /// Where and what.
+        source: serde_json::Error,
+    },
+    /// The store must not keep volumes.
+    #[error(transparent)]
+    Store(#[from] ProbeError),
+    /// The head of the volume could not be read or changed.
+    #[error(transparent)]
+    Head(HeadError),
+    /// The store failed.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
+}
+
+impl From<HeadError> for AdminError {
+    fn from(error: HeadError) -> Self {
+        match error {
+            HeadError::Bucket(error) => AdminError::Bucket(error),
+            HeadError::Deleting { volume } => AdminError::Deleting { volume },
+            error => AdminError::Head(error),
+        }
+    }
+}
+
+/// How large a volume must and may be, in bytes; 0 leaves a bound open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CapacityRange {
+    /// At least this.
+    pub required_bytes: u64,
+    /// At most this.
+    pub limit_bytes: u64,
+}
+
+impl CapacityRange {
+    /// The capacity of a volume created for this range: the smallest that will do, and no limit where none is asked for.
+    fn choose(self) -> u64 {
+        if self.required_bytes > 0 {
+            self.required_bytes
+        } else {
+            self.limit_bytes
+        }
+    }
+
+    fn holds(self, capacity_bytes: u64) -> bool {
+        // No quota satisfies every lower bound and no upper one.
+        let (low, high) = (self.required_bytes, self.limit_bytes);
+        let size = if capacity_bytes == 0 { u64::MAX } else { capacity_bytes };
+        size >= low && (high == 0 || size <= high)
+    }
+}
+
+/// A volume to create.
+#[derive(Debug, Clone)]
+pub struct CreateVolume {
+    /// Its name; the same name is the same volume.
+    pub name: String,
+    /// Fresh for each call.
+    pub uuid: Uuid,
+    /// How large.
+    pub capacity: CapacityRange,
+    /// What as.
+    pub parameters: Parameters,
+    /// For people to read.
+    pub now: Timestamp,
+}
+
+/// A publication asked for.
+#[derive(Debug, Clone)]
+pub struct PublishVolume {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The node that shall be able to mount it.
+    pub node_id: NodeId,
+    /// For reading only.
+    pub read_only: bool,
+    /// How the node may use it.
+    pub mode: AccessMode,
+    /// For people to read.
+    pub now: Timestamp,
+}
+
+/// One row of a list.
+#[derive(Debug)]
+pub struct ListedVolume {
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its head, or why it cannot be read: one damaged head must not hide all other volumes.
+    pub head: Result<Head, HeadError>,
+}
+
+/// One page of a list.
+#[derive(Debug)]
+pub struct VolumePage {
+    /// In ascending order of their ids.
+    pub volumes: Vec<ListedVolume>,
+    /// Give this to the next call; `None` after the last page.
+    pub next: Option<String>,
+}
+
+/// Whether `delete` may take a volume from under a mount that holds no lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Led {
+    /// Refuse.
+    Keep,
+    /// Delete: the operator knows that the mount is gone for good.
+    Ignore,
+}
+
+/// The bucket as the volume's own folder. Heads and everything else of the volume lie below.
+pub fn volume_root(cluster: &BucketRef, volume: &VolumeId) -> BucketRef {
+    Arc::new(Prefixed::new(cluster.clone(), format!("v/{volume}/")))
+}
+
+/// The verbs, on one cluster's prefix of a bucket.
+#[derive(Debug)]
+pub struct Admin {
+    cluster: BucketRef,
+    writer: HeadWriter,
+    store_proven: AtomicBool,
+}
+
+impl Admin {
+    /// `cluster` is the bucket rooted at the cluster's prefix; `session` is fresh for each value of this type.
+    pub fn new(cluster: BucketRef, session: Uuid) -> Self {
+        Self {
+            cluster,
+            writer: HeadWriter::new(session),
+            store_proven: AtomicBool::new(false),
+        }
+    }
+
+    /// The bucket as the folder of a volume.
+    pub fn volume_root(&self, volume: &VolumeId) -> BucketRef {
+        volume_root(&self.cluster, volume)
+    }
+
+    /// Creates a volume, or finds the one of the same name that was created alike.
+    ///
+    /// # Durability
+    /// `Ok` means that the volume is in the bucket.
+    ///
+    /// # Errors
+    /// `Name`, `Capacity`; `AlreadyExists` if it was created otherwise; `Deleting`; `Store` if the store's conditional
+    /// puts do not hold; `Head`, `Bucket`.
+    pub async fn create(&self, request: &CreateVolume) -> Result<Head, AdminError> {
+        let volume = VolumeId::of_name(&request.name)?;
+        let CapacityRange {
+            required_bytes,
+            limit_bytes,
+        } = request.capacity;
+        if limit_bytes > 0 && required_bytes > limit_bytes {
+            return Err(AdminError::Capacity {
+                required_bytes,
+                limit_bytes,
+            });
+        }
+        let file = self.head_file(&volume);
+        match file.read().await {
+            Ok(head) => return created_alike(head, request),
+            Err(HeadError::Missing) => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.prove_store(request.uuid).await?;
+        let head = Head::new(NewHead {
+            name: request.name.clone(),
+            volume,
+            uuid: request.uuid,
+            capacity_bytes: request.capacity.choose(),
+            parameters: request.parameters,
+            now: request.now,
+        });
+        match file.create(head).await {
+            Err(HeadError::Exists) => created_alike(file.read().await?, request),
+            answer => Ok(answer?),
+        }
+    }
+
+    /// The head of a volume.
+    ///
+    /// # Errors
+    /// `NotFound`, also while it is being deleted; `Head`, `Bucket`.
+    pub async fn get(&self, volume: &VolumeId) -> Result<Head, AdminError> {
+        match self.head_file(volume).read().await {
+            Ok(head) if !head.deleting => Ok(head),
+            Ok(_) | Err(HeadError::Missing) => Err(AdminError::NotFound { volume: volume.clone() }),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Lists volumes in ascending order of their ids, at most `volumes_max` of them (0 leaves it to us), beginning after
+    /// the page that returned `token`. Volumes that are being deleted are left out.
+    ///
+    /// # Errors
+    /// `PageToken` if `token` is none; `Bucket`.
+    pub async fn list(&self, token: Option<&str>, volumes_max: usize) -> Result<VolumePage, AdminError> {
+        let wanted = if volumes_max == 0 { PAGE_VOLUMES } else { volumes_max };
+        let mut after = match token {
+            Some(token) => Some(VolumeId::parse(token).map_err(|_| AdminError::PageToken {
+                token: token.to_owned(),
+            })?),
+            None => None,
+        };
+        let mut page = VolumePage {
+            volumes: Vec::new(),
+            next: None,
+        };
+        loop {
+            // One more than wanted: only then is it known whether another page follows.
+            let ids = self.volume_ids(after.as_ref(), wanted - page.volumes.len() + 1).await?;
+            if ids.is_empty() {
+                return Ok(page);
+            }
+            let reads = ids.into_iter().map(|volume| async move {
+                let head = self.head_file(&volume).read().await;
+                ListedVolume { volume, head }
+            });
+            let mut reads = futures::stream::iter(reads).buffered(REQUESTS_IN_FLIGHT);
+            while let Some(listed) = reads.next().await {
+                after = Some(listed.volume.clone());
+                match &listed.head {
+                    Err(HeadError::Missing) => continue,
+                    Ok(head) if head.deleting => continue,
+                    Ok(_) | Err(_) => {}
+                }
+                if page.volumes.len() == wanted {
+                    page.next = page.volumes.last().map(|last| last.volume.to_string());
+                    return Ok(page);
+                }
+                page.volumes.push(listed);
+            }
+        }
+    }
+
+    /// Deletes a volume and everything in it. A deletion that stopped half way goes on at the next call; meanwhile the
+    /// volume cannot be mounted. `Ok` if there is no such volume.
+    ///
+    /// # Durability
+    /// `Ok` means that the volume's objects are gone. What a fenced writer still had in flight may land afterwards: it is
+    /// garbage below a uuid that no head names.
+    ///
+    /// # Errors
+    /// `InUse` while it is published, or led by a mount by hand (see `Led`); `Head`, `Bucket`.
+    pub async fn delete(&self, volume: &VolumeId, led: Led) -> Result<(), AdminError> {
+        let file = self.head_file(volume);
+        let change = |head: &mut Head| {
+            if head.deleting {
+                return Ok(());
+            }
+            if let Some(by) = user_of(head, led) {
+                return Err(AdminError::InUse {
+                    volume: head.volume.clone(),
+                    by,
+                });
+            }
+            head.deleting = true;
+            head.leader = None;
+            head.epoch = head.epoch.next();
+            Ok(())
+        };
+        let head = match file.update(change).await {
+            Ok((head, ())) => head,
+            Err(AdminError::Head(HeadError::Missing)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        delete_all(&self.volume_root(volume), &head.data_prefix()).await?;
+        // Conditional where the store can: this deletion may be so late that the name already has its next volume.
+        match file.delete(&head).await {
+            Ok(()) | Err(HeadError::Contended | HeadError::Missing) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives a node the right to mount a volume and returns its lease. Publishing to the same node again keeps the lease.
+    ///
+    /// # Durability
+    /// `Ok` means that the publication is in the bucket.
+    ///
+    /// # Errors
+    /// `NoNode`, `NotFound`; `PublishedElsewhere` while another node has it; `Head`, `Bucket`.
+    pub async fn publish(&self, request: &PublishVolume) -> Result<Lease, AdminError> {
+        // A volume that does not exist is the better answer where the node does not exist either.
+        self.get(&request.volume).await?;
+        self.node(&request.node_id).await?;
+        let change = |head: &mut Head| {
+            if head.deleting {
+                return Err(AdminError::NotFound {
+                    volume: head.volume.clone(),
+                });
+            }
+            publish_in(head, request)
+        };
+        match self.head_file(&request.volume).update(change).await {
+            Ok((_, lease)) => Ok(lease),
+            Err(error) => Err(known(error, &request.volume)),
+        }
+    }
+
+    /// Takes the right to mount a volume from a node, dead or alive. `Ok` if it had none, or the volume does not exist.
+    ///
+    /// The node may still write until the next mount elsewhere fences it; it cannot take the volume over again.
+    ///
+    /// # Durability
+    /// `Ok` means that the publication is out of the bucket.
+    ///
+    /// # Errors
+    /// `Head`, `Bucket`.
+    pub async fn unpublish(&self, volume: &VolumeId, node_id: &NodeId) -> Result<(), AdminError> {
+        let change = |head: &mut Head| {
+            head.publications.retain(|publication| publication.node_id != *node_id);
+            Ok::<_, AdminError>(())
+        };
+        match self.head_file(volume).update(change).await {
+            Ok(_) | Err(AdminError::Head(HeadError::Missing)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the right to mount a volume from every node.
+    ///
+    /// # Errors
+    /// As `unpublish`.
+    pub async fn unpublish_all(&self, volume: &VolumeId) -> Result<(), AdminError> {
+        let change = |head: &mut Head| {
+            head.publications.clear();
+            Ok::<_, AdminError>(())
+        };
+        match self.head_file(volume).update(change).await {
+            Ok(_) | Err(AdminError::Head(HeadError::Missing)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets the quota of a volume in bytes; 0 means no limit. A mount learns of it when it reads the head again.
+    ///
+    /// # Errors
+    /// `NotFound`, `Head`, `Bucket`.
+    pub async fn set_capacity(&self, volume: &VolumeId, capacity_bytes: u64) -> Result<Head, AdminError> {
+        let change = |head: &mut Head| {
+            if head.deleting {
+                return Err(AdminError::NotFound {
+                    volume: head.volume.clone(),
+                });
+            }
+            head.capacity_bytes = capacity_bytes;
+            Ok(())
+        };
+        match self.head_file(volume).update(change).await {
+            Ok((head, ())) => Ok(head),
+            Err(error) => Err(known(error, volume)),
+        }
+    }
+
+    fn head_file(&self, volume: &VolumeId) -> HeadFile {
+        HeadFile::new(self.volume_root(volume), self.writer.clone())
+    }
+
+    async fn prove_store(&self, nonce: Uuid) -> Result<(), AdminError> {
+        if self.store_proven.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        probe(&self.cluster, "probe/", nonce, Trial::default()).await?;
+        self.store_proven.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn volume_ids(&self, after: Option<&VolumeId>, ids_max: usize) -> Result<Vec<VolumeId>, BucketError> {
+        // '0' follows '/': so this is behind all keys of that volume and before those of the next one. Stores differ in
+        // what they make of a start inside a folder that they are to fold, but not in this.
+        let start_after = after.map(|id| format!("v/{id}0"));
+        let rows_max = u32::try_from(ids_max).unwrap_or(u32::MAX);
+        let mut request = ListRequest {
+            prefix: "v/".into(),
+            start_after,
+            delimited: true,
+            rows_max,
+            page: None,
+        };
+        let mut ids = Vec::new();
+        loop {
+            let page = self.cluster.list(&request).await?;
+            let names = page
+                .prefixes
+                .iter()
+                .filter_map(|prefix| prefix.strip_prefix("v/")?.strip_suffix('/'));
+            // What is no id was not put there by us, and is none of our business.
+            ids.extend(names.filter_map(|name| VolumeId::parse(name).ok()));
+            request.page = page.next;
+            if request.page.is_none() || ids.len() >= ids_max {
+                ids.truncate(ids_max);
+                return Ok(ids);
+            }
+        }
+    }
+}
+
+fn known(error: AdminError, volume: &VolumeId) -> AdminError {
+    match error {
+        AdminError::Head(HeadError::Missing) => AdminError::NotFound { volume: volume.clone() },
+        error => error,
+    }
+}
+
+fn created_alike(head: Head, request: &CreateVolume) -> Result<Head, AdminError> {
+    if head.deleting {
+        return Err(AdminError::Deleting { volume: head.volume });
+    }
+    let differs = |what, has: String, asked: String| {
+        Err(AdminError::AlreadyExists {
+            volume: head.volume.clone(),
+            what,
+            has,
+            asked,
+        })
+    };
+    if head.name != request.name {
+        return differs("name", head.name.clone(), request.name.clone());
+    }
+    if head.parameters != request.parameters {
+        return differs(
+            "set of parameters",
+            format!("{:?}", head.parameters),
+            format!("{:?}", request.parameters),
+        );
+    }
+    if !request.capacity.holds(head.capacity_bytes) {
+        let CapacityRange {
+            required_bytes,
+            limit_bytes,
+        } = request.capacity;
+        return differs(
+            "capacity",
+            format!("{} bytes", head.capacity_bytes),
+            format!("{required_bytes} to {limit_bytes}"),
+        );
+    }
+    Ok(head)
+}
+
+fn user_of(head: &Head, led: Led) -> Option<String> {
+    if let Some(publication) = head.publications.first() {
+        return Some(format!(
+            "it is published to node {} as {}",
+            publication.node_id, publication.mode
+        ));
+    }
+    match head.rightful_leader() {
+        Some(leader) if led == Led::Keep => Some(format!("node {} has it mounted by hand", leader.node_id)),
+        Some(_) | None => None,
+    }
+}
+
+fn publish_in(head: &mut Head, request: &PublishVolume) -> Result<Lease, AdminError> {
+    // Both modes that exist are for a single node, so any other node is in the way.
+    if let Some(other) = head
+        .publications
+        .iter()
+        .find(|publication| publication.node_id != request.node_id)
+    {
+        let (node_id, mode) = (other.node_id.clone(), other.mode);
+        return Err(AdminError::PublishedElsewhere {
+            volume: head.volume.clone(),
+            node_id,
+            mode,
+        });
+    }
+    if let Some(own) = head.publications.first_mut() {
+        // Nomad publishes once for each way of use, and unpublishes once: so the wider right stays.
+        if own.read_only && !request.read_only {
+            own.read_only = false;
+            own.mode = request.mode;
+        }
+        return Ok(own.lease);
+    }
+    head.last_lease = head.last_lease.next();
+    head.publications.push(Publication {
+        node_id: request.node_id.clone(),
+        lease: head.last_lease,
+        read_only: request.read_only,
+        mode: request.mode,
+        published_unix_ms: unix_ms(request.now),
+    });
+    Ok(head.last_lease)
+}
+
+async fn delete_all(bucket: &BucketRef, prefix: &str) -> Result<(), BucketError> {
+    loop {
+        let request = ListRequest {
+            prefix: prefix.to_owned(),
+            ..Default::default()
+        };
+        let page = bucket.list(&request).await?;
+        if page.objects.is_empty() {
+            return Ok(());
+        }
+        let deletes = page.objects.iter().map(|object| bucket.delete(&object.key));
+        let mut deletes = futures::stream::iter(deletes).buffer_unordered(REQUESTS_IN_FLIGHT);
+        while let Some(deleted) = deletes.next().await {
+            deleted?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

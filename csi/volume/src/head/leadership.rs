@@ -1,0 +1,137 @@
+//! Who writes a volume: taking it over and giving it back.
+//!
+//! Fencing needs no clock. `take_over` moves the head to the next epoch; the one who did it then seals the epochs before
+//! (see the journal), and from that on no older writer gets an acknowledgement. Until it has sealed it must not
+//! acknowledge anything itself.
+
+use uuid::Uuid;
+
+use super::{Head, HeadError, HeadFile, Leader, unix_ms};
+use crate::clock::Timestamp;
+use crate::ids::{Epoch, Lease};
+use crate::volume_id::NodeId;
+
+/// Who wants to write a volume.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The node.
+    pub node_id: NodeId,
+    /// Fresh for each mount.
+    pub session: Uuid,
+    /// The lease of a publication; `None` for a mount by hand, which is refused while the volume is published.
+    pub lease: Option<Lease>,
+    /// For people to read.
+    pub now: Timestamp,
+}
+
+/// A volume that was taken over: the head with our epoch in it, and what was found.
+#[derive(Debug, Clone)]
+pub struct TakenOver {
+    /// The head as written; `epoch` is ours.
+    pub head: Head,
+    /// The reign before ours, which is to be sealed and replayed unless `clean`.
+    pub before: Epoch,
+    /// True if that reign closed the volume and nothing was written since.
+    pub clean: bool,
+    /// Who held the volume and did not close it.
+    pub displaced: Option<Leader>,
+}
+
+impl HeadFile {
+    /// Takes the volume for a new writer: the next epoch, led by `claim`.
+    ///
+    /// The head is not clean from here on. An older leader learns of it at its next journal write after the seal.
+    ///
+    /// # Errors
+    /// `Deleting`; `NoLease` if the lease was revoked; `Published` if there is none and a node has one; and those of
+    /// `update`.
+    pub async fn take_over(&self, claim: &Claim) -> Result<TakenOver, HeadError> {
+        let change = |head: &mut Head| {
+            check_right(head, claim)?;
+            let found = (head.epoch, head.clean, head.leader.take());
+            head.epoch = head.epoch.next();
+            head.clean = false;
+            head.leader = Some(Leader {
+                node_id: claim.node_id.clone(),
+                session: claim.session,
+                lease: claim.lease,
+                since_unix_ms: unix_ms(claim.now),
+            });
+            Ok::<_, HeadError>(found)
+        };
+        let (head, (before, clean, displaced)) = self.update(change).await?;
+        Ok(TakenOver {
+            head,
+            before,
+            clean,
+            displaced,
+        })
+    }
+
+    /// Gives the volume back after everything was written: no leader, and clean. Giving it back twice is one.
+    ///
+    /// # Errors
+    /// `Fenced` if another mount took it over since; those of `update`.
+    pub async fn release(&self, epoch: Epoch) -> Result<(), HeadError> {
+        let change = |head: &mut Head| {
+            check_epoch(head, epoch)?;
+            head.leader = None;
+            head.clean = true;
+            Ok::<_, HeadError>(())
+        };
+        self.update(change).await?;
+        Ok(())
+    }
+
+    /// Asks whether `epoch` still reigns, for example after a pause that may have been long.
+    ///
+    /// # Errors
+    /// `Fenced` if it does not; those of `read`.
+    pub async fn confirm(&self, epoch: Epoch) -> Result<(), HeadError> {
+        check_epoch(&self.read().await?, epoch)
+    }
+}
+
+fn check_epoch(head: &Head, epoch: Epoch) -> Result<(), HeadError> {
+    if head.deleting {
+        return Err(HeadError::Deleting {
+            volume: head.volume.clone(),
+        });
+    }
+    if head.epoch == epoch {
+        return Ok(());
+    }
+    let owner = head
+        .leader
+        .as_ref()
+        .map_or_else(|| "nobody".to_owned(), |leader| leader.node_id.to_string());
+    Err(HeadError::Fenced {
+        volume: head.volume.clone(),
+        epoch: head.epoch,
+        owner,
+    })
+}
+
+fn check_right(head: &Head, claim: &Claim) -> Result<(), HeadError> {
+    let volume = || head.volume.clone();
+    if head.deleting {
+        return Err(HeadError::Deleting { volume: volume() });
+    }
+    match claim.lease {
+        Some(lease) => match head.publication(&claim.node_id) {
+            Some(publication) if publication.lease == lease => Ok(()),
+            Some(_) | None => Err(HeadError::NoLease {
+                volume: volume(),
+                node_id: claim.node_id.clone(),
+                lease,
+            }),
+        },
+        None => match head.publications.first() {
+            Some(other) => Err(HeadError::Published {
+                volume: volume(),
+                node_id: other.node_id.clone(),
+            }),
+            None => Ok(()),
+        },
+    }
+}

@@ -1,0 +1,122 @@
+//! What a volume was created as: its parameters, typed, and how they read in a volume file.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// When fsync returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// When the bucket has it.
+    #[default]
+    Remote,
+}
+
+/// How data frames are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Not at all.
+    #[default]
+    None,
+}
+
+/// The parameters of a volume. They are fixed at its creation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Parameters {
+    /// When fsync returns.
+    pub durability: Durability,
+    /// How data frames are compressed.
+    pub compression: Compression,
+}
+
+/// A parameter that this program does not act on. It is refused, never ignored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ParameterError {
+    /// No parameter has this name.
+    #[error("volume parameter {name:?} is unknown; known are durability and compression")]
+    Unknown {
+        /// As given.
+        name: String,
+    },
+    /// The parameter exists, the value does not.
+    #[error("volume parameter {name} cannot be {value:?}; it can be {known}")]
+    Value {
+        /// Name of the parameter.
+        name: &'static str,
+        /// As given.
+        value: String,
+        /// What it can be.
+        known: &'static str,
+    },
+}
+
+impl Parameters {
+    /// Reads the parameters of a volume file; what is not there has its default.
+    ///
+    /// # Errors
+    /// `ParameterError` naming the first parameter that is unknown or has an unknown value.
+    pub fn from_map(map: &BTreeMap<String, String>) -> Result<Self, ParameterError> {
+        let mut parameters = Self::default();
+        for (name, value) in map {
+            match name.as_str() {
+                "durability" => parameters.durability = durability(value)?,
+                "compression" => parameters.compression = compression(value)?,
+                _ => return Err(ParameterError::Unknown { name: name.clone() }),
+            }
+        }
+        Ok(parameters)
+    }
+}
+
+fn durability(value: &str) -> Result<Durability, ParameterError> {
+    match value {
+        "remote" => Ok(Durability::Remote),
+        _ => Err(ParameterError::Value {
+            name: "durability",
+            value: value.to_owned(),
+            known: "remote",
+        }),
+    }
+}
+
+fn compression(value: &str) -> Result<Compression, ParameterError> {
+    match value {
+        "none" => Ok(Compression::None),
+        _ => Err(ParameterError::Value {
+            name: "compression",
+            value: value.to_owned(),
+            known: "none",
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(pairs: &[(&str, &str)]) -> Result<Parameters, ParameterError> {
+        Parameters::from_map(
+            &pairs
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.to_string()))
+                .collect(),
+        )
+    }
+
+    #[test]
+    fn no_parameters_are_the_defaults() {
+        let written_out = parse(&[("durability", "remote"), ("compression", "none")]).unwrap();
+        assert_eq!(parse(&[]).unwrap(), written_out);
+    }
+
+    #[test]
+    fn a_parameter_that_is_not_acted_on_is_refused_by_name() {
+        let error = parse(&[("durabilty", "remote")]).unwrap_err();
+        assert!(error.to_string().contains("durabilty"), "{error}");
+        let error = parse(&[("durability", "mirror")]).unwrap_err();
+        assert!(error.to_string().contains("durability cannot be \"mirror\""), "{error}");
+    }
+}
