@@ -8,7 +8,15 @@
 //! Nomad is in `grpc.rs`.
 
 mod answers;
+mod client;
 mod container_spec;
+mod containers;
+mod events;
+mod exec;
+mod fake;
+mod images;
+mod socket;
+mod system;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -26,11 +34,13 @@ pub use answers::{
     ExecInfo, HostConfig, HostFacts, HostInfo, HostPort, ImageConfig, ImageInfo, LogConfig, RuntimeFacts,
     SecurityFacts, VersionFacts,
 };
+pub use client::Client;
 pub use container_spec::{
     AutoUserNs, BindMount, ContainerSpec, CpuLimits, DeviceCgroupRule, DeviceNode, HealthCheck, IdMap, IdMappings,
     LogConfiguration, MemoryLimits, NamedVolume, Namespace, NetworkOptions, PidsLimit, PortMapping, ResourceLimits,
     Rlimit, Secret,
 };
+pub use fake::{ExecScript, FakePodman};
 
 /// One Podman service, reached through its socket.
 ///
@@ -130,17 +140,17 @@ pub trait Podman: Debug + Send + Sync + 'static {
     /// Only of the connection.
     async fn network_exists(&self, name: &str) -> Result<bool, PodmanError>;
 
-    /// Prepares a command in a running container; returns the session's id.
+    /// Prepares a command in a running container.
     ///
     /// # Errors
     /// [`PodmanError::NotFound`]; [`PodmanError::Conflict`] if the container does not run.
-    async fn create_exec(&self, container: &str, spec: &ExecSpec) -> Result<String, PodmanError>;
+    async fn create_exec(&self, container: &str, spec: &ExecSpec) -> Result<ExecSession, PodmanError>;
 
     /// Starts a prepared command with its streams attached.
     ///
     /// # Errors
     /// [`PodmanError::Refused`] with the runtime's text if the command cannot be run.
-    async fn start_exec(&self, session: &str, size: Option<TtySize>) -> Result<ExecStreams, PodmanError>;
+    async fn start_exec(&self, session: &ExecSession, size: Option<TtySize>) -> Result<ExecStreams, PodmanError>;
 
     /// Tells a session with tty its size. Sessions that have ended are a success.
     ///
@@ -252,6 +262,15 @@ pub struct ExecSpec {
     pub user: Option<String>,
     /// Another directory than the container's.
     pub working_dir: Option<String>,
+}
+
+/// A command that is prepared or has been started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecSession {
+    /// Podman's id of it.
+    pub id: String,
+    /// With a terminal.
+    pub tty: bool,
 }
 
 /// The size of a terminal in characters.

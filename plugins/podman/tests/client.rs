@@ -1,0 +1,281 @@
+//! The client against a real Podman service.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod fixture;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fixture::{BUSYBOX, PodmanService};
+use futures::StreamExt as _;
+use podman_driver::podman::{
+    ContainerInfo, EventFilter, ExecChunk, ExecSpec, ExitStatus, Podman, PodmanError, PullFailure, PullRequest, TtySize,
+};
+use tokio::io::AsyncWriteExt as _;
+
+/// A minute: nothing here lasts longer than a second on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+async fn inspected(podman: &dyn Podman, id: &str) -> ContainerInfo {
+    podman
+        .inspect_container(id)
+        .await
+        .unwrap()
+        .expect("the container is there")
+}
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, what)
+        .await
+        .expect("it takes less than a minute")
+}
+
+/// Goal: the verbs of a task's life fit together. Method: one life, with the second call of each that may come twice.
+#[tokio::test]
+async fn a_container_lives_from_create_to_remove() {
+    let Some(service) = PodmanService::shared() else { return };
+    let podman = service.client();
+    assert_eq!(podman.ping().await.unwrap().major, podman.ping().await.unwrap().major);
+    assert!(podman.info().await.unwrap().version.version.is_some());
+
+    let mut spec = service.shell("life", "echo hello; read line < /dev/zero & sleep 0.3; exit 7");
+    spec.labels.insert("test.life".to_owned(), "yes".to_owned());
+    let id = podman.create_container(&spec).await.unwrap().id;
+    assert_eq!(id.len(), 64);
+    let taken = podman.create_container(&spec).await.unwrap_err();
+    assert!(matches!(taken, PodmanError::Conflict { .. }), "{taken:?}");
+
+    podman.start_container(&id).await.unwrap();
+    podman.start_container(&id).await.unwrap();
+    let info = inspected(&podman, &id).await;
+    assert_eq!(info.name.as_deref(), Some("life"));
+    assert_eq!(inspected(&podman, "life").await.id.as_deref(), Some(id.as_str()));
+
+    let exit = soon(podman.wait_exit(&id)).await.unwrap();
+    assert_eq!(
+        exit,
+        ExitStatus {
+            code: 7,
+            oom_killed: false
+        }
+    );
+    assert_eq!(
+        soon(podman.wait_exit(&id)).await.unwrap(),
+        exit,
+        "the code stays readable"
+    );
+    podman.kill_container(&id, "SIGTERM").await.unwrap();
+
+    let mine = BTreeMap::from([("test.life".to_owned(), "yes".to_owned())]);
+    assert_eq!(podman.list_containers(&mine).await.unwrap().len(), 1);
+    podman.remove_container(&id, true).await.unwrap();
+    podman.remove_container(&id, true).await.unwrap();
+    assert_eq!(podman.inspect_container(&id).await.unwrap(), None);
+    assert!(podman.list_containers(&mine).await.unwrap().is_empty());
+    assert!(podman.wait_exit(&id).await.unwrap_err().is_not_found());
+    assert!(podman.kill_container(&id, "SIGTERM").await.unwrap_err().is_not_found());
+}
+
+#[tokio::test]
+async fn what_cannot_be_made_is_refused_with_the_reason() {
+    let Some(service) = PodmanService::shared() else { return };
+    let podman = service.client();
+    let mut spec = service.shell("refused", "true");
+    spec.image = "localhost/absent:1".to_owned();
+    let error = podman.create_container(&spec).await.unwrap_err();
+    assert!(error.is_not_found() && !error.is_recoverable(), "{error:?}");
+
+    let mut spec = service.shell("refused", "true");
+    spec.command = Some(vec!["/bin/absent".to_owned()]);
+    let id = podman.create_container(&spec).await.unwrap().id;
+    let error = podman.start_container(&id).await.unwrap_err();
+    assert!(error.to_string().contains("/bin/absent"), "{error}");
+    assert!(!error.is_recoverable(), "{error:?}");
+    podman.remove_container(&id, false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_signal_ends_a_container_with_its_number() {
+    let Some(service) = PodmanService::shared() else { return };
+    let podman = service.client();
+    let id = podman
+        .create_container(&service.shell("signals", "trap 'exit 5' USR1; while :; do sleep 0.05; done"))
+        .await;
+    let id = id.unwrap().id;
+    podman.start_container(&id).await.unwrap();
+    let unknown = podman.kill_container(&id, "SIGNONSENSE").await.unwrap_err();
+    assert!(matches!(unknown, PodmanError::Refused { .. }), "{unknown:?}");
+    assert!(matches!(
+        podman.remove_container(&id, false).await.unwrap_err(),
+        PodmanError::Conflict { .. }
+    ));
+    podman.kill_container(&id, "SIGKILL").await.unwrap();
+    assert_eq!(soon(podman.wait_exit(&id)).await.unwrap().code, 137);
+    podman.remove_container(&id, false).await.unwrap();
+}
+
+/// Goal: a task's end is learned though Podman was away, when it ended or before. Method: the service is killed under
+/// two waits; one container ends while it is away, the other after it came back.
+#[tokio::test]
+async fn waiting_outlives_the_service() {
+    let Some(service) = PodmanService::start() else { return };
+    let podman = std::sync::Arc::new(service.client());
+    let gate = service.dir().join("gate");
+    nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut waits = Vec::new();
+    for (name, script) in [
+        ("early", "sleep 0.7; exit 3"),
+        ("late", "read line < /gate/gate; exit 4"),
+    ] {
+        let mut spec = service.shell(name, script);
+        spec.mounts.push(podman_driver::podman::BindMount {
+            destination: "/gate".to_owned(),
+            kind: "bind".to_owned(),
+            source: service.dir().display().to_string(),
+            options: vec!["rbind".to_owned()],
+        });
+        let id = podman.create_container(&spec).await.unwrap().id;
+        podman.start_container(&id).await.unwrap();
+        let (podman, awaited) = (podman.clone(), id.clone());
+        waits.push((id, tokio::spawn(async move { podman.wait_exit(&awaited).await })));
+    }
+    let pid = inspected(&*podman, &waits[0].0).await.state.pid.unwrap();
+    service.kill();
+    let unreachable = podman.ping().await.unwrap_err();
+    assert!(
+        matches!(unreachable, PodmanError::Unreachable { .. }) && unreachable.is_recoverable(),
+        "{unreachable:?}"
+    );
+    soon(async {
+        while std::path::Path::new(&format!("/proc/{pid}")).exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    service.launch();
+    let (_, early) = waits.remove(0);
+    assert_eq!(soon(early).await.unwrap().unwrap().code, 3);
+    tokio::fs::write(&gate, "go\n").await.unwrap();
+    let (_, late) = waits.remove(0);
+    assert_eq!(soon(late).await.unwrap().unwrap().code, 4);
+}
+
+#[tokio::test]
+async fn events_tell_of_start_and_death() {
+    let Some(service) = PodmanService::shared() else { return };
+    let podman = service.client();
+    let mut spec = service.shell("events", "exit 9");
+    spec.labels.insert("test.events".to_owned(), "1".to_owned());
+    let filter = EventFilter {
+        labels: spec.labels.clone(),
+        statuses: vec!["start".into(), "died".into()],
+        since: None,
+    };
+    let mut events = soon(podman.events(&filter)).await.unwrap();
+    let id = podman.create_container(&spec).await.unwrap().id;
+    podman.start_container(&id).await.unwrap();
+    for expected in ["start", "died"] {
+        let event = soon(events.next()).await.unwrap().unwrap();
+        assert_eq!((event.id.as_str(), event.status.as_str()), (id.as_str(), expected));
+    }
+    podman.remove_container(&id, true).await.unwrap();
+}
+
+/// Goal: both streams apart, stdin with its end, the exit code. Method: a command that does all three, without and
+/// with a terminal.
+#[tokio::test]
+async fn a_command_gets_stdin_and_its_end_and_gives_both_streams() {
+    let Some(service) = PodmanService::shared() else { return };
+    let podman = service.client();
+    let id = podman
+        .create_container(&service.shell("exec", "sleep 60"))
+        .await
+        .unwrap()
+        .id;
+    podman.start_container(&id).await.unwrap();
+    for tty in [false, true] {
+        let script = "echo error >&2; cat; stty size 2>/dev/null; exit 3";
+        let command = vec!["/bin/sh".to_owned(), "-c".to_owned(), script.to_owned()];
+        let spec = ExecSpec {
+            command,
+            tty,
+            stdin: true,
+            ..ExecSpec::default()
+        };
+        let session = podman.create_exec(&id, &spec).await.unwrap();
+        let size = tty.then_some(TtySize { height: 11, width: 44 });
+        let mut streams = soon(podman.start_exec(&session, size)).await.unwrap();
+        streams
+            .stdin
+            .write_all(if tty { b"in\n\x04" } else { b"in\n" })
+            .await
+            .unwrap();
+        streams.stdin.shutdown().await.unwrap();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        while let Some(chunk) = soon(streams.output.next()).await {
+            match chunk.unwrap() {
+                ExecChunk::Stdout(bytes) => stdout.extend_from_slice(&bytes),
+                ExecChunk::Stderr(bytes) => stderr.extend_from_slice(&bytes),
+            }
+        }
+        let stdout = String::from_utf8(stdout).unwrap();
+        if tty {
+            assert!(
+                stdout.contains("error\r\n") && stdout.ends_with("11 44\r\n"),
+                "{stdout:?}"
+            );
+            assert!(stderr.is_empty());
+        } else {
+            assert_eq!((stdout.as_str(), stderr.as_slice()), ("in\n", b"error\n".as_slice()));
+        }
+        let ended = podman.inspect_exec(&session.id).await.unwrap().unwrap();
+        assert_eq!((ended.running, ended.exit_code), (Some(false), Some(3)));
+        podman
+            .resize_exec(&session.id, TtySize { height: 1, width: 1 })
+            .await
+            .unwrap();
+    }
+    podman.remove_container(&id, true).await.unwrap();
+    assert!(
+        podman
+            .create_exec(&id, &ExecSpec::default())
+            .await
+            .unwrap_err()
+            .is_not_found()
+    );
+}
+
+#[tokio::test]
+async fn images_come_from_archives_and_unreachable_registries_say_so() {
+    let Some(service) = PodmanService::shared() else { return };
+    let podman = service.client();
+    let id = podman
+        .import_image(service.busybox_tar().into(), "localhost/imported:1")
+        .await
+        .unwrap();
+    let image = podman.inspect_image("localhost/imported:1").await.unwrap().unwrap();
+    assert!(id.ends_with(image.id.as_deref().unwrap()), "{id} {image:?}");
+    assert!(podman.inspect_image(BUSYBOX).await.unwrap().is_some());
+    podman.remove_image("localhost/imported:1").await.unwrap();
+    assert_eq!(podman.inspect_image("localhost/imported:1").await.unwrap(), None);
+    podman.remove_image("localhost/imported:1").await.unwrap();
+
+    let pull = PullRequest {
+        reference: "127.0.0.1:9/a:1".into(),
+        tls_verify: Some(false),
+        ..PullRequest::default()
+    };
+    let error = soon(podman.pull_image(&pull, &|_| {})).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            PodmanError::Pull {
+                kind: PullFailure::Registry,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(error.is_recoverable());
+}
