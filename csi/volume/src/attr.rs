@@ -160,3 +160,27 @@ pub struct StatFs {
     /// Inodes that could still be made.
     pub free_inodes: u64,
 }
+
+/// A name in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place<'a> {
+    /// The directory.
+    pub dir: InodeNo,
+    /// The name in it.
+    pub name: &'a [u8],
+}
+
+/// What copy_file_range(2) copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyRange {
+    /// The file to read.
+    pub from: InodeNo,
+    /// Where to read.
+    pub from_offset: u64,
+    /// The file to write.
+    pub to: InodeNo,
+    /// Where to write.
+    pub to_offset: u64,
+    /// How many bytes.
+    pub len_bytes: u64,
+}

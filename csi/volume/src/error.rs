@@ -98,3 +98,11 @@ impl From<TreeError> for FsError {
         FsError::Tree(Arc::new(error))
     }
 }
+
+/// Why a volume could not be opened.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum OpenError {
+    /// Not offered.
+    #[error("not supported: {0}")]
+    NotSupported(&'static str),
+}

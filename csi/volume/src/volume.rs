@@ -1,0 +1,420 @@
+//! A mounted volume: the one thing that `fuse.rs`, the command line and the tests hold.
+//!
+//! Every operation is an async function that finishes without waiting when all it needs is in RAM, so a FUSE thread may
+//! poll it once and answer inline. What an operation means is in `ops/`, one file per family; here are only the names.
+//! Never here: permission checks (the kernel's work) and error numbers (`csi/mount/src/errno.rs`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::attr::{
+    Attr, Caller, CopyRange, Entry, Fallocate, NewNode, Place, RenameMode, SeekKind, SetAttr, StatFs, XattrMode,
+};
+use crate::bucket::BucketRef;
+use crate::clock::Clock;
+use crate::commit::Lost;
+use crate::error::{FsError, OpenError};
+use crate::ids::{DirCookie, Epoch, InodeNo, Lease};
+use crate::limits::{DISK_CACHE_BYTES_MAX, FRAME_CACHE_BYTES_MAX, Limits};
+use crate::volume_id::NodeId;
+
+/// Where content that was read stays, to be read again without the bucket.
+#[derive(Debug, Clone)]
+pub struct CacheConfig {
+    /// Folder for frames on disk, shared by all volumes of a node; `None` keeps them in RAM only.
+    pub dir: Option<PathBuf>,
+    /// Bytes of frames in RAM.
+    pub ram_bytes: u64,
+    /// Bytes of frames on disk.
+    pub disk_bytes: u64,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self {
+            dir: None,
+            ram_bytes: FRAME_CACHE_BYTES_MAX,
+            disk_bytes: DISK_CACHE_BYTES_MAX,
+        }
+    }
+}
+
+/// How to open a volume.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Name of this node: other nodes read it when they find the volume in use.
+    pub node_id: NodeId,
+    /// Open for reading only: nothing is taken over and nothing is ever written.
+    pub read_only: bool,
+    /// The right to write that the controller gave to this node; `None` takes the volume whoever holds it.
+    pub claim: Option<Lease>,
+    /// Where to keep content.
+    pub cache: CacheConfig,
+    /// How much may be in RAM.
+    pub limits: Limits,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// What a volume is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeInfo {
+    /// Identity of the volume: it is in every frame.
+    pub uuid: Uuid,
+    /// The term in which this mount writes.
+    pub epoch: Epoch,
+    /// True if this mount never writes.
+    pub read_only: bool,
+    /// Bytes that its files may take; `None` without a limit.
+    pub capacity_bytes: Option<u64>,
+}
+
+/// A mounted volume. Cheap to clone: all clones are the same mount.
+///
+/// Dropping the last clone stops its background work at once, as a crash would; only `close` leaves it clean.
+#[derive(Debug, Clone)]
+pub struct Volume {
+    _inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner;
+
+impl Volume {
+    /// Opens the volume at the root of `bucket`, and takes it over from whoever wrote it, unless `read_only`.
+    ///
+    /// # Errors
+    /// `OpenError`: what is missing, damaged, or who holds the volume.
+    pub async fn open(bucket: BucketRef, options: OpenOptions) -> Result<Volume, OpenError> {
+        let _ = (bucket, options);
+        Err(OpenError::NotSupported("open"))
+    }
+
+    /// Commits what is dirty, flushes the tree, gives the volume back and ends the background work. All later calls fail.
+    ///
+    /// # Durability
+    /// After `Ok` everything is in the bucket.
+    ///
+    /// # Errors
+    /// `FsError::Lost` if the volume was lost before.
+    pub async fn close(&self) -> Result<(), FsError> {
+        Err(FsError::NotSupported("close"))
+    }
+
+    /// What the volume is.
+    pub fn info(&self) -> VolumeInfo {
+        VolumeInfo {
+            uuid: Uuid::nil(),
+            epoch: Epoch(0),
+            read_only: true,
+            capacity_bytes: None,
+        }
+    }
+
+    /// Bytes that are not durable yet.
+    pub fn dirty_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Why nothing can be written any more, if so.
+    pub fn lost(&self) -> Option<Lost> {
+        None
+    }
+
+    /// Changes how many bytes the files of this mount may take; `None` takes the limit away.
+    pub fn set_capacity_bytes(&self, capacity_bytes: Option<u64>) {
+        let _ = capacity_bytes;
+    }
+
+    /// Finds a name. Counts one reference of the kernel, which `forget` takes back.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `NameTooLong`.
+    pub async fn lookup(&self, parent: InodeNo, name: &[u8]) -> Result<Attr, FsError> {
+        let _ = (parent, name);
+        Err(FsError::NotSupported("lookup"))
+    }
+
+    /// Takes back `count` references that `lookup`, `create`, `make_node`, `mkdir`, `symlink` and `link` have counted.
+    pub fn forget(&self, ino: InodeNo, count: u64) {
+        let _ = (ino, count);
+    }
+
+    /// Attributes of an inode.
+    ///
+    /// # Errors
+    /// `Stale` if it does not exist any more.
+    pub async fn getattr(&self, ino: InodeNo) -> Result<Attr, FsError> {
+        let _ = ino;
+        Err(FsError::NotSupported("getattr"))
+    }
+
+    /// Changes attributes and returns them all. POSIX: chmod(2), chown(2), truncate(2), utimensat(2).
+    ///
+    /// # Errors
+    /// `Stale`; `IsDirectory` or `Invalid` for the length of what is no regular file; `TooBig`; `NoSpace`.
+    pub async fn setattr(&self, ino: InodeNo, change: &SetAttr) -> Result<Attr, FsError> {
+        let _ = (ino, change);
+        Err(FsError::NotSupported("setattr"))
+    }
+
+    /// Clears the suid bit, and the sgid bit of what its group may execute, as a write by somebody else than root does.
+    ///
+    /// # Errors
+    /// `Stale`.
+    pub async fn clear_suid(&self, ino: InodeNo) -> Result<(), FsError> {
+        let _ = ino;
+        Err(FsError::NotSupported("clear_suid"))
+    }
+
+    /// Target of a symlink.
+    ///
+    /// # Errors
+    /// `Invalid` if it is none.
+    pub async fn readlink(&self, ino: InodeNo) -> Result<Bytes, FsError> {
+        let _ = ino;
+        Err(FsError::NotSupported("readlink"))
+    }
+
+    /// Makes a regular file, pipe, socket or device. POSIX: mknod(2). Counts a reference.
+    ///
+    /// # Errors
+    /// `Exists`, `NotFound` or `Stale` (the directory is gone), `NotDirectory`, `NameTooLong`, `Invalid` (a kind that has
+    /// a call of its own).
+    pub async fn make_node(
+        &self,
+        parent: InodeNo,
+        name: &[u8],
+        node: NewNode,
+        caller: Caller,
+    ) -> Result<Attr, FsError> {
+        let _ = (parent, name, node, caller);
+        Err(FsError::NotSupported("make_node"))
+    }
+
+    /// Makes a directory. Counts a reference.
+    ///
+    /// # Errors
+    /// As `make_node`; `TooManyLinks`.
+    pub async fn mkdir(&self, parent: InodeNo, name: &[u8], mode: u16, caller: Caller) -> Result<Attr, FsError> {
+        let _ = (parent, name, mode, caller);
+        Err(FsError::NotSupported("mkdir"))
+    }
+
+    /// Makes a symlink. Counts a reference.
+    ///
+    /// # Errors
+    /// As `make_node`; `NameTooLong` also for the target.
+    pub async fn symlink(&self, parent: InodeNo, name: &[u8], target: &[u8], caller: Caller) -> Result<Attr, FsError> {
+        let _ = (parent, name, target, caller);
+        Err(FsError::NotSupported("symlink"))
+    }
+
+    /// Gives an inode another name. Counts a reference.
+    ///
+    /// # Errors
+    /// As `make_node`; `NotPermitted` for a directory; `TooManyLinks`.
+    pub async fn link(&self, ino: InodeNo, parent: InodeNo, name: &[u8]) -> Result<Attr, FsError> {
+        let _ = (ino, parent, name);
+        Err(FsError::NotSupported("link"))
+    }
+
+    /// Removes a name of what is no directory. Its content stays while it is open.
+    ///
+    /// # Errors
+    /// `NotFound`, `IsDirectory`, `NotDirectory`.
+    pub async fn unlink(&self, parent: InodeNo, name: &[u8]) -> Result<(), FsError> {
+        let _ = (parent, name);
+        Err(FsError::NotSupported("unlink"))
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDirectory`, `NotEmpty`, `Invalid` for "." and `NotEmpty` for "..".
+    pub async fn rmdir(&self, parent: InodeNo, name: &[u8]) -> Result<(), FsError> {
+        let _ = (parent, name);
+        Err(FsError::NotSupported("rmdir"))
+    }
+
+    /// Renames. POSIX: rename(2); Linux: renameat2(2).
+    ///
+    /// # Errors
+    /// `NotFound`, `Exists`, `IsDirectory`, `NotDirectory`, `NotEmpty`, `Invalid` (a directory into itself).
+    pub async fn rename(&self, from: Place<'_>, to: Place<'_>, mode: RenameMode) -> Result<(), FsError> {
+        let _ = (from, to, mode);
+        Err(FsError::NotSupported("rename"))
+    }
+
+    /// Makes a regular file and opens it: counts a reference and an open, which `release` takes back.
+    ///
+    /// # Errors
+    /// As `make_node`.
+    pub async fn create(&self, parent: InodeNo, name: &[u8], mode: u16, caller: Caller) -> Result<Attr, FsError> {
+        let _ = (parent, name, mode, caller);
+        Err(FsError::NotSupported("create"))
+    }
+
+    /// Opens a regular file or directory, and empties a file if `truncate`. `release` takes it back.
+    ///
+    /// # Errors
+    /// `Stale`; those of `setattr` with `truncate`.
+    pub async fn open_file(&self, ino: InodeNo, truncate: bool) -> Result<Attr, FsError> {
+        let _ = (ino, truncate);
+        Err(FsError::NotSupported("open_file"))
+    }
+
+    /// Takes back one `open_file` or `create`. The last one of a file without a name gives its content up.
+    pub fn release(&self, ino: InodeNo) {
+        let _ = ino;
+    }
+
+    /// Reads up to `len_bytes` at `offset`, in order; fewer only at the end of the file, none beyond it.
+    ///
+    /// # Errors
+    /// `Stale`, `IsDirectory`, `Invalid`; `Damaged` or `Bucket` if the content cannot be had.
+    pub async fn read(&self, ino: InodeNo, offset: u64, len_bytes: u32) -> Result<Vec<Bytes>, FsError> {
+        let _ = (ino, offset, len_bytes);
+        Err(FsError::NotSupported("read"))
+    }
+
+    /// Writes all of `data` at `offset`. Waits while too much is dirty.
+    ///
+    /// # Durability
+    /// None, until an `fsync` of whatever inode returns.
+    ///
+    /// # Errors
+    /// `Stale`, `IsDirectory`, `Invalid`, `TooBig`, `NoSpace`, `ReadOnly`, `Lost`.
+    pub async fn write(&self, ino: InodeNo, offset: u64, data: Bytes) -> Result<(), FsError> {
+        let _ = (ino, offset, data);
+        Err(FsError::NotSupported("write"))
+    }
+
+    /// What close(2) of a descriptor waits for: nothing. It only tells of data that was lost.
+    ///
+    /// # Errors
+    /// `Lost`.
+    pub async fn flush(&self, ino: InodeNo) -> Result<(), FsError> {
+        let _ = ino;
+        Err(FsError::NotSupported("flush"))
+    }
+
+    /// Waits until everything done before the call is durable (`ops/sync.rs` says what that means). For files and
+    /// directories alike.
+    ///
+    /// # Durability
+    /// That is what it is for.
+    ///
+    /// # Errors
+    /// `Lost`: what was not durable before never will be.
+    pub async fn fsync(&self, ino: InodeNo) -> Result<(), FsError> {
+        let _ = ino;
+        Err(FsError::NotSupported("fsync"))
+    }
+
+    /// As `fsync`, for syncfs(2).
+    ///
+    /// # Errors
+    /// `Lost`.
+    pub async fn sync_all(&self) -> Result<(), FsError> {
+        Err(FsError::NotSupported("sync_all"))
+    }
+
+    /// Lists at most `entries_max` entries that come after `after` (0 from the start), with "." and ".." first. Empty at
+    /// the end. Entries that exist throughout are told exactly once. Counts no references.
+    ///
+    /// # Errors
+    /// `NotDirectory`, `Stale`.
+    pub async fn readdir(
+        &self,
+        dir: InodeNo,
+        after: DirCookie,
+        entries_max: usize,
+        with_attrs: bool,
+    ) -> Result<Vec<Entry>, FsError> {
+        let _ = (dir, after, entries_max, with_attrs);
+        Err(FsError::NotSupported("readdir"))
+    }
+
+    /// Counts one reference of the kernel: for each entry that a readdirplus reply carried.
+    pub fn remember(&self, ino: InodeNo) {
+        let _ = ino;
+    }
+
+    /// Value of an extended attribute.
+    ///
+    /// # Errors
+    /// `NoAttribute`, `Stale`.
+    pub async fn getxattr(&self, ino: InodeNo, name: &[u8]) -> Result<Bytes, FsError> {
+        let _ = (ino, name);
+        Err(FsError::NotSupported("getxattr"))
+    }
+
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// `Exists`, `NoAttribute` (as `mode` asks), `NameTooLong`, `AttributeTooLarge`, `NoSpace`.
+    pub async fn setxattr(&self, ino: InodeNo, name: &[u8], value: Bytes, mode: XattrMode) -> Result<(), FsError> {
+        let _ = (ino, name, value, mode);
+        Err(FsError::NotSupported("setxattr"))
+    }
+
+    /// Names of all extended attributes, in order.
+    ///
+    /// # Errors
+    /// `Stale`.
+    pub async fn listxattr(&self, ino: InodeNo) -> Result<Vec<Bytes>, FsError> {
+        let _ = ino;
+        Err(FsError::NotSupported("listxattr"))
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// `NoAttribute`.
+    pub async fn removexattr(&self, ino: InodeNo, name: &[u8]) -> Result<(), FsError> {
+        let _ = (ino, name);
+        Err(FsError::NotSupported("removexattr"))
+    }
+
+    /// Space and inodes.
+    pub fn statfs(&self) -> StatFs {
+        StatFs {
+            total_bytes: 0,
+            free_bytes: 0,
+            inodes: 0,
+            free_inodes: 0,
+        }
+    }
+
+    /// Extends a file, or frees or zeroes a range. Linux: fallocate(2).
+    ///
+    /// # Errors
+    /// `Invalid`, `TooBig`, `NoSpace`, `Stale`.
+    pub async fn fallocate(&self, ino: InodeNo, what: Fallocate, offset: u64, len_bytes: u64) -> Result<(), FsError> {
+        let _ = (ino, what, offset, len_bytes);
+        Err(FsError::NotSupported("fallocate"))
+    }
+
+    /// Next offset at or after `offset` with data, or with a hole. The end of the file counts as a hole.
+    ///
+    /// # Errors
+    /// `NoSuchOffset` beyond the end, or where no data follows.
+    pub async fn seek(&self, ino: InodeNo, offset: u64, kind: SeekKind) -> Result<u64, FsError> {
+        let _ = (ino, offset, kind);
+        Err(FsError::NotSupported("seek"))
+    }
+
+    /// Copies a range of one file into another, or within one, and returns how many bytes it copied: fewer than asked for
+    /// only at the end of the source, or where it copies in steps.
+    ///
+    /// # Errors
+    /// `Invalid` where the ranges overlap in one file; those of `read` and `write`.
+    pub async fn copy_file_range(&self, range: CopyRange) -> Result<u64, FsError> {
+        let _ = range;
+        Err(FsError::NotSupported("copy_file_range"))
+    }
+}
