@@ -10,11 +10,19 @@
 //! single requests (the `Bucket` does those; here only a whole commit is tried again until it stands or is fenced).
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
+use uuid::Uuid;
 
-use crate::ids::{Generation, InodeNo};
+use crate::bucket::BucketRef;
+use crate::ids::{Epoch, Generation, InodeNo, JournalSeq};
 use crate::row::{Counters, ExtentRow, Key, Row};
+use crate::tree::Tree;
+
+mod handle;
+
+pub use handle::CommitHandle;
 
 /// A contiguous piece of a file that became dirty, at most `RUN_BYTES_MAX` long: it becomes one extent run.
 #[derive(Debug, Clone)]
@@ -113,4 +121,85 @@ pub trait DirtyState: Send + Sync + 'static {
 
     /// No commit after the last durable one will ever be acknowledged: refuse writes, fail syncs for ever.
     fn lost(&self, why: &Lost);
+}
+
+/// How much a commit gathers, and when it leaves.
+#[derive(Debug, Clone)]
+pub struct CommitLimits {
+    /// Commits under way at the same time. Above it changes gather in RAM.
+    pub in_flight_max: usize,
+    /// Longest time that a change stays in RAM only, when nobody waits for it.
+    pub cut_after: Duration,
+    /// Bytes not cut at which a commit leaves although nobody waits, if nothing is under way.
+    pub cut_bytes: u64,
+    /// The same while others are under way: larger, so that a long write costs few objects.
+    pub cut_bytes_busy: u64,
+    /// Bytes of rows given to the tree after which it is flushed.
+    pub tree_flush_bytes: u64,
+    /// Commits after which the tree is flushed: bounds the replay of the next open.
+    pub tree_flush_commits: u64,
+    /// Longest time that the tree stays behind the journal while there are commits.
+    pub tree_flush_after: Duration,
+}
+
+impl Default for CommitLimits {
+    fn default() -> Self {
+        Self {
+            in_flight_max: IN_FLIGHT_MAX,
+            cut_after: Duration::from_secs(1),
+            cut_bytes: INLINE_DATA_BYTES_MAX,
+            cut_bytes_busy: 4 * INLINE_DATA_BYTES_MAX,
+            tree_flush_bytes: 32 * 1024 * 1024,
+            tree_flush_commits: 1_000,
+            tree_flush_after: Duration::from_secs(60),
+        }
+    }
+}
+
+/// 8 commits: the pace is then a PUT's latency divided by 8, and a crash leaves at most 8 unfinished ones to judge.
+pub const IN_FLIGHT_MAX: usize = 8;
+
+/// 8 MiB: content of a commit that travels inside the journal object. One with more goes out as segments, in parallel.
+pub const INLINE_DATA_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// What a commit loop works on. `bucket` is rooted at the volume's data prefix.
+#[derive(Debug, Clone)]
+pub struct CommitContext {
+    /// Where the journal, segments and tree are.
+    pub bucket: BucketRef,
+    /// Takes the rows of durable commits.
+    pub tree: Arc<dyn Tree>,
+    /// Identity of the volume, in every object and frame.
+    pub volume: Uuid,
+    /// Fresh for each mount: tells our own journal objects from anybody's.
+    pub writer: Uuid,
+    /// Our reign; everything before it is sealed.
+    pub epoch: Epoch,
+    /// The journal position of the first commit.
+    pub next_seq: JournalSeq,
+    /// How much and when.
+    pub limits: CommitLimits,
+}
+
+/// What a commit loop has sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CommitStats {
+    /// Commits that are durable.
+    pub commits: u64,
+    /// Journal objects put.
+    pub journal_objects: u64,
+    /// Segments put.
+    pub segments: u64,
+    /// Bytes of both.
+    pub stored_bytes: u64,
+    /// Puts that were tried again.
+    pub retries: u64,
+    /// Flushes of the tree.
+    pub tree_flushes: u64,
+}
+
+/// Starts committing what `state` gathers. Must be called within a tokio runtime.
+pub fn start(context: CommitContext, state: Arc<dyn DirtyState>) -> CommitHandle {
+    let _ = (context, state);
+    unimplemented!("the loop lands next")
 }

@@ -11,6 +11,7 @@ pub mod error;
 pub mod head;
 pub mod ids;
 pub mod limits;
+pub mod open;
 pub mod probe;
 pub mod row;
 pub mod tree;
