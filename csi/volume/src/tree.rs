@@ -13,6 +13,8 @@ use crate::row::{Applied, Key, ObjectStats, Row};
 #[cfg(test)]
 pub(crate) mod contract;
 pub mod memory;
+mod object_store;
+pub mod slate;
 
 /// What the operations and the commit need of a tree.
 #[async_trait]
@@ -40,7 +42,7 @@ pub trait Tree: Debug + Send + Sync + 'static {
 }
 
 /// Why the tree could not answer.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
     /// Another writer has opened the tree: this one may never write again.
     #[error("another writer has taken the volume's tree")]
@@ -57,6 +59,12 @@ pub enum TreeError {
         /// Key or object.
         place: String,
         /// What is wrong.
+        detail: String,
+    },
+    /// The tree's own layer broke down; opening the volume again may help.
+    #[error("the tree failed: {detail}")]
+    Failed {
+        /// What the tree's own layer said.
         detail: String,
     },
     /// Opened read-only.

@@ -1,0 +1,492 @@
+//! The tree on SlateDB, with its own log off: our journal is the log (see `commit.rs`).
+//!
+//! Invariants: one `apply` is one batch, so a crash leaves a prefix of the commits; the batch carries the `Applied` row
+//! that says which. A writer claims exactly the epoch after the one that it saw *before* it confirmed its reign in the
+//! head, so a superseded writer can never fence its successor's tree.
+//! Callers: `open.rs`. Absent: retries of requests, which SlateDB makes without end: an outage makes calls wait.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use slatedb::admin::AdminBuilder;
+use slatedb::config::{
+    CompactionWorkerOptions, CompactorOptions, DbReaderOptions, FlushOptions, FlushType,
+    GarbageCollectorDirectoryOptions, GarbageCollectorOptions, ScanOptions, Settings, SstBlockSize,
+};
+use slatedb::db_cache::foyer::{FoyerCache, FoyerCacheOptions};
+use slatedb::db_cache::{DbCache, SplitCache};
+use slatedb::{
+    CloseReason, Db, DbIterator, DbReader, DbReaderMode, ErrorKind, MergeOperator, MergeOperatorError, WriteBatch,
+};
+
+use super::object_store::BucketStore;
+use super::{Tree, TreeError, merged_stats};
+use crate::bucket::BucketRef;
+use crate::ids::{Epoch, JournalSeq};
+use crate::row::codec::{decode_key, decode_pair, decode_row, encode_key, encode_row};
+use crate::row::{Applied, Key, Row};
+
+/// Folder of the tree below the volume's data prefix.
+const FOLDER: &str = "m";
+
+/// 32 MiB: rows gathered in RAM before they become an SST; also the largest SST, which is held in RAM while it is put.
+const SST_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// 96 MiB: rows in RAM not yet in an SST. Above it `apply` waits, then commits, then writers.
+const UNFLUSHED_BYTES_MAX: usize = 3 * SST_BYTES_MAX;
+
+/// 64 SSTs that no compaction has taken yet: with a compactor that looks every four minutes, 2 GiB of rows before
+/// `apply` waits for it.
+const L0_SSTS_MAX: usize = 64;
+
+/// 4 minutes: an idle volume asks the store about once a minute, all pollers together.
+const COMPACTOR_POLL: Duration = Duration::from_secs(240);
+
+/// 10 minutes: a writer learns by it what the compactor did; being fenced it learns from its journal, much sooner.
+const MANIFEST_POLL: Duration = Duration::from_secs(600);
+
+/// 30 minutes between lists of what might be deleted.
+const COLLECT_EVERY: Duration = Duration::from_secs(1_800);
+
+/// 2 hours: what compaction has replaced stays that long for readers that opened before.
+const COLLECT_AGE: Duration = Duration::from_secs(7_200);
+
+/// Longer than any mount lives: a reader stays at the state that it opened.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// 64 KiB to 1 MiB read ahead in scans: without it, a cold scan is one request for each block.
+const READ_AHEAD_BYTES: (usize, usize) = (64 * 1024, 1024 * 1024);
+
+/// About what a row takes, to turn rows asked for into bytes to read ahead.
+const ROW_BYTES_TYPICAL: usize = 256;
+
+const _: () = assert!(UNFLUSHED_BYTES_MAX > SST_BYTES_MAX);
+
+/// A tree opened for writing.
+pub struct SlateTree {
+    db: Db,
+    state: Mutex<State>,
+}
+
+/// Held for a moment, never across an await.
+#[derive(Debug)]
+struct State {
+    applied: Applied,
+    closed: bool,
+}
+
+/// A tree opened for reading, as it was at that moment.
+pub struct SlateReader {
+    db: DbReader,
+    applied: Applied,
+}
+
+impl std::fmt::Debug for SlateTree {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SlateTree")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for SlateReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SlateReader")
+            .field("applied", &self.applied)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a tree is before its first commit.
+const NOTHING: Applied = Applied {
+    epoch: Epoch(0),
+    seq: JournalSeq(0),
+};
+
+/// The writer epoch that the tree shows now: what `SlateTree::open` is to be given after the head was confirmed.
+///
+/// # Errors
+/// `TreeError` if the manifest cannot be read.
+pub async fn seen_writer(bucket: BucketRef) -> Result<u64, TreeError> {
+    let admin = AdminBuilder::new(FOLDER, Arc::new(BucketStore::new(bucket))).build();
+    let manifest = admin.read_manifest(None).await.map_err(outward)?;
+    Ok(manifest.map_or(0, |manifest| manifest.writer_epoch()))
+}
+
+impl SlateTree {
+    /// Opens the tree below `bucket`, or makes it, as the only writer after `seen_writer`.
+    ///
+    /// # Errors
+    /// `Fenced` if another writer opened it since; other `TreeError`s.
+    pub async fn open(bucket: BucketRef, seen_writer: u64, cache_bytes: u64) -> Result<Self, TreeError> {
+        let db = Db::builder(FOLDER, Arc::new(BucketStore::new(bucket)))
+            .with_expected_epoch(seen_writer)
+            .with_settings(settings())
+            .with_sst_block_size(SstBlockSize::Block16Kib)
+            .with_db_cache(cache(cache_bytes), 0)
+            .with_merge_operator(Arc::new(SumStats))
+            .build()
+            .await
+            .map_err(outward)?;
+        let key = encode_key(&Key::Applied);
+        let row = db.get(&key).await.map_err(outward)?;
+        let state = State {
+            applied: applied_of(row)?,
+            closed: false,
+        };
+        Ok(Self {
+            db,
+            state: Mutex::new(state),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics while it holds the state")
+    }
+
+    fn check_open(&self) -> Result<(), TreeError> {
+        match self.state().closed {
+            true => Err(TreeError::Closed),
+            false => Ok(()),
+        }
+    }
+}
+
+impl SlateReader {
+    /// Opens the tree below `bucket` for reading; `None` if there is none yet. Writes nothing.
+    ///
+    /// # Errors
+    /// `TreeError`.
+    pub async fn open(bucket: BucketRef, cache_bytes: u64) -> Result<Option<Self>, TreeError> {
+        let store = Arc::new(BucketStore::new(bucket));
+        let admin = AdminBuilder::new(FOLDER, store.clone()).build();
+        if admin.read_manifest(None).await.map_err(outward)?.is_none() {
+            return Ok(None);
+        }
+        let options = DbReaderOptions {
+            manifest_poll_interval: NEVER,
+            skip_wal_replay: true,
+            ..DbReaderOptions::default()
+        };
+        let db = DbReader::builder(FOLDER, store)
+            .with_reader_mode(DbReaderMode::FollowLatest)
+            .with_options(options)
+            .with_db_cache(cache(cache_bytes), 0)
+            .with_merge_operator(Arc::new(SumStats))
+            .build()
+            .await
+            .map_err(outward)?;
+        let row = db.get(&encode_key(&Key::Applied)).await.map_err(outward)?;
+        let applied = applied_of(row)?;
+        Ok(Some(Self { db, applied }))
+    }
+}
+
+fn applied_of(row: Option<Bytes>) -> Result<Applied, TreeError> {
+    match row.as_deref().map(decode_row) {
+        None => Ok(NOTHING),
+        Some(Ok(Row::Applied(applied))) => Ok(applied),
+        Some(other) => Err(TreeError::Corrupt {
+            place: "the applied row".to_owned(),
+            detail: format!("{other:?}"),
+        }),
+    }
+}
+
+fn settings() -> Settings {
+    let worker = CompactionWorkerOptions {
+        max_concurrent_compactions: 1,
+        compactions_poll_interval: COMPACTOR_POLL,
+        max_sst_size: SST_BYTES_MAX,
+        max_fetch_tasks: 2,
+        max_subcompactions: 1,
+        ..CompactionWorkerOptions::default()
+    };
+    let compactor = CompactorOptions {
+        poll_interval: COMPACTOR_POLL,
+        max_concurrent_compactions: 1,
+        worker: Some(worker),
+        ..CompactorOptions::default()
+    };
+    let collect = Some(GarbageCollectorDirectoryOptions {
+        interval: Some(COLLECT_EVERY),
+        min_age: COLLECT_AGE,
+        dry_run: false,
+    });
+    let collector = GarbageCollectorOptions {
+        manifest_options: collect,
+        compacted_options: collect,
+        compactions_options: collect,
+        wal_options: None,
+        wal_fence_options: None,
+        detach_options: None,
+        ..GarbageCollectorOptions::default()
+    };
+    Settings {
+        flush_interval: None,
+        wal_enabled: false,
+        manifest_poll_interval: MANIFEST_POLL,
+        l0_sst_size_bytes: SST_BYTES_MAX,
+        l0_max_ssts: L0_SSTS_MAX,
+        l0_max_ssts_per_key: L0_SSTS_MAX,
+        l0_flush_parallelism: 2,
+        max_unflushed_bytes: UNFLUSHED_BYTES_MAX,
+        compactor_options: Some(compactor),
+        garbage_collector_options: Some(collector),
+        ..Settings::default()
+    }
+}
+
+/// A quarter for indexes and filters, without which each block costs two reads more.
+fn cache(bytes: u64) -> Arc<dyn DbCache> {
+    let part = |max_capacity| -> Option<Arc<dyn DbCache>> {
+        Some(Arc::new(FoyerCache::new_with_opts(FoyerCacheOptions {
+            max_capacity,
+            shards: 2,
+        })))
+    };
+    let split = SplitCache::new()
+        .with_block_cache(part(bytes - bytes / 4))
+        .with_meta_cache(part(bytes / 4));
+    Arc::new(split.build())
+}
+
+/// Adds differences of `ObjectStats`.
+struct SumStats;
+
+impl MergeOperator for SumStats {
+    fn merge(&self, key: &Bytes, existing: Option<Bytes>, value: Bytes) -> Result<Bytes, MergeOperatorError> {
+        let row = |bytes: &Bytes| {
+            decode_row(bytes).map_err(|error| MergeOperatorError::Callback {
+                message: format!("the row under {key:02x?} does not decode: {error}"),
+            })
+        };
+        let existing = existing.as_ref().map(row).transpose()?;
+        match row(&value)? {
+            Row::ObjectStats(delta) => Ok(encode_row(&Row::ObjectStats(merged_stats(existing, delta))).into()),
+            other => Err(MergeOperatorError::Callback {
+                message: format!("the row under {key:02x?} cannot be added: {other:?}"),
+            }),
+        }
+    }
+}
+
+fn batch_of(applied: Applied, changes: Vec<(Key, Option<Row>)>) -> WriteBatch {
+    let mut batch = WriteBatch::new();
+    for (key, row) in changes {
+        let key = Bytes::from(encode_key(&key));
+        match row {
+            Some(row @ Row::ObjectStats(_)) => batch.merge(key, encode_row(&row)),
+            Some(row) => batch.put_bytes(key, encode_row(&row).into()),
+            None => batch.delete(key),
+        }
+    }
+    let row = encode_row(&Row::Applied(applied));
+    batch.put_bytes(encode_key(&Key::Applied).into(), row.into());
+    batch
+}
+
+/// SlateDB's error in our words.
+fn outward(error: slatedb::Error) -> TreeError {
+    let detail = error.to_string();
+    match error.kind() {
+        ErrorKind::Closed(CloseReason::Fenced) => TreeError::Fenced,
+        ErrorKind::Closed(CloseReason::Clean) => TreeError::Closed,
+        ErrorKind::Unavailable => TreeError::Unavailable { detail },
+        ErrorKind::Data => TreeError::Corrupt {
+            place: "the tree's files".to_owned(),
+            detail,
+        },
+        // The rest cannot come from outside: our settings and calls are fixed. `ErrorKind` may grow.
+        _ => TreeError::Failed { detail },
+    }
+}
+
+async fn rows_of(mut rows: DbIterator, rows_max: usize) -> Result<Vec<(Key, Row)>, TreeError> {
+    let mut found = Vec::new();
+    while found.len() < rows_max {
+        let Some(row) = rows.next().await.map_err(outward)? else {
+            break;
+        };
+        found.push(decoded(&row.key, &row.value)?);
+    }
+    Ok(found)
+}
+
+fn decoded(key: &[u8], row: &[u8]) -> Result<(Key, Row), TreeError> {
+    decode_pair(key, row).map_err(|error| TreeError::Corrupt {
+        place: match decode_key(key) {
+            Ok(key) => format!("{key:?}"),
+            Err(_) => format!("{key:02x?}"),
+        },
+        detail: error.to_string(),
+    })
+}
+
+fn scan_options(rows_max: usize) -> ScanOptions {
+    let (least, most) = READ_AHEAD_BYTES;
+    ScanOptions::default()
+        .with_read_ahead_bytes(rows_max.saturating_mul(ROW_BYTES_TYPICAL).clamp(least, most))
+        .with_max_fetch_tasks(2)
+        .with_cache_blocks(true)
+}
+
+#[async_trait]
+impl Tree for SlateTree {
+    async fn get(&self, key: &Key) -> Result<Option<Row>, TreeError> {
+        self.check_open()?;
+        let key = encode_key(key);
+        let row = self.db.get(&key).await.map_err(outward)?;
+        row.map(|row| decoded(&key, &row).map(|(_, row)| row)).transpose()
+    }
+
+    async fn scan(&self, from: &Key, until: &Key, rows_max: usize) -> Result<Vec<(Key, Row)>, TreeError> {
+        self.check_open()?;
+        let range = encode_key(from)..encode_key(until);
+        if range.is_empty() || rows_max == 0 {
+            return Ok(Vec::new());
+        }
+        let rows = self.db.scan_with_options(range, &scan_options(rows_max)).await;
+        rows_of(rows.map_err(outward)?, rows_max).await
+    }
+
+    async fn apply(&self, applied: Applied, changes: Vec<(Key, Option<Row>)>) -> Result<(), TreeError> {
+        self.check_open()?;
+        self.db.write(batch_of(applied, changes)).await.map_err(outward)?;
+        self.state().applied = applied;
+        Ok(())
+    }
+
+    async fn flush(&self) -> Result<Applied, TreeError> {
+        self.check_open()?;
+        // Before the flush: what is applied while it runs may or may not be in it.
+        let applied = self.applied();
+        let options = FlushOptions {
+            flush_type: FlushType::MemTable,
+        };
+        self.db.flush_with_options(options).await.map_err(outward)?;
+        Ok(applied)
+    }
+
+    fn applied(&self) -> Applied {
+        self.state().applied
+    }
+
+    async fn close(&self) -> Result<(), TreeError> {
+        let was_closed = std::mem::replace(&mut self.state().closed, true);
+        match was_closed {
+            true => Ok(()),
+            false => self.db.close().await.map_err(outward),
+        }
+    }
+}
+
+#[async_trait]
+impl Tree for SlateReader {
+    async fn get(&self, key: &Key) -> Result<Option<Row>, TreeError> {
+        let key = encode_key(key);
+        let row = self.db.get(&key).await.map_err(outward)?;
+        row.map(|row| decoded(&key, &row).map(|(_, row)| row)).transpose()
+    }
+
+    async fn scan(&self, from: &Key, until: &Key, rows_max: usize) -> Result<Vec<(Key, Row)>, TreeError> {
+        let range = encode_key(from)..encode_key(until);
+        if range.is_empty() || rows_max == 0 {
+            return Ok(Vec::new());
+        }
+        let rows = self.db.scan_with_options(range, &scan_options(rows_max)).await;
+        rows_of(rows.map_err(outward)?, rows_max).await
+    }
+
+    async fn apply(&self, _: Applied, _: Vec<(Key, Option<Row>)>) -> Result<(), TreeError> {
+        Err(TreeError::ReadOnly)
+    }
+
+    async fn flush(&self) -> Result<Applied, TreeError> {
+        Err(TreeError::ReadOnly)
+    }
+
+    fn applied(&self) -> Applied {
+        self.applied
+    }
+
+    async fn close(&self) -> Result<(), TreeError> {
+        self.db.close().await.map_err(outward)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contract;
+    use super::*;
+    use crate::bucket::memory::MemoryBucket;
+
+    async fn open(bucket: &BucketRef) -> SlateTree {
+        let seen = seen_writer(bucket.clone()).await.unwrap();
+        SlateTree::open(bucket.clone(), seen, 1 << 20).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_tree_on_slatedb_keeps_the_contract() {
+        let bucket: BucketRef = Arc::new(MemoryBucket::new());
+        contract::check(&open(&bucket).await).await;
+    }
+
+    #[tokio::test]
+    async fn what_was_flushed_is_found_again_and_what_was_not_is_gone() {
+        let bucket: BucketRef = Arc::new(MemoryBucket::new());
+        let tree = open(&bucket).await;
+        contract::fill(&tree).await;
+        tree.flush().await.unwrap();
+        let lost = vec![(Key::Counters, None)];
+        let later = Applied {
+            epoch: Epoch(1),
+            seq: JournalSeq(3),
+        };
+        tree.apply(later, lost).await.unwrap();
+        drop(tree);
+
+        let reader = SlateReader::open(bucket.clone(), 1 << 20).await.unwrap().unwrap();
+        contract::check_filled(&reader).await;
+        assert!(matches!(reader.flush().await, Err(TreeError::ReadOnly)));
+        contract::check_filled(&open(&bucket).await).await;
+        contract::check_filled(&reader).await;
+    }
+
+    #[tokio::test]
+    async fn a_reader_writes_nothing_and_finds_no_tree_where_none_is() {
+        let memory = Arc::new(MemoryBucket::new());
+        let bucket: BucketRef = memory.clone();
+        assert!(SlateReader::open(bucket.clone(), 1 << 20).await.unwrap().is_none());
+        assert_eq!(memory.keys(), Vec::<String>::new());
+        let tree = open(&bucket).await;
+        contract::fill(&tree).await;
+        tree.close().await.unwrap();
+        let before = memory.keys();
+        let reader = SlateReader::open(bucket.clone(), 1 << 20).await.unwrap().unwrap();
+        contract::check_filled(&reader).await;
+        reader.close().await.unwrap();
+        assert_eq!(memory.keys(), before);
+    }
+
+    #[tokio::test]
+    async fn a_second_writer_fences_the_first_and_a_stale_one_cannot_open() {
+        let bucket: BucketRef = Arc::new(MemoryBucket::new());
+        let first = open(&bucket).await;
+        contract::fill(&first).await;
+        let stale = seen_writer(bucket.clone()).await.unwrap();
+        let second = open(&bucket).await;
+        assert_eq!(first.flush().await, Err(TreeError::Fenced));
+        assert_eq!(second.applied(), NOTHING, "what the first had not flushed is gone");
+        let third = SlateTree::open(bucket.clone(), stale, 1 << 20).await;
+        assert_eq!(
+            third.map(|_| ()),
+            Err(TreeError::Fenced),
+            "it saw the tree before the second took it"
+        );
+        contract::fill(&second).await;
+        second.flush().await.unwrap();
+    }
+}
