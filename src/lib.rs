@@ -1,1 +1,3 @@
 //! The parts of the pannier command.
+
+pub mod try_job;
