@@ -36,7 +36,9 @@ pub enum HostError {
         program: &'static str,
     },
     /// The Podman socket that was named does not answer.
-    #[error("no Podman service answers at {socket}: {source}; start it with `podman system service -t 0 unix://{socket}`")]
+    #[error(
+        "no Podman service answers at {socket}: {source}; start it with `podman system service -t 0 unix://{socket}`"
+    )]
     NoService {
         /// The socket.
         socket: PathBuf,
@@ -84,7 +86,11 @@ impl HostSetup {
     /// # Errors
     /// Each says what is missing and how to get it.
     pub async fn prepare(state_dir: &Path, socket: Option<&Path>) -> Result<Self, HostError> {
-        let mut setup = Self { socket: PathBuf::new(), service: None, shared: None };
+        let mut setup = Self {
+            socket: PathBuf::new(),
+            service: None,
+            shared: None,
+        };
         let result = setup.bring_up(state_dir, socket).await;
         match result {
             Ok(()) => Ok(setup),
@@ -102,7 +108,14 @@ impl HostSetup {
 
     /// The command line that speaks to this service: program and first arguments.
     pub fn podman_command(&self) -> Vec<String> {
-        ["podman", "--remote", "--url", &format!("unix://{}", self.socket.display())].map(str::to_owned).to_vec()
+        [
+            "podman",
+            "--remote",
+            "--url",
+            &format!("unix://{}", self.socket.display()),
+        ]
+        .map(str::to_owned)
+        .to_vec()
     }
 
     /// Removes the service's containers, ends it and all that belongs to it, and unmounts.
@@ -110,8 +123,14 @@ impl HostSetup {
         if let Some(mut service) = self.service.take() {
             let podman = self.podman_command();
             let mut remove = Command::new(&podman[0]);
-            remove.args(&podman[1..]).args(["rm", "--all", "--force", "--time", "0"]);
-            remove.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+            remove
+                .args(&podman[1..])
+                .args(["rm", "--all", "--force", "--time", "0"]);
+            remove
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .kill_on_drop(true);
             drop(tokio::time::timeout(STOP_MAX, remove.status()).await);
             drop(service.child.kill().await);
             end_all_of(&service.dir).await;
@@ -128,13 +147,18 @@ impl HostSetup {
             self.shared = Some(state_dir.to_owned());
         }
         if let Some(socket) = socket {
-            std::os::unix::net::UnixStream::connect(socket)
-                .map_err(|source| HostError::NoService { socket: socket.to_owned(), source })?;
+            std::os::unix::net::UnixStream::connect(socket).map_err(|source| HostError::NoService {
+                socket: socket.to_owned(),
+                source,
+            })?;
             socket.clone_into(&mut self.socket);
             return Ok(());
         }
         for program in ["podman", "conmon", "crun"] {
-            if !["/usr/bin", "/usr/local/bin", "/bin"].iter().any(|dir| Path::new(dir).join(program).exists()) {
+            if !["/usr/bin", "/usr/local/bin", "/bin"]
+                .iter()
+                .any(|dir| Path::new(dir).join(program).exists())
+            {
                 return Err(HostError::NotInstalled { program });
             }
         }
@@ -142,13 +166,21 @@ impl HostSetup {
         self.socket = dir.join("podman.sock");
         configure(&dir)?;
         let child = launch(&dir, &self.socket)?;
-        self.service = Some(Service { child, dir: dir.clone() });
+        self.service = Some(Service {
+            child,
+            dir: dir.clone(),
+        });
         let deadline = tokio::time::Instant::now() + START_MAX;
         while tokio::net::UnixStream::connect(&self.socket).await.is_err() {
-            let ended = self.service.as_mut().is_some_and(|service| !matches!(service.child.try_wait(), Ok(None)));
+            let ended = self
+                .service
+                .as_mut()
+                .is_some_and(|service| !matches!(service.child.try_wait(), Ok(None)));
             if ended || tokio::time::Instant::now() > deadline {
                 let log = std::fs::read_to_string(dir.join("service.log")).unwrap_or_default();
-                return Err(HostError::Service { log: log.trim().to_owned() });
+                return Err(HostError::Service {
+                    log: log.trim().to_owned(),
+                });
             }
             tokio::time::sleep(POLL).await;
         }
@@ -164,10 +196,15 @@ fn is_shared(dir: &Path) -> Result<bool, HostError> {
     let mut best = (0, false);
     for line in text.lines() {
         let fields: Vec<&str> = line.split(' ').collect();
-        let (Some(point), Some(options)) = (fields.get(4), fields.get(6..)) else { continue };
+        let (Some(point), Some(options)) = (fields.get(4), fields.get(6..)) else {
+            continue;
+        };
         // Later lines lie on top of earlier ones, so an equally long match replaces.
         if real.starts_with(point) && point.len() >= best.0 {
-            let shared = options.iter().take_while(|field| **field != "-").any(|field| field.starts_with("shared:"));
+            let shared = options
+                .iter()
+                .take_while(|field| **field != "-")
+                .any(|field| field.starts_with("shared:"));
             best = (point.len(), shared);
         }
     }
@@ -185,9 +222,8 @@ fn share(dir: &Path) -> Result<(), HostError> {
 fn configure(dir: &Path) -> Result<(), HostError> {
     let networks = dir.join("networks");
     std::fs::create_dir_all(&networks).map_err(|source| system("make", &networks, source))?;
-    let write = |path: PathBuf, text: String| {
-        std::fs::write(&path, text).map_err(|source| system("write", &path, source))
-    };
+    let write =
+        |path: PathBuf, text: String| std::fs::write(&path, text).map_err(|source| system("write", &path, source));
     let containers_conf = "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nlock_type = \"file\"\n\
          [containers]\nlog_driver = \"k8s-file\"\n";
     write(dir.join("containers.conf"), containers_conf.to_owned())?;
@@ -213,9 +249,12 @@ fn launch(dir: &Path, socket: &Path) -> Result<Child, HostError> {
     let log = std::fs::File::create(&log_path).map_err(|source| system("make", &log_path, source))?;
     let log_too = log.try_clone().map_err(|source| system("share", &log_path, source))?;
     let mut command = std::process::Command::new("podman");
-    for (option, place) in
-        [("--root", "root"), ("--runroot", "runroot"), ("--tmpdir", "tmp"), ("--network-config-dir", "networks")]
-    {
+    for (option, place) in [
+        ("--root", "root"),
+        ("--runroot", "runroot"),
+        ("--tmpdir", "tmp"),
+        ("--network-config-dir", "networks"),
+    ] {
         command.arg(option).arg(dir.join(place));
     }
     command
@@ -233,13 +272,22 @@ fn launch(dir: &Path, socket: &Path) -> Result<Child, HostError> {
         command.pre_exec(move || own_mounts(hybrid));
     }
     let mut command = Command::from(command);
-    command.kill_on_drop(true).spawn().map_err(|source| system("run", Path::new("podman"), source))
+    command
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| system("run", Path::new("podman"), source))
 }
 
 /// A mount namespace that sees what is mounted in ours later, and in which crun finds cgroups as it wants them.
 fn own_mounts(hybrid: bool) -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&str>)?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_SLAVE,
+        None::<&str>,
+    )?;
     if hybrid {
         umount2("/sys/fs/cgroup/unified", MntFlags::MNT_DETACH)?;
     }
@@ -276,5 +324,9 @@ fn processes_naming(needle: &str) -> Vec<Pid> {
 }
 
 fn system(what: &'static str, path: &Path, source: io::Error) -> HostError {
-    HostError::System { what, path: path.to_owned(), source }
+    HostError::System {
+        what,
+        path: path.to_owned(),
+        source,
+    }
 }
