@@ -1,0 +1,5 @@
+package main
+
+var podmanChecks = []check{}
+
+func (a *agent) configure(w *world) {}

@@ -1,0 +1,55 @@
+//! The programs under test, built from the sources as they are now. A test of another package's binary is not rebuilt with it
+//! by cargo, and a test that passes on a stale binary is worse than one that fails.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+/// A program of this workspace.
+#[derive(Clone, Copy, Debug)]
+pub enum Program {
+    /// A binary, by its name.
+    Binary(&'static str),
+    /// An example, by its name.
+    Example(&'static str),
+}
+
+/// Builds a program if its sources changed, and returns where it is.
+///
+/// # Panics
+/// If it does not build; cargo has said why on standard error.
+#[must_use]
+pub fn built(program: Program) -> PathBuf {
+    let (option, name) = match program {
+        Program::Binary(name) => ("--bin", name),
+        Program::Example(name) => ("--example", name),
+    };
+    let mut command = Command::new(env!("CARGO"));
+    // The whole workspace, so that features are united as in the build that this test came from and nothing is built twice.
+    command.args([
+        "build",
+        "--quiet",
+        "--workspace",
+        option,
+        name,
+        "--message-format=json-render-diagnostics",
+    ]);
+    command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .stderr(std::process::Stdio::inherit());
+    let output = command.output().expect("cargo runs, for it built this");
+    assert!(
+        output.status.success(),
+        "cargo build {option} {name}: {}",
+        output.status
+    );
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let executable = |line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let ours = message["target"]["name"] == name;
+        message["executable"].as_str().filter(|_| ours).map(PathBuf::from)
+    };
+    messages
+        .lines()
+        .find_map(executable)
+        .expect("cargo names what it built")
+}
