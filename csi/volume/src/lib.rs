@@ -8,6 +8,7 @@ pub mod bucket;
 pub mod clock;
 pub mod commit;
 pub mod error;
+pub mod format;
 pub mod head;
 pub mod ids;
 pub mod limits;

@@ -1,0 +1,318 @@
+//! A frame: up to `FRAME_BYTES` of a file, with a header that says whose they are and a checksum over both.
+//!
+//! Invariant: `open_frame` gives content only if the checksum holds and the frame is exactly the one asked for, so a
+//! wrong offset, a mixed-up cache or another volume's object can never be read as this file's content.
+//!
+//! Header, 64 bytes: magic 4, version 1, codec 1, flags 2, key id 4, content length 4, stored length 4, zero 4,
+//! volume 16, inode 8, file offset 8, zero 4, crc32c 4 over the 60 bytes before it and the stored content.
+
+use bytes::{Bytes, BytesMut};
+use uuid::Uuid;
+
+use super::{FORMAT_VERSION, FormatError, check_length, check_sum, check_volume};
+use crate::ids::{InodeNo, ObjectId};
+use crate::row::{ExtentRow, FRAME_BYTES};
+use crate::wire::{Reader, WireError};
+
+/// Length of a frame's header in bytes.
+pub const FRAME_HEADER_BYTES: usize = 64;
+
+const MAGIC: [u8; 4] = *b"PnrF";
+
+/// The content is stored as it is.
+const CODEC_NONE: u8 = 0;
+
+/// The content is not encrypted.
+const KEY_NONE: u32 = 0;
+
+/// Where the checksum begins: it covers what is before it.
+const SUM_AT: usize = 60;
+
+/// What a frame holds: the first byte of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameIdentity {
+    /// The volume.
+    pub volume: Uuid,
+    /// The inode that wrote it.
+    pub ino: InodeNo,
+    /// Offset in that inode's file.
+    pub offset: u64,
+}
+
+impl FrameIdentity {
+    /// The identity of frame `index` of a run.
+    pub fn of(volume: Uuid, run: &ExtentRow, index: usize) -> Self {
+        Self {
+            volume,
+            ino: run.origin_ino,
+            offset: run.origin_offset.wrapping_add(index as u64 * u64::from(FRAME_BYTES)),
+        }
+    }
+}
+
+/// What a header says, after its own fields were checked; the checksum covers the content and is checked with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// Whose content.
+    pub identity: FrameIdentity,
+    /// Length of the content in bytes.
+    pub content_len: u32,
+    /// Length of the content as stored in bytes, without this header.
+    pub stored_len: u32,
+    sum: u32,
+}
+
+impl FrameHeader {
+    /// Reads the header at the start of `bytes`.
+    ///
+    /// # Errors
+    /// `Magic`, `Wire`, and `Codec` or `Key` where this build cannot read the content.
+    pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(bytes);
+        match reader.array::<4>("magic") {
+            Ok(MAGIC) => {}
+            Ok(_) | Err(_) => return Err(FormatError::Magic { want: "frame" }),
+        }
+        let version = reader.byte("version")?;
+        if version != FORMAT_VERSION {
+            return Err(FormatError::Wire(WireError::Version {
+                what: "frame",
+                got: version,
+                want: FORMAT_VERSION,
+            }));
+        }
+        let codec = reader.byte("codec")?;
+        let flags = u16::from_le_bytes(reader.array("flags")?);
+        let key = reader.u32_le("key id")?;
+        let (content_len, stored_len) = (reader.u32_le("content length")?, reader.u32_le("stored length")?);
+        reader.u32_le("zero")?;
+        let identity = FrameIdentity {
+            volume: Uuid::from_bytes(reader.array("volume")?),
+            ino: InodeNo(reader.u64_le("inode number")?),
+            offset: reader.u64_le("file offset")?,
+        };
+        reader.u32_le("zero")?;
+        let sum = reader.u32_le("checksum")?;
+        if codec != CODEC_NONE {
+            return Err(FormatError::Codec(codec));
+        }
+        if key != KEY_NONE {
+            return Err(FormatError::Key(key));
+        }
+        if flags != 0 || content_len > FRAME_BYTES || content_len != stored_len {
+            return Err(FormatError::Wire(WireError::Value {
+                field: "content length",
+                got: u64::from(content_len),
+            }));
+        }
+        Ok(Self {
+            identity,
+            content_len,
+            stored_len,
+            sum,
+        })
+    }
+}
+
+/// The content of a frame: `stored` is the whole frame, header included, and must be the one that `want` names.
+///
+/// The answer shares memory with `stored`.
+///
+/// # Errors
+/// `FormatError`: which of the checks failed.
+pub fn open_frame(stored: &Bytes, want: &FrameIdentity) -> Result<Bytes, FormatError> {
+    let header = FrameHeader::decode(stored)?;
+    let content = stored.slice(FRAME_HEADER_BYTES..);
+    check_length(content.len() as u64, u64::from(header.stored_len))?;
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&stored[..SUM_AT]), &content);
+    check_sum("the frame", sum, header.sum)?;
+    check_volume(*header.identity.volume.as_bytes(), want.volume)?;
+    if header.identity != *want {
+        return Err(FormatError::Identity {
+            ino: header.identity.ino.0,
+            offset: header.identity.offset,
+        });
+    }
+    Ok(content)
+}
+
+/// Appends a run as frames and tells where it lies: `out` must be the object from its first byte on.
+///
+/// Panics on an empty run: there is nothing to place.
+pub fn put_run(out: &mut BytesMut, object: ObjectId, first: FrameIdentity, data: &[Bytes]) -> ExtentRow {
+    let len: u64 = data.iter().map(|part| part.len() as u64).sum();
+    assert!(len > 0, "an empty run of inode {} at {}", first.ino, first.offset);
+    let mut row = ExtentRow {
+        len,
+        object,
+        object_offset: out.len() as u64,
+        skip: 0,
+        frame_stored_lens: Vec::with_capacity(len.div_ceil(u64::from(FRAME_BYTES)) as usize),
+        origin_ino: first.ino,
+        origin_offset: first.offset,
+    };
+    let mut parts = data.iter();
+    let mut part: &[u8] = &[];
+    let mut done = 0;
+    while done < len {
+        let content_len = (len - done).min(u64::from(FRAME_BYTES)) as u32;
+        let start = out.len();
+        put_header(
+            out,
+            FrameIdentity {
+                offset: first.offset + done,
+                ..first
+            },
+            content_len,
+        );
+        let mut left = content_len as usize;
+        while left > 0 {
+            if part.is_empty() {
+                part = parts.next().expect("the parts are as long as their sum");
+                continue;
+            }
+            let (now, later) = part.split_at(part.len().min(left));
+            out.extend_from_slice(now);
+            (left, part) = (left - now.len(), later);
+        }
+        seal_frame(&mut out[start..]);
+        row.frame_stored_lens.push(FRAME_HEADER_BYTES as u32 + content_len);
+        done += u64::from(content_len);
+    }
+    row
+}
+
+/// Bytes that a run of `len` bytes takes in an object, headers included.
+pub fn stored_bytes(len: u64) -> u64 {
+    len + len.div_ceil(u64::from(FRAME_BYTES)) * FRAME_HEADER_BYTES as u64
+}
+
+fn put_header(out: &mut BytesMut, identity: FrameIdentity, content_len: u32) {
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&[FORMAT_VERSION, CODEC_NONE, 0, 0]);
+    out.extend_from_slice(&KEY_NONE.to_le_bytes());
+    out.extend_from_slice(&content_len.to_le_bytes());
+    out.extend_from_slice(&content_len.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    out.extend_from_slice(identity.volume.as_bytes());
+    out.extend_from_slice(&identity.ino.0.to_le_bytes());
+    out.extend_from_slice(&identity.offset.to_le_bytes());
+    out.extend_from_slice(&[0; 8]);
+}
+
+fn seal_frame(frame: &mut [u8]) {
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&frame[..SUM_AT]), &frame[FRAME_HEADER_BYTES..]);
+    frame[SUM_AT..FRAME_HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ids::Epoch;
+
+    const FIRST: FrameIdentity = FrameIdentity {
+        volume: Uuid::from_u128(7),
+        ino: InodeNo(42),
+        offset: 1 << 40,
+    };
+
+    const OBJECT: ObjectId = ObjectId::Segment(Epoch(1), 1);
+
+    /// The frames of a row within the object that holds them.
+    fn frames(object: &Bytes, row: &ExtentRow) -> Vec<Bytes> {
+        let mut at = row.object_offset as usize;
+        let slice = |len: &u32| {
+            let frame = object.slice(at..at + *len as usize);
+            at += *len as usize;
+            frame
+        };
+        row.frame_stored_lens.iter().map(slice).collect()
+    }
+
+    fn one_frame(content: &'static [u8]) -> Bytes {
+        let mut out = BytesMut::new();
+        put_run(&mut out, OBJECT, FIRST, &[Bytes::from_static(content)]);
+        out.freeze()
+    }
+
+    #[test]
+    fn a_run_of_many_parts_comes_back_frame_by_frame() {
+        let lens = [0, 1, FRAME_BYTES as usize - 2, 0, 5, 3 * FRAME_BYTES as usize, 77];
+        let whole: Vec<u8> = (0..lens.iter().sum::<usize>()).map(|i| (i % 251) as u8).collect();
+        let mut at = 0;
+        let mut parts = Vec::new();
+        for len in lens {
+            parts.push(Bytes::copy_from_slice(&whole[at..at + len]));
+            at += len;
+        }
+        let mut out = BytesMut::from(&b"what is before"[..]);
+        let row = put_run(&mut out, OBJECT, FIRST, &parts);
+        assert_eq!(row.object_offset, 14);
+        assert_eq!(
+            (row.len, row.stored_bytes()),
+            (whole.len() as u64, out.len() as u64 - 14)
+        );
+        assert_eq!(row.stored_bytes(), stored_bytes(row.len));
+        let mut content = Vec::new();
+        for (index, frame) in frames(&out.freeze(), &row).iter().enumerate() {
+            content.extend_from_slice(&open_frame(frame, &FrameIdentity::of(FIRST.volume, &row, index)).unwrap());
+        }
+        assert!(content == whole);
+    }
+
+    #[test]
+    fn a_frame_is_only_opened_as_what_it_is() {
+        let frame = one_frame(b"content");
+        assert_eq!(open_frame(&frame, &FIRST).unwrap(), "content");
+        let other = FrameIdentity {
+            ino: InodeNo(43),
+            ..FIRST
+        };
+        assert_eq!(
+            open_frame(&frame, &other),
+            Err(FormatError::Identity {
+                ino: 42,
+                offset: 1 << 40
+            })
+        );
+        let volume = Uuid::from_u128(8);
+        assert_eq!(
+            open_frame(&frame, &FrameIdentity { volume, ..FIRST }),
+            Err(FormatError::Volume(FIRST.volume))
+        );
+        assert_eq!(
+            open_frame(&frame.slice(..frame.len() - 1), &FIRST),
+            Err(FormatError::Length { got: 6, want: 7 })
+        );
+    }
+
+    #[test]
+    fn an_unknown_codec_or_key_is_refused_by_its_name() {
+        let mut frame = one_frame(b"content").to_vec();
+        frame[5] = 2;
+        assert_eq!(open_frame(&frame.clone().into(), &FIRST), Err(FormatError::Codec(2)));
+        frame[5] = 0;
+        frame[8] = 9;
+        assert_eq!(open_frame(&frame.into(), &FIRST), Err(FormatError::Key(9)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_changed_bit_never_goes_unnoticed(at in 0..(64 + 7) * 8usize) {
+            let mut frame = one_frame(b"content").to_vec();
+            frame[at / 8] ^= 1 << (at % 8);
+            prop_assert!(open_frame(&frame.into(), &FIRST).is_err());
+        }
+
+        #[test]
+        fn foreign_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = open_frame(&bytes.clone().into(), &FIRST);
+            if bytes.len() > 5 {
+                bytes[..6].copy_from_slice(&[b'P', b'n', b'r', b'F', FORMAT_VERSION, CODEC_NONE]);
+            }
+            let _ = open_frame(&bytes.into(), &FIRST);
+        }
+    }
+}
