@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod host;
+pub mod logs;
 pub mod msgpack;
 pub mod nomad_task;
 pub mod podman;
