@@ -39,13 +39,16 @@ const RELAY_ARGUMENT: &str = "log-relay";
 const LOG_BYTES_MAX: i64 = 1 << 62;
 
 /// Between two tries to start a log process that does not stay.
-const RESTART_WAIT_MIN: Duration = Duration::from_millis(100);
+const RESTART_WAIT_MIN: Duration = Duration::from_millis(20);
 
 /// The longest of these waits.
 const RESTART_WAIT_MAX: Duration = Duration::from_secs(5);
 
-/// How often the plugin tries to hold the FIFOs open too, until Nomad's reader is there.
-const KEEP_OPEN_RETRY: Duration = Duration::from_millis(500);
+/// Between tries to hold the FIFOs open too, until Nomad's reader is there.
+const KEEP_OPEN_RETRY_MIN: Duration = Duration::from_millis(5);
+
+/// The longest of these waits.
+const KEEP_OPEN_RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// A second for a killed process to be gone: it only has to be scheduled once.
 const KILL_LIMIT: Duration = Duration::from_secs(1);
@@ -239,6 +242,7 @@ async fn supervise(plan: &LogPlan, program: &RelayProgram, first: tokio::process
     let mut process = Some(first);
     let mut wait = RESTART_WAIT_MIN;
     loop {
+        let begun = tokio::time::Instant::now();
         let life = async {
             if let Some(child) = &mut process {
                 let _ = child.wait().await;
@@ -256,6 +260,9 @@ async fn supervise(plan: &LogPlan, program: &RelayProgram, first: tokio::process
         let failure = plan.failure();
         tracing::warn!(dir = %plan.dir.display(), ?failure, error = lived.err().map(tracing::field::display),
             "the log process ended before its time; starting another one");
+        if begun.elapsed() > RESTART_WAIT_MAX {
+            wait = RESTART_WAIT_MIN;
+        }
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(RESTART_WAIT_MAX);
         process = match spawn(plan, program) {
@@ -270,6 +277,7 @@ async fn supervise(plan: &LogPlan, program: &RelayProgram, first: tokio::process
 
 /// Holds both FIFOs open for writing as soon as they have a reader: should the log process die, the reader sees no end.
 async fn keep_open(plan: &LogPlan, keepers: &mut [Option<File>; 2]) -> ! {
+    let mut wait = KEEP_OPEN_RETRY_MIN;
     loop {
         for (keeper, path) in keepers.iter_mut().zip([&plan.stdout, &plan.stderr]) {
             if keeper.is_none() {
@@ -279,7 +287,8 @@ async fn keep_open(plan: &LogPlan, keepers: &mut [Option<File>; 2]) -> ! {
         if keepers.iter().all(Option::is_some) {
             std::future::pending::<()>().await;
         }
-        tokio::time::sleep(KEEP_OPEN_RETRY).await;
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(KEEP_OPEN_RETRY_MAX);
     }
 }
 

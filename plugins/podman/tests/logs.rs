@@ -98,6 +98,11 @@ impl Bench {
     }
 }
 
+/// A process that was killed and not yet waited for has no program any more.
+fn lives(pid: Pid) -> bool {
+    Path::new(&format!("/proc/{pid}/exe")).exists()
+}
+
 fn program() -> RelayProgram {
     RelayProgram::new(env!("CARGO_BIN_EXE_nomad-driver-podman"))
 }
@@ -144,7 +149,7 @@ async fn output_arrives_as_it_was_written_and_the_process_ends_with_conmon() {
     let lines: String = (0..200).map(|turn| format!("error {turn}\n")).collect();
     assert_eq!(read_by(stderr).await, lines.as_bytes());
     assert!(logs.drain(PATIENCE).await);
-    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "the log process is gone");
+    assert!(!lives(pid), "the log process is gone");
     logs.remove().await.unwrap();
     assert!(!bench.plan().dir.exists());
 }
@@ -182,7 +187,7 @@ async fn the_log_process_inherits_nothing() {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
     assert!(environment.is_empty(), "{}", String::from_utf8_lossy(&environment));
     logs.remove().await.unwrap();
-    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    assert!(!lives(pid));
 }
 
 /// Goal: Nomad's reader may be restarted at any time (an agent's upgrade) and misses nothing. Method: readers that
@@ -243,6 +248,7 @@ async fn a_killed_log_process_is_replaced_where_it_stood() {
     });
     let stderr = bench.reader("stderr");
     let mut conmon = bench.conmon();
+    held_twice(&bench.fifo("stdout")).await;
     let mut pid = None;
     for calm in 0..3 {
         conmon
@@ -290,6 +296,20 @@ async fn a_killed_log_process_is_replaced_where_it_stood() {
     assert_eq!(next, kills * 10_000);
     assert!(doubled <= kills * (128 << 10), "{doubled} bytes came twice");
     logs.remove().await.unwrap();
+}
+
+/// Waits until this process has the FIFO open as reader (the test) and as writer (the plugin).
+async fn held_twice(fifo: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    let holds = || {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        fds.filter(|entry| std::fs::read_link(entry.path()).is_ok_and(|path| path == fifo))
+            .count()
+    };
+    while holds() < 2 {
+        assert!(Instant::now() < deadline, "the plugin holds the FIFO open too");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 async fn asleep(pid: Pid) {
@@ -380,7 +400,7 @@ async fn logs_that_nobody_reads_are_removed_with_the_task() {
     assert!(logs.is_supervised());
     logs.remove().await.unwrap();
     assert!(!bench.plan().dir.exists());
-    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    assert!(!lives(pid));
     TaskLogs::remove_dir(&bench.plan().dir).await.unwrap();
     assert!(TaskLogs::resume(&bench.plan().dir, &program()).is_err());
 }
