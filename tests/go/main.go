@@ -3,6 +3,7 @@
 //
 //	conformance protocol -plugin target/debug/examples/timer
 //	conformance podman   -plugin target/debug/nomad-driver-podman -socket /run/podman/podman.sock -image busybox
+//	conformance encode   SCHEMA CONFIG   prints the msgpack that Nomad would send
 //
 // Each check prints one line; the first that fails ends the run with 1. It leaves no process, container or file behind.
 package main
@@ -31,7 +32,7 @@ type world struct {
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: conformance protocol|podman|agent -plugin PATH ...")
+		fmt.Fprintln(os.Stderr, "usage: conformance protocol|podman -plugin PATH ..., conformance encode SCHEMA CONFIG")
 		os.Exit(2)
 	}
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
@@ -51,6 +52,9 @@ func main() {
 		checks = podmanChecks
 	case "agent":
 		runAgent(w, *order)
+		return
+	case "encode":
+		encodeFiles(flags.Args())
 		return
 	default:
 		fmt.Fprintf(os.Stderr, "no suite %q\n", os.Args[1])

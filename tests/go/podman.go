@@ -1,5 +1,316 @@
 package main
 
-var podmanChecks = []check{}
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
 
-func (a *agent) configure(w *world) {}
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"pannier.example/conformance/wire/base"
+	"pannier.example/conformance/wire/driver"
+	"pannier.example/conformance/wire/structs"
+)
+
+// podmanChecks prove the driver for Podman: the whole life of a task under an agent and a plugin that come and go.
+var podmanChecks = []check{
+	{"the driver says what it is, quickly, as often as it is asked", podmanCards},
+	{"the node is described at once", podmanFingerprint},
+	{"a task runs to its end; code and both outputs are exact", podmanRun},
+	{"a running task is watched, entered, signalled and measured", podmanWatch},
+	{"a task is stopped by its own signal, and killed when it does not listen", podmanStop},
+	{"what cannot start is refused, and what is gone is no error", podmanRefusals},
+	{"a task survives the plugin's kill -9: same process, all logs, right exit code", podmanPluginKilled},
+	{"a task that ends while no plugin is there keeps its exit code and its logs", podmanEndsAlone},
+	{"a task survives an agent's kill -9: the plugin is reattached to", podmanAgentKilled},
+	{"a plugin that is told to go leaves its tasks", podmanGraceful},
+}
+
+// counting writes numbered lines to both outputs until it is asked to end, and then exits with 42.
+const counting = `
+	trap 'echo "end $i"; exit 42' TERM
+	i=0
+	while :; do i=$((i+1)); echo "out $i"; echo "err $i" >&2; usleep 2000; done
+`
+
+func podmanCards(w *world) {
+	for range 3 {
+		started := time.Now()
+		a := w.launch()
+		info := must(a.base.PluginInfo(soon(), &base.PluginInfoRequest{}))
+		equal("name", info.Name, "podman")
+		equal("type", info.Type, base.PluginType_DRIVER)
+		spec := must(a.base.ConfigSchema(soon(), &base.ConfigSchemaRequest{})).Spec
+		// Validation: the agent says nothing of itself.
+		must(a.base.SetConfig(soon(), &base.SetConfigRequest{MsgpackConfig: encode(spec, ``)}))
+		_, err := a.base.SetConfig(soon(), &base.SetConfigRequest{MsgpackConfig: encode(spec, `client_http_timeout = "soon"`)})
+		demand(strings.Contains(status.Convert(err).Message(), "client_http_timeout"), "a bad option is named: %v", err)
+		a.end()
+		demand(time.Since(started) < 2*time.Second, "it took %v", time.Since(started))
+	}
+}
+
+func podmanFingerprint(w *world) {
+	a := w.launchPodman()
+	stream := must(a.driver.Fingerprint(soon(), &driver.FingerprintRequest{}))
+	first := must(stream.Recv())
+	equal("health", first.Health, driver.FingerprintResponse_HEALTHY)
+	demand(first.Attributes["driver.podman.version"].GetStringVal() != "", "Podman's version: %v", first)
+	capabilities := must(a.driver.Capabilities(soon(), &driver.CapabilitiesRequest{})).Capabilities
+	demand(capabilities.Exec && capabilities.SendSignals, "it can: %v", capabilities)
+	equal("files", capabilities.FsIsolation, driver.DriverCapabilities_IMAGE)
+	a.end()
+}
+
+func podmanRun(w *world) {
+	a := w.launchPodman()
+	t, handle := w.start(a, `printf 'one\n\ntwo'; printf 'problem\n' >&2; echo data > /alloc/data/file; exit 3`, "")
+	demand(handle.Version >= 1 && len(handle.DriverState) > 0, "a handle to recover by")
+	result := receive("the task's end", a.waiting(t.id))
+	equal("exit code", result.ExitCode, 3)
+	equal("signal", result.Signal, 0)
+	inspected := must(a.driver.InspectTask(soon(), &driver.InspectTaskRequest{TaskId: t.id})).Task
+	equal("state", inspected.State, driver.TaskState_EXITED)
+	demand(inspected.StartedAt.AsTime().Before(inspected.CompletedAt.AsTime()), "times: %v", inspected)
+	equal("data", string(must(os.ReadFile(filepath.Join(w.folder, t.alloc, "alloc/data/file")))), "data\n")
+	// The result stays until the task is destroyed.
+	equal("exit code", receive("the task's end", a.waiting(t.id)).ExitCode, 3)
+	w.destroy(a, t)
+	equal("stdout", t.logs.stdout.finished(), "one\n\ntwo")
+	equal("stderr", t.logs.stderr.finished(), "problem\n")
+	a.end()
+}
+
+func podmanWatch(w *world) {
+	a := w.launchPodman()
+	events := must(a.driver.TaskEvents(soon(), &driver.TaskEventsRequest{}))
+	_ = must(events.Header())
+	t, _ := w.start(a, `trap 'echo signalled' USR1; echo up; while :; do usleep 10000; done`, "")
+	eventually("its first output", func() bool { return t.logs.stdout.text() == "up\n" })
+	inspected := must(a.driver.InspectTask(soon(), &driver.InspectTaskRequest{TaskId: t.id})).Task
+	equal("state", inspected.State, driver.TaskState_RUNNING)
+	demand(inspected.CompletedAt != nil && inspected.Result != nil, "nothing Nomad reads is absent: %v", inspected)
+
+	stats := must(a.driver.TaskStats(soon(), &driver.TaskStatsRequest{TaskId: t.id, CollectionInterval: durationpb.New(50 * time.Millisecond)}))
+	for range 2 {
+		sample := must(stats.Recv()).Stats
+		demand(sample.Timestamp != nil && sample.AggResourceUsage.Memory.Usage > 0, "a sample is whole: %v", sample)
+	}
+	ran := must(a.driver.ExecTask(soon(), &driver.ExecTaskRequest{TaskId: t.id, Command: []string{"/bin/sh", "-c", "echo in; echo bad >&2; exit 5"}}))
+	equal("exec", fmt.Sprintf("%s%s%d", ran.Stdout, ran.Stderr, ran.Result.ExitCode), "in\nbad\n5")
+	podmanCat(a, t)
+
+	must(a.driver.SignalTask(soon(), &driver.SignalTaskRequest{TaskId: t.id, Signal: "SIGUSR1"}))
+	eventually("the signal arrives", func() bool { return t.logs.stdout.text() == "up\nsignalled\n" })
+	_, err := a.driver.SignalTask(soon(), &driver.SignalTaskRequest{TaskId: t.id, Signal: "SIGNONSENSE"})
+	demand(err != nil, "a signal that does not exist is an error")
+	wait := a.waiting(t.id)
+	a.stop(t, "SIGKILL", 1)
+	receive("the task's end", wait)
+	for {
+		if _, err := stats.Recv(); err != nil {
+			demand(errors.Is(err, io.EOF), "statistics end with the task: %v", err)
+			break
+		}
+	}
+	w.destroy(a, t)
+	a.end()
+}
+
+// podmanCat runs cat in the task and sends it more than any buffer between holds, with the end of its input.
+func podmanCat(a *agent, t *task) {
+	stream := must(a.driver.ExecTaskStreaming(soon()))
+	setup := &driver.ExecTaskStreamingRequest_Setup{TaskId: t.id, Command: []string{"/bin/cat"}}
+	demand(stream.Send(&driver.ExecTaskStreamingRequest{Setup: setup}) == nil, "cannot send")
+	sent := bytes.Repeat([]byte("0123456789abcdef"), 64<<10)
+	go func() {
+		for piece := sent; len(piece) > 0; piece = piece[32<<10:] {
+			operation := &driver.ExecTaskStreamingIOOperation{Data: piece[:32<<10]}
+			_ = stream.Send(&driver.ExecTaskStreamingRequest{Stdin: operation})
+		}
+		_ = stream.Send(&driver.ExecTaskStreamingRequest{Stdin: &driver.ExecTaskStreamingIOOperation{Close: true}})
+	}()
+	var got bytes.Buffer
+	for {
+		response := must(stream.Recv())
+		got.Write(response.GetStdout().GetData())
+		if response.Exited {
+			equal("exit code", response.Result.ExitCode, 0)
+			break
+		}
+	}
+	demand(bytes.Equal(got.Bytes(), sent), "cat returned %d bytes of %d", got.Len(), len(sent))
+}
+
+func podmanStop(w *world) {
+	a := w.launchPodman()
+	polite, _ := w.start(a, `trap 'exit 9' INT; echo up; while :; do usleep 10000; done`, "")
+	deaf, _ := w.start(a, `trap '' TERM; echo up; while :; do usleep 10000; done`, "")
+	for _, t := range []*task{polite, deaf} {
+		eventually("it is up", func() bool { return t.logs.stdout.text() == "up\n" })
+	}
+	wait := a.waiting(polite.id)
+	a.stop(polite, "SIGINT", 20)
+	equal("exit code", receive("its end", wait).ExitCode, 9)
+
+	started := time.Now()
+	wait = a.waiting(deaf.id)
+	must(a.driver.StopTask(soon(), &driver.StopTaskRequest{TaskId: deaf.id, Timeout: durationpb.New(300 * time.Millisecond)}))
+	result := receive("its end", wait)
+	equal("exit code", result.ExitCode, 137)
+	equal("signal", result.Signal, 9)
+	took := time.Since(started)
+	demand(took >= 300*time.Millisecond && took < 10*time.Second, "its 300 ms were kept: %v", took)
+	for _, t := range []*task{polite, deaf} {
+		a.stop(t, "SIGTERM", 1)
+		w.destroy(a, t)
+		a.stop(t, "SIGTERM", 1)
+	}
+	a.end()
+}
+
+func podmanRefusals(w *world) {
+	a := w.launchPodman()
+	absent := *w
+	absent.image = "localhost/absent:1"
+	t := absent.prepare(a, `true`, "")
+	_, err := a.driver.StartTask(soon(), t.request)
+	failure := status.Convert(err)
+	demand(strings.Contains(failure.Message(), "localhost/absent:1"), "it names the image: %v", err)
+	for _, detail := range failure.Details() {
+		recoverable, _ := detail.(*structs.RecoverableError)
+		demand(!recoverable.GetRecoverable(), "an image that does not exist is no reason to try again")
+	}
+	demand(!strings.Contains(w.containers(), t.alloc), "a failed start leaves no container")
+	for range 2 {
+		a.stop(t, "", 1)
+		w.destroy(a, t)
+	}
+	spec := must(a.driver.TaskConfigSchema(soon(), &driver.TaskConfigSchemaRequest{})).Spec
+	_, err = tryEncode(spec, `image = ["a"]`)
+	demand(err != nil, "an option of the wrong type is refused by the schema")
+	a.end()
+}
+
+func podmanPluginKilled(w *world) {
+	a := w.launchPodman()
+	t, handle := w.start(a, counting, "")
+	eventually("some lines", func() bool { return strings.Contains(t.logs.stdout.text(), "out 20\n") })
+	pid := t.pid()
+	killed := time.Now()
+	a.killPlugin()
+	demand(time.Since(killed) < time.Second, "it took %v to see the plugin's end", time.Since(killed))
+	before := strings.Count(t.logs.stdout.text(), "\n")
+	eventually("lines while no plugin is there", func() bool { return strings.Count(t.logs.stdout.text(), "\n") > before+20 })
+
+	b := w.launchPodman()
+	must(b.driver.RecoverTask(soon(), afterRestart(handle)))
+	equal("pid", t.pid(), pid)
+	podmanFinishCounting(w, b, t)
+	b.end()
+}
+
+// podmanFinishCounting ends a counting task and demands that its exit code is right and that no line is lost, doubled or torn.
+func podmanFinishCounting(w *world, a *agent, t *task) {
+	before := strings.Count(t.logs.stdout.text(), "\n")
+	eventually("more lines", func() bool { return strings.Count(t.logs.stdout.text(), "\n") > before+20 })
+	wait := a.waiting(t.id)
+	a.stop(t, "SIGTERM", 20)
+	equal("exit code", receive("its end", wait).ExitCode, 42)
+	w.destroy(a, t)
+	complete(t)
+}
+
+// complete demands that both outputs are 1, 2, 3 and so on, and that the last one says so.
+func complete(t *task) {
+	lines := strings.Split(strings.TrimSuffix(t.logs.stdout.finished(), "\n"), "\n")
+	last := len(lines) - 1
+	for n, line := range lines[:last] {
+		equal("a line of stdout", line, fmt.Sprint("out ", n+1))
+	}
+	equal("the last line of stdout", lines[last], fmt.Sprint("end ", last))
+	problems := strings.Split(strings.TrimSuffix(t.logs.stderr.finished(), "\n"), "\n")
+	for n, line := range problems {
+		equal("a line of stderr", line, fmt.Sprint("err ", n+1))
+	}
+	// The signal may come between the two writes of one round.
+	demand(len(problems) == last || len(problems) == last-1, "%d lines of stderr, %d of stdout", len(problems), last)
+}
+
+func podmanEndsAlone(w *world) {
+	a := w.launchPodman()
+	t, handle := w.start(a, `echo before; while [ ! -e /alloc/data/go ]; do usleep 10000; done; echo after; exit 7`, "")
+	eventually("its first line", func() bool { return t.logs.stdout.text() == "before\n" })
+	pid := t.pid()
+	a.killPlugin()
+	demand(os.WriteFile(filepath.Join(w.folder, t.alloc, "alloc/data/go"), nil, 0o666) == nil, "cannot write")
+	eventually("it ends", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) })
+
+	b := w.launchPodman()
+	must(b.driver.RecoverTask(soon(), afterRestart(handle)))
+	result := receive("its end", b.waiting(t.id))
+	equal("exit code", result.ExitCode, 7)
+	w.destroy(b, t)
+	equal("stdout", t.logs.stdout.finished(), "before\nafter\n")
+	b.end()
+}
+
+func podmanAgentKilled(w *world) {
+	// The task is prepared with a plugin that is then ended, for its schema; the agent that will be killed is a process of its own.
+	a := w.launchPodman()
+	t := w.prepare(a, counting, "")
+	a.end()
+	where, handle := w.crashAgent(t.request)
+	eventually("some lines", func() bool { return strings.Contains(t.logs.stdout.text(), "out 20\n") })
+	pid := t.pid()
+
+	b := w.reattach(where)
+	// On reattaching an agent sends no configuration; it asks who the plugin is, and goes on.
+	equal("name", must(b.base.PluginInfo(soon(), &base.PluginInfoRequest{})).Name, "podman")
+	must(b.driver.Init(soon(), &driver.InitRequest{}))
+	must(must(b.driver.Fingerprint(soon(), &driver.FingerprintRequest{})).Recv())
+	must(b.driver.RecoverTask(soon(), afterRestart(handle)))
+	equal("pid", t.pid(), pid)
+	podmanFinishCounting(w, b, t)
+	b.end()
+}
+
+func podmanGraceful(w *world) {
+	a := w.launchPodman()
+	t, handle := w.start(a, counting, "")
+	eventually("some lines", func() bool { return strings.Contains(t.logs.stdout.text(), "out 20\n") })
+	pid := t.pid()
+	wait := a.waiting(t.id)
+	a.end()
+	select {
+	case result := <-wait:
+		demand(false, "the wait says that the task ended: %v", result)
+	default:
+	}
+	b := w.launchPodman()
+	must(b.driver.RecoverTask(soon(), afterRestart(handle)))
+	equal("pid", t.pid(), pid)
+	podmanFinishCounting(w, b, t)
+	b.end()
+}
+
+// containers is what Podman itself says is there.
+func (w *world) containers() string {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", w.socket)
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: limit}
+	response := must(client.Get("http://podman/v4.0.0/libpod/containers/json?all=true"))
+	defer response.Body.Close()
+	return string(must(io.ReadAll(response.Body)))
+}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 
 	"github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/ext/typeexpr"
@@ -9,6 +10,7 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 	"github.com/zclconf/go-cty/cty/msgpack"
+	"google.golang.org/protobuf/proto"
 
 	"pannier.example/conformance/wire/hclspec"
 )
@@ -33,6 +35,20 @@ func tryEncode(spec *hclspec.Spec, text string) ([]byte, error) {
 		return nil, problems
 	}
 	return msgpack.Marshal(value, value.Type())
+}
+
+// encodeFiles prints the msgpack of a configuration by a serialized schema, for a comparison with ours.
+func encodeFiles(files []string) {
+	var spec hclspec.Spec
+	if err := proto.Unmarshal(must(os.ReadFile(files[0])), &spec); err != nil {
+		panic(err)
+	}
+	bytes, err := tryEncode(&spec, string(must(os.ReadFile(files[1]))))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	must(os.Stdout.Write(bytes))
 }
 
 // decoderOf translates a schema as it comes over the wire.

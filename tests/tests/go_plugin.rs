@@ -7,6 +7,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use pannier::try_job::{driver_config, hcl_reader::Source, job_file};
+use prost::Message;
 use tests::binaries::{Program, built};
 use tests::go_module;
 
@@ -38,4 +40,79 @@ fn the_protocol_is_the_one_that_hashicorps_client_speaks() {
         .arg("protocol")
         .arg("-plugin")
         .arg(built(Program::Example("timer"))));
+}
+
+/// Goal: `pannier try` sends a driver what Nomad would. Method: the same configuration through ours and through the libraries
+/// that Nomad uses (HCL's decoder, go-cty's msgpack), compared value by value.
+#[test]
+fn a_task_is_encoded_as_nomads_own_libraries_encode_it() {
+    let Some(conformance) = conformance() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let schema = podman_driver::schema::task();
+    let schema_file = folder.path().join("schema");
+    std::fs::write(&schema_file, schema.encode_to_vec()).expect("the schema is written");
+    for config in [
+        r#"image = "busybox""#,
+        r#"
+        image = "docker://docker.io/library/redis:7"
+        args = ["a", "", "ü\n"]
+        entrypoint = ["/bin/sh", "-c"]
+        force_pull = true
+        cpu_cfs_period = 250000
+        memory_swappiness = 60.5
+        oom_score_adj = -17
+        labels = [{ a = "1", b = "2" }, { c = "3" }]
+        port_map = [{ http = 8080, big = 4294967296 }]
+        auth {
+          username = "me"
+          password = "secret"
+        }
+        logging {
+          driver = "journald"
+          options = [{ tag = "x" }]
+        }
+        "#,
+        r#"
+        image = "busybox"
+        entrypoint = "/bin/sh -c"
+        pids_limit = "300"
+        "#,
+    ] {
+        let config_file = folder.path().join("config.hcl");
+        std::fs::write(&config_file, config).expect("the configuration is written");
+        let theirs = Command::new(&conformance)
+            .arg("encode")
+            .args([&schema_file, &config_file])
+            .output()
+            .expect("it runs");
+        assert!(
+            theirs.status.success(),
+            "{config}: {}",
+            String::from_utf8_lossy(&theirs.stderr)
+        );
+        let source = Source::from_text("config.hcl", config);
+        let body = source.parse().expect("the configuration is HCL");
+        let ours =
+            driver_config::encode(&source, &job_file::task_context(), &body, &schema).expect("it fits the schema");
+        assert_eq!(
+            sorted(&ours).to_string(),
+            sorted(&theirs.stdout).to_string(),
+            "{config}"
+        );
+    }
+}
+
+/// Reads msgpack, and puts the keys of maps in order: theirs are, and the wire does not care.
+fn sorted(mut bytes: &[u8]) -> rmpv::Value {
+    fn sort(value: rmpv::Value) -> rmpv::Value {
+        match value {
+            rmpv::Value::Array(values) => rmpv::Value::Array(values.into_iter().map(sort).collect()),
+            rmpv::Value::Map(mut pairs) => {
+                pairs.sort_by_key(|(key, _)| key.to_string());
+                rmpv::Value::Map(pairs.into_iter().map(|(key, value)| (key, sort(value))).collect())
+            }
+            plain => plain,
+        }
+    }
+    sort(rmpv::decode::read_value(&mut bytes).expect("it is msgpack"))
 }
