@@ -137,7 +137,7 @@ impl HostSetup {
             drop(std::fs::remove_dir_all(&service.dir));
         }
         if let Some(dir) = self.shared.take() {
-            drop(umount2(&dir, MntFlags::MNT_DETACH));
+            let _ = umount2(&dir, MntFlags::MNT_DETACH);
         }
     }
 
@@ -304,7 +304,7 @@ async fn end_all_of(dir: &Path) {
             return;
         }
         for pid in pids {
-            drop(kill(pid, Signal::SIGKILL));
+            let _ = kill(pid, Signal::SIGKILL);
         }
         tokio::time::sleep(POLL).await;
     }

@@ -153,7 +153,11 @@ pub fn read(file: &Path) -> Result<(Job, Source), HclFileError> {
     Ok((job, source))
 }
 
-fn parse(source: &Source) -> Result<Job, HclFileError> {
+/// Reads a job from text that is already there.
+///
+/// # Errors
+/// Each names the file, the line and the key.
+pub fn parse(source: &Source) -> Result<Job, HclFileError> {
     let body = source.parse()?;
     let context = task_context();
     let mut reader = BodyReader::new(source, &context, String::new(), &body);

@@ -39,7 +39,11 @@ pub fn read(file: &Path) -> Result<VolumeFile, HclFileError> {
     parse(&Source::read(file)?)
 }
 
-fn parse(source: &Source) -> Result<VolumeFile, HclFileError> {
+/// Reads a volume from text that is already there.
+///
+/// # Errors
+/// Each names the file, the line and the key.
+pub fn parse(source: &Source) -> Result<VolumeFile, HclFileError> {
     let body = source.parse()?;
     let context = Context::new();
     let mut reader = BodyReader::new(source, &context, String::new(), &body);
