@@ -9,6 +9,7 @@
 mod connection;
 mod services;
 mod socket;
+mod watchdog;
 
 use std::{
     error::Error,
@@ -16,7 +17,8 @@ use std::{
     io::{self, Write},
     os::fd::AsFd,
     path::PathBuf,
-    process::ExitCode,
+    process::{self, ExitCode},
+    thread,
 };
 
 use futures::{Stream, StreamExt};
@@ -33,6 +35,7 @@ use tracing::{info, warn};
 use crate::{Agreement, Handshake, HostEnvironment, ServeError, log, log::Sink};
 use connection::Connection;
 use socket::Socket;
+use watchdog::Patience;
 
 /// 256 KiB may be under way on one stream before its reader takes them: an `exec` whose command does not read stops there.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -93,9 +96,17 @@ where
     log::install(plugin.name, &sink);
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(worker_threads())
         .enable_all()
         .build()
         .map_err(ServeError::Runtime)?;
+    let log = sink.clone();
+    let hung = move || {
+        tracing::error!("the plugin has not answered itself for a minute and ends, so that the host launches it again");
+        log.flush();
+        process::abort();
+    };
+    watchdog::start(runtime.handle(), Patience::USUAL, hung).map_err(ServeError::Runtime)?;
     let served = runtime.block_on(serve(plugin, &environment, make));
     if let Err(error) = &served {
         tracing::error!(error = error as &dyn Error, "the plugin ends");
@@ -104,6 +115,12 @@ where
     runtime.shutdown_background();
     sink.flush();
     served
+}
+
+/// At least two, so that one blocked thread is not all of them; at most eight, for a plugin waits more than it works, and
+/// nodes have hundreds of cores.
+fn worker_threads() -> usize {
+    thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8))
 }
 
 async fn serve<Make, Making>(plugin: &Plugin, environment: &HostEnvironment, make: Make) -> Result<(), ServeError>
