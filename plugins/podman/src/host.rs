@@ -1,10 +1,11 @@
-//! What the driver knows of the host that a Podman service runs containers on: from the service itself, and from this
-//! process's own limits. An adapter: it reads /proc and /sys. Called before a task starts and by the fingerprint.
+//! What the driver knows of the host that a Podman service runs containers on: from the service itself, and from
+//! the limits of its process. An adapter: it reads /proc and /sys. Called before a task starts and by the fingerprint.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use crate::podman::HostInfo;
 use crate::rlimit::HostLimits;
@@ -29,10 +30,10 @@ pub struct Host {
 }
 
 impl Host {
-    /// From what a service says, with this process's limits. `cpuset_cgroup` is the cgroup that Nomad made for the
-    /// task's cores; it is empty where Nomad manages none.
+    /// From what a service says, and from the process behind its socket. `cpuset_cgroup` is the cgroup that Nomad made for
+    /// the task's cores; it is empty where Nomad manages none.
     #[must_use]
-    pub fn read(info: &HostInfo, cpuset_cgroup: &str) -> Self {
+    pub fn read(info: &HostInfo, socket: &Path, cpuset_cgroup: &str) -> Self {
         let major = |version: &String| version.split('.').next()?.parse().ok();
         let online = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self {
@@ -41,7 +42,7 @@ impl Host {
             systemd_cgroups: info.host.cgroup_manager.as_deref() == Some("systemd"),
             podman_major: info.version.version.as_ref().and_then(major).unwrap_or(0),
             cpus: info.host.cpus.unwrap_or_else(|| u32::try_from(online).unwrap_or(1)),
-            limits: own_limits(),
+            limits: service_limits(socket),
             shared_cpuset: shared_cpuset(cpuset_cgroup),
         }
     }
@@ -64,36 +65,57 @@ impl Host {
     }
 }
 
-/// This process's hard limits and whether it may raise them. A Podman service on the same host normally has the same:
-/// both are started by the same init, as root.
-fn own_limits() -> HostLimits {
-    let resources = [
-        ("as", Resource::RLIMIT_AS),
-        ("core", Resource::RLIMIT_CORE),
-        ("cpu", Resource::RLIMIT_CPU),
-        ("data", Resource::RLIMIT_DATA),
-        ("fsize", Resource::RLIMIT_FSIZE),
-        ("locks", Resource::RLIMIT_LOCKS),
-        ("memlock", Resource::RLIMIT_MEMLOCK),
-        ("msgqueue", Resource::RLIMIT_MSGQUEUE),
-        ("nice", Resource::RLIMIT_NICE),
-        ("nofile", Resource::RLIMIT_NOFILE),
-        ("nproc", Resource::RLIMIT_NPROC),
-        ("rss", Resource::RLIMIT_RSS),
-        ("rtprio", Resource::RLIMIT_RTPRIO),
-        ("rttime", Resource::RLIMIT_RTTIME),
-        ("sigpending", Resource::RLIMIT_SIGPENDING),
-        ("stack", Resource::RLIMIT_STACK),
-    ];
-    let hard: BTreeMap<String, u64> = resources
-        .into_iter()
-        .filter_map(|(name, resource)| Some((name.to_owned(), getrlimit(resource).ok()?.1)))
-        .collect();
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+/// The limits of the process behind the socket, from which containers inherit: it may have fewer than we, and Podman
+/// lowers its own. With socket activation the process is systemd, whose limits are those of its services' parent.
+fn service_limits(socket: &Path) -> HostLimits {
+    let pid = UnixStream::connect(socket)
+        .ok()
+        .and_then(|stream| getsockopt(&stream, PeerCredentials).ok());
+    let place = pid.map_or_else(
+        || "/proc/self".to_owned(),
+        |credentials| format!("/proc/{}", credentials.pid()),
+    );
+    let read = |file: &str| std::fs::read_to_string(format!("{place}/{file}")).unwrap_or_default();
+    let mut hard = parse_limits(&read("limits"));
+    // Podman lowers its own limit to this once it runs, so a socket-activated one will as well.
+    let pid_max = std::fs::read_to_string("/proc/sys/kernel/pid_max")
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    if let (Some(processes), Some(pid_max)) = (hard.get_mut("nproc"), pid_max) {
+        *processes = (*processes).min(pid_max);
+    }
     HostLimits {
         hard,
-        may_raise: has_sys_resource(&status),
+        may_raise: has_sys_resource(&read("status")),
     }
+}
+
+/// The hard limits in `/proc/<pid>/limits`: a name in words, then soft, hard and unit. "unlimited" ones are left out.
+fn parse_limits(text: &str) -> BTreeMap<String, u64> {
+    const WORDS: [(&str, &str); 16] = [
+        ("Max address space", "as"),
+        ("Max core file size", "core"),
+        ("Max cpu time", "cpu"),
+        ("Max data size", "data"),
+        ("Max file size", "fsize"),
+        ("Max file locks", "locks"),
+        ("Max locked memory", "memlock"),
+        ("Max msgqueue size", "msgqueue"),
+        ("Max nice priority", "nice"),
+        ("Max open files", "nofile"),
+        ("Max processes", "nproc"),
+        ("Max resident set", "rss"),
+        ("Max realtime priority", "rtprio"),
+        ("Max realtime timeout", "rttime"),
+        ("Max pending signals", "sigpending"),
+        ("Max stack size", "stack"),
+    ];
+    let hard = |line: &str| {
+        let (words, name) = WORDS.iter().find(|(words, _)| line.starts_with(&format!("{words} ")))?;
+        let value = line[words.len()..].split_whitespace().nth(1)?;
+        Some(((*name).to_owned(), value.parse().ok()?))
+    };
+    text.lines().filter_map(hard).collect()
 }
 
 /// Whether `/proc/<pid>/status` shows CAP_SYS_RESOURCE as effective.
@@ -129,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_service_that_says_nothing_is_a_rootful_host_with_cgroup_v1() {
-        let host = Host::read(&HostInfo::default(), "");
+        let host = Host::read(&HostInfo::default(), Path::new("/nowhere"), "");
         assert!(!host.rootless && !host.cgroup_v2 && !host.systemd_cgroups);
         assert!(host.cpus >= 1 && host.shared_cpuset.is_none());
         assert!(host.limits.hard.contains_key("nofile"));
@@ -153,9 +175,25 @@ mod tests {
                 ..VersionFacts::default()
             },
         };
-        let host = Host::read(&info, "");
+        let host = Host::read(&info, Path::new("/nowhere"), "");
         assert!(host.rootless && host.cgroup_v2 && host.systemd_cgroups);
         assert_eq!((host.cpus, host.podman_major), (64, 5));
+    }
+
+    #[test]
+    fn limits_are_read_as_proc_writes_them() {
+        let text = "Limit                     Soft Limit           Hard Limit           Units     \n\
+                    Max cpu time              unlimited            unlimited            seconds   \n\
+                    Max processes             4096                 8192                 processes \n\
+                    Max open files            1024                 20000                files     \n\
+                    Max nice priority         0                    0                    \n";
+        let limits = parse_limits(text);
+        assert_eq!(
+            limits,
+            [("nice", 0), ("nofile", 20000), ("nproc", 8192)]
+                .map(|(n, v)| (n.to_owned(), v))
+                .into()
+        );
     }
 
     #[test]

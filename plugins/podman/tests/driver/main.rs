@@ -1,0 +1,10 @@
+//! The driver as Nomad meets it: the real plugin, launched over its protocol, with a real Podman behind it.
+
+#[path = "../fixture/mod.rs"]
+mod fixture;
+
+mod agent;
+mod life;
+mod options;
+mod protocol;
+mod recovery;

@@ -1,0 +1,252 @@
+//! The task's options as the container sees them. Each test looks from inside.
+
+use proto::nomad::driver::network_isolation_spec::NetworkIsolationMode;
+use proto::nomad::driver::{Device, DnsConfig, Mount, NetworkIsolationSpec, PortMapping};
+
+use crate::agent::{Agent, Job, list, map, pairs};
+use crate::fixture::PodmanService;
+
+/// Goal: what a job says of its process is what the process finds.
+#[tokio::test]
+async fn a_process_finds_what_its_job_says() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let script = "exec > /local/out
+echo user=$(id -u):$(id -g)
+echo dir=$(pwd)
+echo host=$(hostname)
+echo nofile=$(ulimit -Sn):$(ulimit -Hn)
+echo caps=$(grep CapEff /proc/self/status | cut -f2)
+echo privs=$(grep NoNewPrivs /proc/self/status | cut -f2)
+echo tmpfs=$(grep ' /scratch ' /proc/mounts | cut -d' ' -f1)
+echo root=$(touch /new 2>/dev/null && echo writable || echo readonly)
+echo dns=$(grep -c 'nameserver 192.0.2.1' /etc/resolv.conf):$(grep -c 'search example.test' /etc/resolv.conf)
+echo hosts=$(grep -c '192.0.2.9.*db' /etc/hosts)
+echo shm=$(df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2)
+echo null=$([ -c /dev/extra ] && echo device)";
+    let mut job = Job::new(script)
+        .with("working_dir", "/tmp")
+        .with("hostname", "inside")
+        .with("ulimit", map(vec![("nofile", "512:1024".into())]))
+        .with("cap_drop", list(&["ALL"]))
+        .with("security_opt", list(&["no-new-privileges"]))
+        .with("tmpfs", list(&["/scratch:size=1m"]))
+        .with("readonly_rootfs", true)
+        .with("extra_hosts", list(&["db:192.0.2.9"]))
+        .with("shm_size", "2m");
+    job.task.user = "65534:65534".into();
+    let (servers, searches) = (vec!["192.0.2.1".into()], vec!["example.test".into()]);
+    job.task.dns = Some(DnsConfig {
+        servers,
+        searches,
+        options: Vec::new(),
+    });
+    job.task.devices.push(Device {
+        task_path: "/dev/extra".into(),
+        host_path: "/dev/null".into(),
+        cgroup_permissions: "rwm".into(),
+    });
+    std::fs::set_permissions(job.local(""), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+    assert_eq!(agent.run(&job).await, 0);
+    let out = job.wrote("out");
+    let found = pairs(&out);
+    for (name, want) in [
+        ("user", "65534:65534"),
+        ("dir", "/tmp"),
+        ("host", "inside"),
+        ("nofile", "512:1024"),
+        ("caps", "0000000000000000"),
+        ("privs", "1"),
+        ("tmpfs", "tmpfs"),
+        ("root", "readonly"),
+        ("dns", "1:1"),
+        ("hosts", "1"),
+        ("shm", "2048"),
+        ("null", "device"),
+    ] {
+        assert_eq!(found.get(name), Some(&want), "{name} in:\n{out}");
+    }
+}
+
+/// Goal: a task that says nothing of limits starts on a host whose hard limits are below Podman's defaults, and one that
+/// asks for more than the host has is told both numbers.
+#[tokio::test]
+async fn limits_fit_the_host_by_themselves() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let job = Job::new("ulimit -Hn > /local/out");
+    assert_eq!(agent.run(&job).await, 0);
+    let hard: u64 = job.wrote("out").trim().parse().unwrap();
+    assert!(hard >= 1024);
+
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .unwrap()
+        .trim();
+    if u64::from_str_radix(mask, 16).unwrap() & (1 << 24) == 0 {
+        let greedy = Job::new("true").with("ulimit", map(vec![("nofile", "99999999".into())]));
+        let error = agent.start_task(&greedy).await.unwrap_err();
+        assert!(
+            error.message().contains("99999999") && error.message().contains("nofile"),
+            "{error}"
+        );
+    }
+    let socket = service.socket();
+    let limits = map(vec![("nofile", "256:512".into())]);
+    let agent = Agent::with_options(vec![
+        ("socket_path", socket.to_str().unwrap().into()),
+        ("default_ulimit", rmpv::Value::Array(vec![limits])),
+    ])
+    .await;
+    let job = Job::new("ulimit -Hn > /local/out");
+    assert_eq!(agent.run(&job).await, 0);
+    assert_eq!(job.wrote("out").trim(), "512");
+}
+
+/// Goal: volumes and Nomad's mounts are there, read-only where said, and a later mount on the host reaches a task that
+/// asked for propagation.
+#[tokio::test]
+async fn volumes_and_mounts_are_there() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let script = "exec > /local/out
+echo volume=$(cat /vol/file)
+echo relative=$(cat /rel/file)
+echo mount=$(cat /data/file)
+echo readonly=$(touch /data/new 2>/dev/null && echo no || echo yes)
+echo slave=$(grep ' /slave ' /proc/self/mountinfo | grep -c 'master:')
+echo secrets=$(cat /secrets/token)";
+    let mut job = Job::new(script);
+    let host = tempfile::Builder::new()
+        .prefix("volume-")
+        .tempdir_in("/var/tmp")
+        .unwrap();
+    std::fs::write(host.path().join("file"), "from-host").unwrap();
+    std::fs::create_dir(job.local("sub")).unwrap();
+    std::fs::write(job.local("sub/file"), "from-task").unwrap();
+    std::fs::write(job.dir().join("work/secrets/token"), "secret").unwrap();
+    let source = host.path().display().to_string();
+    let mount = |task_path: &str, readonly, mode: &str| Mount {
+        task_path: task_path.into(),
+        host_path: source.clone(),
+        readonly,
+        propagation_mode: mode.into(),
+        ..Mount::default()
+    };
+    job.task.mounts = vec![mount("/data", true, "private"), mount("/slave", false, "host-to-task")];
+    let volumes = list(&[&format!("{source}:/vol"), "local/sub:/rel:ro"]);
+    assert_eq!(agent.run(&job).await, 0, "without volumes");
+    let job = job.with("volumes", volumes);
+    assert_eq!(agent.run(&job).await, 0);
+    let out = job.wrote("out");
+    let found = pairs(&out);
+    for (name, want) in [
+        ("volume", "from-host"),
+        ("relative", "from-task"),
+        ("mount", "from-host"),
+        ("readonly", "yes"),
+        ("secrets", "secret"),
+    ] {
+        assert_eq!(found.get(name), Some(&want), "{name} in:\n{out}");
+    }
+
+    let socket = service.socket();
+    let closed = map(vec![("enabled", false.into())]);
+    let agent = Agent::with_options(vec![
+        ("socket_path", socket.to_str().unwrap().into()),
+        ("volumes", closed),
+    ])
+    .await;
+    let error = agent.start_task(&job).await.unwrap_err();
+    assert!(error.message().contains("volumes are not enabled"), "{error}");
+    std::os::unix::fs::symlink("/etc", job.local("out-of-here")).unwrap();
+    let sneaky = job.with("volumes", list(&["local/out-of-here:/etc2"]));
+    let error = agent.start_task(&sneaky).await.unwrap_err();
+    assert!(error.message().contains("leads out of the allocation"), "{error}");
+}
+
+/// Goal: a task of a group with a network of its own joins that namespace, and nothing is published twice.
+#[tokio::test]
+async fn a_task_joins_the_network_of_its_group() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let mut holder = std::process::Command::new("unshare")
+        .args(["-n", "sleep", "1000"])
+        .spawn()
+        .unwrap();
+    let path = format!("/proc/{}/ns/net", holder.id());
+    let host = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let mut group = host.clone();
+    while group == host {
+        group = std::fs::read_link(&path).unwrap();
+        tokio::task::yield_now().await;
+    }
+    let mut job = Job::new("readlink /proc/self/ns/net > /local/out").with("ports", list(&["http"]));
+    job.options.retain(|(key, _)| *key != "network_mode");
+    let resources = job.task.resources.as_mut().unwrap();
+    resources.ports = vec![PortMapping {
+        label: "http".into(),
+        value: 1,
+        to: 80,
+        host_ip: "127.0.0.1".into(),
+    }];
+    let mode = NetworkIsolationMode::Group.into();
+    job.task.network_isolation_spec = Some(NetworkIsolationSpec {
+        mode,
+        path,
+        ..Default::default()
+    });
+    let code = agent.run(&job).await;
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    assert_eq!(code, 0);
+    assert_eq!(job.wrote("out").trim(), group.to_str().unwrap());
+}
+
+/// Goal: a task with a network of its own publishes its ports, and Nomad is told its address without advertising it.
+#[tokio::test]
+async fn a_bridged_task_publishes_its_ports() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut job = Job::new("echo up > /local/up; echo hello | nc -l -p 80")
+        .with("network_mode", "bridge")
+        .with("ports", list(&["http"]));
+    let mapping = PortMapping {
+        label: "http".into(),
+        value: port.into(),
+        to: 80,
+        host_ip: "127.0.0.1".into(),
+    };
+    job.task.resources.as_mut().unwrap().ports = vec![mapping];
+    let started = agent.start_task(&job).await.unwrap();
+    let network = started.network_override.unwrap();
+    assert_eq!(network.port_map["http"], 80);
+    assert!(
+        network.addr.starts_with("10.") && !network.auto_advertise,
+        "{network:?}"
+    );
+    assert_eq!(
+        agent.inspect(&job).await.unwrap().network_override.unwrap().addr,
+        network.addr
+    );
+    job.until_wrote("up").await;
+    let answer = tokio::task::spawn_blocking(move || {
+        use std::io::Read as _;
+        let mut answer = String::new();
+        loop {
+            let stream = std::net::TcpStream::connect(("127.0.0.1", port));
+            if stream.is_ok_and(|mut stream| stream.read_to_string(&mut answer).is_ok() && !answer.is_empty()) {
+                return answer;
+            }
+        }
+    });
+    assert_eq!(crate::agent::within(answer).await.unwrap(), "hello\n");
+    agent.destroy(&job, true).await.unwrap();
+}
