@@ -17,12 +17,18 @@ use uuid::Uuid;
 
 use crate::bucket::BucketRef;
 use crate::ids::{Epoch, Generation, InodeNo, JournalSeq};
-use crate::row::{Counters, ExtentRow, Key, Row};
+use crate::row::{Applied, Counters, ExtentRow, Key, RUN_BYTES_MAX, Row};
 use crate::tree::Tree;
 
+mod apply;
+mod encode;
 mod handle;
+mod pace;
+mod put;
+mod run;
 
 pub use handle::CommitHandle;
+use handle::{Shared, Tasks};
 
 /// A contiguous piece of a file that became dirty, at most `RUN_BYTES_MAX` long: it becomes one extent run.
 #[derive(Debug, Clone)]
@@ -134,6 +140,10 @@ pub struct CommitLimits {
     pub cut_bytes: u64,
     /// The same while others are under way: larger, so that a long write costs few objects.
     pub cut_bytes_busy: u64,
+    /// Content up to which a commit is one journal object; with more it goes out as segments beside it.
+    pub inline_bytes_max: u64,
+    /// Content of one segment, unless a single run is longer.
+    pub segment_bytes_max: u64,
     /// Bytes of rows given to the tree after which it is flushed.
     pub tree_flush_bytes: u64,
     /// Commits after which the tree is flushed: bounds the replay of the next open.
@@ -149,9 +159,11 @@ impl Default for CommitLimits {
             cut_after: Duration::from_secs(1),
             cut_bytes: INLINE_DATA_BYTES_MAX,
             cut_bytes_busy: 4 * INLINE_DATA_BYTES_MAX,
+            inline_bytes_max: INLINE_DATA_BYTES_MAX,
+            segment_bytes_max: SEGMENT_DATA_BYTES_MAX,
             tree_flush_bytes: 32 * 1024 * 1024,
             tree_flush_commits: 1_000,
-            tree_flush_after: Duration::from_secs(60),
+            tree_flush_after: Duration::from_secs(300),
         }
     }
 }
@@ -161,6 +173,11 @@ pub const IN_FLIGHT_MAX: usize = 8;
 
 /// 8 MiB: content of a commit that travels inside the journal object. One with more goes out as segments, in parallel.
 pub const INLINE_DATA_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// 16 MiB of content in a segment: one run of the largest size, and few enough that they go out in parallel.
+pub const SEGMENT_DATA_BYTES_MAX: u64 = RUN_BYTES_MAX;
+
+const _: () = assert!(INLINE_DATA_BYTES_MAX <= SEGMENT_DATA_BYTES_MAX);
 
 /// What a commit loop works on. `bucket` is rooted at the volume's data prefix.
 #[derive(Debug, Clone)]
@@ -177,6 +194,8 @@ pub struct CommitContext {
     pub epoch: Epoch,
     /// The journal position of the first commit.
     pub next_seq: JournalSeq,
+    /// The commit up to which the tree is durable, as found or made at open.
+    pub durable: Applied,
     /// How much and when.
     pub limits: CommitLimits,
 }
@@ -200,6 +219,12 @@ pub struct CommitStats {
 
 /// Starts committing what `state` gathers. Must be called within a tokio runtime.
 pub fn start(context: CommitContext, state: Arc<dyn DirtyState>) -> CommitHandle {
-    let _ = (context, state);
-    unimplemented!("the loop lands next")
+    let shared = Arc::new(Shared::new(context.limits.clone(), context.durable));
+    let epoch = context.epoch;
+    let (commit_loop, applier) = run::spawn(context, state, shared.clone());
+    CommitHandle {
+        epoch,
+        shared,
+        _tasks: Arc::new(Tasks(vec![commit_loop.abort_handle(), applier])),
+    }
 }

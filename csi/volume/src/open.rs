@@ -6,11 +6,20 @@
 
 use std::sync::Arc;
 
-use crate::bucket::{BucketError, BucketRef};
-use crate::head::{Claim, HeadError, HeadFile, TakenOver};
-use crate::ids::{Epoch, JournalSeq};
-use crate::row::{Applied, Counters};
+use uuid::Uuid;
+
+use crate::bucket::{BucketError, BucketRef, Prefixed};
+use crate::format::seal::Seal;
+use crate::head::{Claim, HeadError, HeadFile, HeadWriter, TakenOver};
+use crate::ids::{Epoch, JournalSeq, ObjectId};
+use crate::row::{Applied, Counters, Key, Row};
+use crate::tree::overlay::OverlayTree;
+use crate::tree::slate::{NOTHING, SlateReader, SlateTree, newest_manifest, seen_writer};
 use crate::tree::{Tree, TreeError};
+
+pub(crate) mod walk;
+
+use walk::{Step, Walk};
 
 /// How to keep the tree.
 #[derive(Debug, Clone)]
@@ -30,6 +39,16 @@ impl Default for TreeConfig {
 /// 32 MiB: blocks of the tree in RAM, for each volume. What operations need often is in the RAM tables already.
 pub const TREE_CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
+/// 8 claims of the tree: each lost one means that another mount opened it meanwhile, which the head then tells.
+const CLAIMS_MAX: u32 = 8;
+
+/// 64 commits replayed: from there on the tree is flushed at once, so that a mount that crashes again and again does not
+/// replay more each time.
+const REPLAYED_FLUSH: u64 = 64;
+
+/// 5 reads of a volume that is being written meanwhile; the last one is taken as it is, an older state but a whole one.
+const READS_MAX: u32 = 5;
+
 /// A volume that is ours to write: everything before is sealed and replayed.
 #[derive(Debug)]
 pub struct OpenedWriter {
@@ -43,8 +62,12 @@ pub struct OpenedWriter {
     pub tree: Arc<dyn Tree>,
     /// Our reign.
     pub epoch: Epoch,
+    /// What tells our journal objects from anybody's: the session of the claim.
+    pub writer: Uuid,
     /// Where our journal begins.
     pub next_seq: JournalSeq,
+    /// The commit up to which the tree is durable.
+    pub durable: Applied,
     /// Totals after the last commit; `None` for a volume that was never written.
     pub counters: Option<Counters>,
 }
@@ -95,13 +118,139 @@ pub enum OpenError {
 /// Takes the volume at `root` (the bucket seen through the volume's root) over: CAS of the head, seals, replay.
 ///
 /// # Durability
-/// After `Ok` no older writer can acknowledge anything any more, and all that one ever did is in the tree.
+/// After `Ok` no older writer can acknowledge anything any more, and all that one ever did is in the tree, or in the
+/// journal from where the durable tree ends.
 ///
 /// # Errors
 /// `OpenError`.
 pub async fn open_writer(root: BucketRef, claim: Claim, config: TreeConfig) -> Result<OpenedWriter, OpenError> {
-    let _ = (root, claim, config);
-    unimplemented!("the body lands next")
+    let head = HeadFile::new(root.clone(), HeadWriter::new(claim.session));
+    let taken = head.take_over(&claim).await?;
+    let (epoch, volume) = (taken.head.epoch, taken.head.uuid);
+    let bucket: BucketRef = Arc::new(Prefixed::new(root, taken.head.data_prefix()));
+    let tree = claim_tree(&bucket, &head, epoch, &config).await?;
+    let found = tree.applied();
+    let mut walk = Walk::new(bucket.clone(), volume, found.epoch, found.seq.next());
+    let sealer = Sealer {
+        bucket: bucket.clone(),
+        volume,
+        epoch,
+        writer: claim.session,
+        owner: claim.node_id.to_string(),
+    };
+    let replayed = sealer.replay(&mut walk, &tree, taken.clean).await?;
+    let ours = Applied {
+        epoch,
+        seq: JournalSeq(0),
+    };
+    // Later walks begin here, instead of following a seal for each mount that wrote nothing.
+    tree.apply(ours, Vec::new()).await?;
+    let durable = match replayed >= REPLAYED_FLUSH {
+        true => tree.flush().await?,
+        false => found,
+    };
+    tracing::info!(%volume, %epoch, replayed, "the volume was taken for writing");
+    Ok(OpenedWriter {
+        taken,
+        head,
+        bucket,
+        counters: counters_of(&tree).await?,
+        tree: Arc::new(tree),
+        epoch,
+        writer: claim.session,
+        next_seq: JournalSeq(1),
+        durable,
+    })
+}
+
+/// Opens the tree for writing. Who was superseded meanwhile must not fence the tree of who did it: so the tree is
+/// claimed against the writer that it showed before our reign was confirmed, and a lost claim is confirmed anew.
+async fn claim_tree(
+    bucket: &BucketRef,
+    head: &HeadFile,
+    epoch: Epoch,
+    config: &TreeConfig,
+) -> Result<SlateTree, OpenError> {
+    for _ in 0..CLAIMS_MAX {
+        let seen = seen_writer(bucket.clone()).await?;
+        head.confirm(epoch).await?;
+        match SlateTree::open(bucket.clone(), seen, config.cache_bytes).await {
+            Err(TreeError::Fenced) => {}
+            answer => return Ok(answer?),
+        }
+    }
+    Err(OpenError::Tree(TreeError::Fenced))
+}
+
+async fn counters_of(tree: &dyn Tree) -> Result<Option<Counters>, OpenError> {
+    match tree.get(&Key::Counters).await? {
+        None => Ok(None),
+        Some(Row::Counters(counters)) => Ok(Some(counters)),
+        Some(other) => Err(OpenError::Tree(TreeError::Corrupt {
+            place: "the counters".to_owned(),
+            detail: format!("{other:?}"),
+        })),
+    }
+}
+
+/// Who takes the volume over.
+struct Sealer {
+    bucket: BucketRef,
+    volume: Uuid,
+    epoch: Epoch,
+    writer: Uuid,
+    owner: String,
+}
+
+impl Sealer {
+    /// Replays every commit that stands and seals where they end. Returns how many there were.
+    ///
+    /// `clean`: the writer before has closed the volume, so no commit is expected, only looked for if the seal says so.
+    async fn replay(&self, walk: &mut Walk, tree: &dyn Tree, clean: bool) -> Result<u64, OpenError> {
+        let mut replayed = 0;
+        let (epoch, seq) = walk.at();
+        if clean && self.seal(ObjectId::Journal(epoch, seq)).await? {
+            return Ok(replayed);
+        }
+        loop {
+            match walk.next().await? {
+                Step::Commit(commit) => {
+                    let applied = Applied {
+                        epoch: commit.epoch,
+                        seq: commit.seq,
+                    };
+                    tree.apply(applied, commit.changes).await?;
+                    replayed += 1;
+                }
+                Step::Seal(seal) if seal.next_epoch == self.epoch && seal.writer == self.writer => return Ok(replayed),
+                Step::Seal(seal) if seal.next_epoch >= self.epoch => {
+                    return Err(OpenError::Fenced { owner: seal.owner });
+                }
+                Step::Seal(_) => {}
+                Step::Missing(object) => {
+                    if self.seal(object).await? {
+                        return Ok(replayed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Puts our seal where `object` is missing. False if something is there by now.
+    async fn seal(&self, object: ObjectId) -> Result<bool, OpenError> {
+        let seal = Seal {
+            volume: self.volume,
+            object,
+            next_epoch: self.epoch,
+            writer: self.writer,
+            owner: self.owner.clone(),
+        };
+        match self.bucket.put_if_absent(&object.key(), seal.encode()).await {
+            Ok(_) => Ok(true),
+            Err(BucketError::Precondition { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
 }
 
 /// Opens the volume at `root` for reading, as of its last durable commit. Writes nothing.
@@ -109,6 +258,49 @@ pub async fn open_writer(root: BucketRef, claim: Claim, config: TreeConfig) -> R
 /// # Errors
 /// `OpenError`.
 pub async fn open_reader(root: BucketRef, config: TreeConfig) -> Result<OpenedReader, OpenError> {
-    let _ = (root, config);
-    unimplemented!("the body lands next")
+    let head = HeadFile::new(root.clone(), HeadWriter::new(Uuid::nil())).read().await?;
+    let bucket: BucketRef = Arc::new(Prefixed::new(root, head.data_prefix()));
+    for attempt in 1.. {
+        let (tree, manifest) = read_state(&bucket, head.uuid, &config).await?;
+        // A writer that flushed its tree meanwhile may have deleted journal objects before we asked for them: then the
+        // journal seemed to end too early.
+        let newest = newest_manifest(bucket.clone()).await?;
+        if newest == manifest || attempt == READS_MAX {
+            return Ok(OpenedReader {
+                head,
+                bucket,
+                applied: tree.applied(),
+                counters: counters_of(&tree).await?,
+                tree: Arc::new(tree),
+            });
+        }
+        tree.close().await?;
+    }
+    unreachable!("the last attempt returns")
+}
+
+async fn read_state(
+    bucket: &BucketRef,
+    volume: Uuid,
+    config: &TreeConfig,
+) -> Result<(OverlayTree, Option<u64>), OpenError> {
+    let below = SlateReader::open(bucket.clone(), config.cache_bytes).await?;
+    let manifest = below.as_ref().map(SlateReader::manifest);
+    let applied = below.as_ref().map_or(NOTHING, |tree| tree.applied());
+    let below = below.map(|tree| Arc::new(tree) as Arc<dyn Tree>);
+    let mut tree = OverlayTree::new(below, applied);
+    let mut walk = Walk::new(bucket.clone(), volume, applied.epoch, applied.seq.next());
+    loop {
+        match walk.next().await? {
+            Step::Commit(commit) => {
+                let applied = Applied {
+                    epoch: commit.epoch,
+                    seq: commit.seq,
+                };
+                tree.push(applied, commit.changes);
+            }
+            Step::Seal(_) => {}
+            Step::Missing(_) => return Ok((tree, manifest)),
+        }
+    }
 }

@@ -14,6 +14,7 @@ use crate::row::{Applied, Key, ObjectStats, Row};
 pub(crate) mod contract;
 pub mod memory;
 mod object_store;
+pub(crate) mod overlay;
 pub mod slate;
 
 /// What the operations and the commit need of a tree.

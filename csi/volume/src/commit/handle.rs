@@ -7,7 +7,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 
 use super::{CommitLimits, CommitStats, Lost};
-use crate::ids::{Generation, JournalSeq};
+use crate::ids::{Epoch, Generation, ObjectId};
 use crate::row::Applied;
 use crate::tree::TreeError;
 
@@ -20,8 +20,6 @@ pub(super) struct Progress {
     pub applied: Generation,
     /// The commit that the durable tree contains: journal objects up to it are not needed for replay.
     pub flushed: Applied,
-    /// Journal position of the last commit that the tree contains.
-    pub applied_seq: JournalSeq,
     /// Set once, never cleared.
     pub lost: Option<Lost>,
     /// The loop has ended, cleanly or not.
@@ -48,17 +46,72 @@ pub(super) struct Shared {
     pub flushed: watch::Sender<(u64, Result<Applied, TreeError>)>,
     pub progress: watch::Sender<Progress>,
     pub stats: Mutex<CommitStats>,
+    /// Number of the next segment of this epoch.
+    pub next_segment: AtomicU64,
+    /// Commits, and bytes of their rows, that are durable and not in the tree yet.
+    pub backlog: Mutex<(u64, u64)>,
 }
 
 impl Shared {
+    pub fn new(limits: CommitLimits, durable: Applied) -> Self {
+        let progress = Progress {
+            durable: Generation(0),
+            applied: Generation(0),
+            flushed: durable,
+            lost: None,
+            ended: false,
+        };
+        Self {
+            limits,
+            wake: Notify::new(),
+            flush: Notify::new(),
+            armed: AtomicBool::new(false),
+            sync_wanted: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
+            flushes_wanted: AtomicU64::new(0),
+            flushed: watch::Sender::new((0, Ok(durable))),
+            progress: watch::Sender::new(progress),
+            stats: Mutex::default(),
+            next_segment: AtomicU64::new(1),
+            backlog: Mutex::default(),
+        }
+    }
+
     pub fn stats(&self) -> MutexGuard<'_, CommitStats> {
         self.stats.lock().expect("no one panics while counting")
+    }
+
+    pub fn number_segment(&self) -> u64 {
+        self.next_segment.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn backlog(&self) -> MutexGuard<'_, (u64, u64)> {
+        self.backlog.lock().expect("no one panics while counting")
+    }
+
+    pub fn backlog_is_full(&self, commits_max: u64, bytes_max: u64) -> bool {
+        let (commits, bytes) = *self.backlog();
+        commits >= commits_max || bytes >= bytes_max
+    }
+
+    pub fn gave_to_backlog(&self, rows_bytes: u64) {
+        let mut backlog = self.backlog();
+        *backlog = (backlog.0 + 1, backlog.1 + rows_bytes);
+    }
+
+    /// The loop may have waited for it.
+    pub fn took_from_backlog(&self, rows_bytes: u64) {
+        let mut backlog = self.backlog();
+        *backlog = (backlog.0 - 1, backlog.1 - rows_bytes);
+        drop(backlog);
+        self.wake.notify_one();
     }
 }
 
 /// A running commit loop. Dropping the last clone stops it at once, as a crash would; only `shutdown` leaves it clean.
 #[derive(Debug, Clone)]
 pub struct CommitHandle {
+    pub(super) epoch: Epoch,
     pub(super) shared: Arc<Shared>,
     pub(super) _tasks: Arc<Tasks>,
 }
@@ -143,6 +196,11 @@ impl CommitHandle {
     /// What was sent so far.
     pub fn stats(&self) -> CommitStats {
         self.shared.stats().clone()
+    }
+
+    /// A new segment of this mount, for content that is moved: it is put before the commit whose rows name it.
+    pub fn allocate_segment(&self) -> ObjectId {
+        ObjectId::Segment(self.epoch, self.shared.number_segment())
     }
 
     /// Makes the tree durable up to what it contains now, and returns up to which commit.

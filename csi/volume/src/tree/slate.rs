@@ -100,7 +100,7 @@ impl std::fmt::Debug for SlateReader {
 }
 
 /// Where a tree is before its first commit.
-const NOTHING: Applied = Applied {
+pub(crate) const NOTHING: Applied = Applied {
     epoch: Epoch(0),
     seq: JournalSeq(0),
 };
@@ -113,6 +113,16 @@ pub async fn seen_writer(bucket: BucketRef) -> Result<u64, TreeError> {
     let admin = AdminBuilder::new(FOLDER, Arc::new(BucketStore::new(bucket))).build();
     let manifest = admin.read_manifest(None).await.map_err(outward)?;
     Ok(manifest.map_or(0, |manifest| manifest.writer_epoch()))
+}
+
+/// The number of the newest manifest of the tree; `None` if there is no tree.
+///
+/// # Errors
+/// `TreeError` if it cannot be read.
+pub(crate) async fn newest_manifest(bucket: BucketRef) -> Result<Option<u64>, TreeError> {
+    let admin = AdminBuilder::new(FOLDER, Arc::new(BucketStore::new(bucket))).build();
+    let manifest = admin.read_manifest(None).await.map_err(outward)?;
+    Ok(manifest.map(|manifest| manifest.id()))
 }
 
 impl SlateTree {
@@ -160,11 +170,10 @@ impl SlateReader {
     /// # Errors
     /// `TreeError`.
     pub async fn open(bucket: BucketRef, cache_bytes: u64) -> Result<Option<Self>, TreeError> {
-        let store = Arc::new(BucketStore::new(bucket));
-        let admin = AdminBuilder::new(FOLDER, store.clone()).build();
-        if admin.read_manifest(None).await.map_err(outward)?.is_none() {
+        if newest_manifest(bucket.clone()).await?.is_none() {
             return Ok(None);
         }
+        let store = Arc::new(BucketStore::new(bucket));
         let options = DbReaderOptions {
             manifest_poll_interval: NEVER,
             skip_wal_replay: true,
@@ -181,6 +190,13 @@ impl SlateReader {
         let row = db.get(&encode_key(&Key::Applied)).await.map_err(outward)?;
         let applied = applied_of(row)?;
         Ok(Some(Self { db, applied }))
+    }
+}
+
+impl SlateReader {
+    /// The number of the manifest that it reads.
+    pub(crate) fn manifest(&self) -> u64 {
+        self.db.manifest().id()
     }
 }
 
