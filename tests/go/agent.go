@@ -36,8 +36,8 @@ type agent struct {
 	base   base.BasePluginClient
 	driver driver.DriverClient
 	log    *logBuffer
-	// endLimit is how long the plugin's end may take until it is seen.
-	endLimit time.Duration
+	// reattached is set when another agent launched the plugin.
+	reattached bool
 }
 
 // connection hands a plugin's gRPC connection through go-plugin, which knows plugins by kind and not by service.
@@ -81,11 +81,7 @@ func (w *world) clientConfig() *plugin.ClientConfig {
 }
 
 func dispense(config *plugin.ClientConfig) *agent {
-	a := &agent{log: &logBuffer{}, endLimit: time.Second}
-	if config.Reattach != nil {
-		// The client looks once a second whether a process that is not its child is still there.
-		a.endLimit += 2 * time.Second
-	}
+	a := &agent{log: &logBuffer{}, reattached: config.Reattach != nil}
 	config.Logger = hclog.New(&hclog.LoggerOptions{Name: "agent", Level: hclog.Trace, Output: a.log, JSONFormat: true})
 	a.client = plugin.NewClient(config)
 	agents.Lock()
@@ -102,14 +98,34 @@ func (a *agent) pid() int {
 	return a.client.ReattachConfig().Pid
 }
 
-// end ends the plugin as an agent that stops does, and demands that it goes by itself.
+// end ends the plugin as an agent that stops does, and demands that it goes by itself, at once.
 func (a *agent) end() {
+	pid := a.pid()
 	started := time.Now()
 	_, _ = a.driver.Shutdown(soon(), &driver.ShutdownRequest{})
-	a.client.Kill()
-	demand(time.Since(started) < a.endLimit, "it took %v to end", time.Since(started))
-	demand(a.client.Exited(), "it did not end")
-	demand(!strings.Contains(a.log.text(), "failed to exit gracefully"), "it had to be killed")
+	killed := make(chan struct{})
+	go func() {
+		a.client.Kill()
+		close(killed)
+	}()
+	eventually("the plugin's end", func() bool { return !runs(pid) })
+	demand(time.Since(started) < time.Second, "it took %v to end", time.Since(started))
+	receive("the client's end", killed)
+	// Of a process that is not its child the client sees the end only once init has reaped it, which some take seconds for.
+	demand(a.reattached || !strings.Contains(a.log.text(), "failed to exit gracefully"), "it had to be killed")
+}
+
+// runs tells whether a process is there and is more than a memory of its exit code.
+func runs(pid int) bool {
+	fields := stat(pid)
+	return len(fields) > 0 && fields[0] != "Z"
+}
+
+// stat is what the kernel says of a process, from its state on; nothing if there is none. proc(5), /proc/pid/stat.
+func stat(pid int) []string {
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(line), ") ")
+	return strings.Fields(rest)
 }
 
 // killPlugin kills the plugin as the kernel would, and waits until HashiCorp's client sees it.

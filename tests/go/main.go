@@ -5,7 +5,7 @@
 //	conformance podman   -plugin target/debug/nomad-driver-podman -socket /run/podman/podman.sock -image busybox
 //	conformance encode   SCHEMA CONFIG   prints the msgpack that Nomad would send
 //
-// Each check prints one line; the first that fails ends the run with 1. It leaves no process, container or file behind.
+// Each check prints one line; one that fails makes the exit code 1. It leaves no process, container or file behind.
 package main
 
 import (
@@ -72,7 +72,7 @@ func run(w *world, checks []check, only string) int {
 	}
 	w.folder = folder
 	defer os.RemoveAll(folder)
-	ran := 0
+	ran, failed := 0, 0
 	for _, check := range checks {
 		if only != "" && check.name != only {
 			continue
@@ -83,9 +83,14 @@ func run(w *world, checks []check, only string) int {
 		took := time.Since(started).Milliseconds()
 		if failure != "" {
 			fmt.Printf("FAILED %6d ms  %s\n%s\n", took, check.name, failure)
-			return 1
+			failed++
+			continue
 		}
 		fmt.Printf("ok     %6d ms  %s\n", took, check.name)
+	}
+	if failed > 0 {
+		fmt.Printf("%d of %d checks failed\n", failed, ran)
+		return 1
 	}
 	if ran == 0 {
 		fmt.Fprintf(os.Stderr, "no check %q\n", only)

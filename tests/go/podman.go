@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"google.golang.org/grpc/status"
@@ -254,7 +253,7 @@ func podmanEndsAlone(w *world) {
 	pid := t.pid()
 	a.killPlugin()
 	demand(os.WriteFile(filepath.Join(w.folder, t.alloc, "alloc/data/go"), nil, 0o666) == nil, "cannot write")
-	eventually("it ends", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) })
+	eventually("it ends", func() bool { return !runs(pid) })
 
 	b := w.launchPodman()
 	must(b.driver.RecoverTask(soon(), afterRestart(handle)))

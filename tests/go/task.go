@@ -103,20 +103,29 @@ func afterRestart(handle *driver.TaskHandle) *driver.RecoverTaskRequest {
 	return &driver.RecoverTaskRequest{Handle: handle}
 }
 
-// pid is the task's first process, as the host sees it: the shell whose command line has the token. conmon's line has not.
+// pid is the task's first process, as the host sees it: the shell whose command line has the token. conmon's line has not; a
+// child of the shell has until it executes another program, and is told by its parent.
 func (t *task) pid() int {
 	found := 0
 	eventually("the task's process is there", func() bool {
 		entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 		for _, entry := range entries {
-			line, _ := os.ReadFile(entry)
-			if strings.HasPrefix(string(line), "/bin/sh\x00-c\x00: "+t.token) {
-				found, _ = strconv.Atoi(filepath.Base(filepath.Dir(entry)))
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(entry)))
+			if fields := stat(pid); t.runs(pid) && len(fields) > 1 {
+				if parent, _ := strconv.Atoi(fields[1]); !t.runs(parent) {
+					found = pid
+				}
 			}
 		}
 		return found != 0
 	})
 	return found
+}
+
+// runs tells whether a process runs the task's script.
+func (t *task) runs(pid int) bool {
+	line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return strings.HasPrefix(string(line), "/bin/sh\x00-c\x00: "+t.token)
 }
 
 // destroy removes the task and demands that nothing of it is left, also when asked again.

@@ -115,7 +115,7 @@ mod tests {
         let runtime = runtime();
         let told = watched(&runtime);
         assert_eq!(
-            told.recv_timeout(Duration::from_secs(1)),
+            told.recv_timeout(Duration::from_millis(1500)),
             Err(RecvTimeoutError::Timeout)
         );
         drop(runtime);
