@@ -363,6 +363,9 @@ server {{
 client {{
   enabled           = true
   network_interface = "lo"
+  options = {{
+    "fingerprint.denylist" = "env_aws,env_azure,env_digitalocean,env_gce"
+  }}
 }}
 telemetry {{
   publish_allocation_metrics = true

@@ -105,10 +105,10 @@ impl RelayProgram {
 }
 
 /// The log directory of a task, below the allocation's directory and never mounted into containers. Nomad removes it with
-/// the allocation, should the plugin never get to it.
+/// the allocation, should the plugin never get to it. Not in the task's `private`: Nomad mounts a tmpfs of 1 MiB there.
 #[must_use]
 pub fn log_dir(alloc_dir: &Path, task_name: &str) -> PathBuf {
-    alloc_dir.join(task_name).join("private").join("podman-log")
+    alloc_dir.join(task_name).join(".podman-log")
 }
 
 /// What a container is created with so that its output can be carried from this directory.

@@ -153,7 +153,7 @@ async fn end_logs_of(podman: &dyn Podman, container: &str) {
 
 /// What the directory would be called if it were a task's: a container of another making may log anywhere.
 fn log_dir_of(dir: &Path) -> PathBuf {
-    let task = dir.ancestors().nth(2);
+    let task = dir.parent();
     let (alloc, name) = (task.and_then(Path::parent), task.and_then(Path::file_name));
     match (alloc, name) {
         (Some(alloc), Some(name)) => log_dir(alloc, &name.to_string_lossy()),
