@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::bucket::BucketError;
 use crate::commit::Lost;
+use crate::head::HeadError;
 use crate::ids::{InodeNo, ObjectId};
 use crate::tree::TreeError;
 
@@ -82,6 +83,9 @@ pub enum FsError {
     /// The tree failed below the operation.
     #[error("the metadata tree failed: {0}")]
     Tree(#[source] Arc<TreeError>),
+    /// The head could not be given back at the end.
+    #[error("the head of the volume could not be changed: {0}")]
+    Head(#[source] Arc<HeadError>),
     /// The volume is closed.
     #[error("the volume is closed")]
     Closed,
@@ -97,12 +101,4 @@ impl From<TreeError> for FsError {
     fn from(error: TreeError) -> Self {
         FsError::Tree(Arc::new(error))
     }
-}
-
-/// Why a volume could not be opened.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum OpenError {
-    /// Not offered.
-    #[error("not supported: {0}")]
-    NotSupported(&'static str),
 }

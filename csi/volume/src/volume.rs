@@ -8,18 +8,31 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use crate::attr::{
     Attr, Caller, CopyRange, Entry, Fallocate, NewNode, Place, RenameMode, SeekKind, SetAttr, StatFs, XattrMode,
 };
 use crate::bucket::BucketRef;
-use crate::clock::Clock;
-use crate::commit::Lost;
-use crate::error::{FsError, OpenError};
+use crate::cache::disk::DiskCache;
+use crate::clock::{Clock, Timestamp};
+use crate::commit::{self, CommitContext, CommitLimits, DirtyState, Lost};
+use crate::error::FsError;
+use crate::fetch::Fetcher;
+use crate::head::{Claim, HeadFile};
 use crate::ids::{DirCookie, Epoch, InodeNo, Lease};
 use crate::limits::{DISK_CACHE_BYTES_MAX, FRAME_CACHE_BYTES_MAX, Limits};
+use crate::mount::{Mount, State};
+use crate::open::{OpenError, TreeConfig, open_reader, open_writer};
+use crate::readahead::Readahead;
+use crate::row::Counters;
+use crate::table::Tables;
+#[cfg(test)]
+use crate::tree::Tree;
 use crate::volume_id::NodeId;
+use crate::{ops, purge};
 
 /// Where content that was read stays, to be read again without the bucket.
 #[derive(Debug, Clone)]
@@ -77,11 +90,23 @@ pub struct VolumeInfo {
 /// Dropping the last clone stops its background work at once, as a crash would; only `close` leaves it clean.
 #[derive(Debug, Clone)]
 pub struct Volume {
-    _inner: Arc<Inner>,
+    inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner;
+struct Inner {
+    mount: Arc<Mount>,
+    /// The head to give back; `None` for a mount that only reads.
+    head: Option<HeadFile>,
+    /// Purge and garbage collection.
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
 
 impl Volume {
     /// Opens the volume at the root of `bucket`, and takes it over from whoever wrote it, unless `read_only`.
@@ -89,8 +114,84 @@ impl Volume {
     /// # Errors
     /// `OpenError`: what is missing, damaged, or who holds the volume.
     pub async fn open(bucket: BucketRef, options: OpenOptions) -> Result<Volume, OpenError> {
-        let _ = (bucket, options);
-        Err(OpenError::NotSupported("open"))
+        let OpenOptions {
+            node_id,
+            read_only,
+            claim,
+            cache,
+            limits,
+            clock,
+        } = options;
+        let disk = |uuid: Uuid| open_disk(&cache, uuid);
+        if read_only {
+            let opened = open_reader(bucket, TreeConfig::default()).await?;
+            let uuid = opened.head.uuid;
+            let tables = tables_of(opened.counters, (limits, true), opened.head.capacity_bytes, clock.now());
+            let mount = Mount {
+                state: Arc::new(State::new(tables)),
+                tree: opened.tree,
+                commit: None,
+                fetcher: Fetcher::new(opened.bucket.clone(), uuid, cache.ram_bytes, disk(uuid)),
+                readahead: Readahead::default(),
+                clock,
+                uuid,
+                epoch: opened.head.epoch,
+                read_only,
+                purge: Notify::new(),
+            };
+            return Ok(Self {
+                inner: Arc::new(Inner {
+                    mount: Arc::new(mount),
+                    head: None,
+                    tasks: Vec::new(),
+                }),
+            });
+        }
+        let session = Uuid::new_v4();
+        let claim = Claim {
+            node_id,
+            session,
+            lease: claim,
+            now: clock.now(),
+        };
+        let opened = open_writer(bucket, claim, TreeConfig::default()).await?;
+        let head = opened.taken.head;
+        let uuid = head.uuid;
+        let tables = tables_of(opened.counters, (limits, false), head.capacity_bytes, clock.now());
+        let state = Arc::new(State::new(tables));
+        let context = CommitContext {
+            bucket: opened.bucket.clone(),
+            tree: Arc::clone(&opened.tree),
+            volume: uuid,
+            writer: opened.writer,
+            epoch: opened.epoch,
+            next_seq: opened.next_seq,
+            durable: opened.durable,
+            limits: CommitLimits::default(),
+        };
+        let commit = commit::start(context, Arc::clone(&state) as Arc<dyn DirtyState>);
+        let mount = Arc::new(Mount {
+            state,
+            tree: opened.tree,
+            commit: Some(commit),
+            fetcher: Fetcher::new(opened.bucket.clone(), uuid, cache.ram_bytes, disk(uuid)),
+            readahead: Readahead::default(),
+            clock,
+            uuid,
+            epoch: opened.epoch,
+            read_only,
+            purge: Notify::new(),
+        });
+        let unsealed = mount.lock().unsealed_bytes();
+        mount.dirtied(unsealed);
+        let tasks = vec![tokio::spawn(purge::run(Arc::clone(&mount))).abort_handle()];
+        Ok(Self {
+            inner: Arc::new(Inner {
+                mount,
+                head: Some(opened.head),
+                tasks,
+            }),
+        })
     }
 
     /// Commits what is dirty, flushes the tree, gives the volume back and ends the background work. All later calls fail.
@@ -101,32 +202,52 @@ impl Volume {
     /// # Errors
     /// `FsError::Lost` if the volume was lost before.
     pub async fn close(&self) -> Result<(), FsError> {
-        Err(FsError::NotSupported("close"))
+        let mount = &self.inner.mount;
+        if !mount.lock().set_closed() {
+            return Ok(());
+        }
+        let ended = match &mount.commit {
+            Some(commit) => commit.shutdown().await.map_err(FsError::Lost),
+            None => Ok(()),
+        };
+        // The tree ends its own background work also where the volume was lost.
+        let closed = mount.tree.close().await;
+        self.inner.tasks.iter().for_each(AbortHandle::abort);
+        ended?;
+        closed?;
+        match &self.inner.head {
+            Some(head) => head
+                .release(mount.epoch)
+                .await
+                .map_err(|error| FsError::Head(Arc::new(error))),
+            None => Ok(()),
+        }
     }
 
     /// What the volume is.
     pub fn info(&self) -> VolumeInfo {
+        let mount = &self.inner.mount;
         VolumeInfo {
-            uuid: Uuid::nil(),
-            epoch: Epoch(0),
-            read_only: true,
-            capacity_bytes: None,
+            uuid: mount.uuid,
+            epoch: mount.epoch,
+            read_only: mount.read_only,
+            capacity_bytes: mount.lock().capacity_bytes(),
         }
     }
 
     /// Bytes that are not durable yet.
     pub fn dirty_bytes(&self) -> u64 {
-        0
+        self.inner.mount.lock().dirty_bytes()
     }
 
     /// Why nothing can be written any more, if so.
     pub fn lost(&self) -> Option<Lost> {
-        None
+        self.inner.mount.lock().lost().cloned()
     }
 
     /// Changes how many bytes the files of this mount may take; `None` takes the limit away.
     pub fn set_capacity_bytes(&self, capacity_bytes: Option<u64>) {
-        let _ = capacity_bytes;
+        self.inner.mount.lock().set_capacity_bytes(capacity_bytes);
     }
 
     /// Finds a name. Counts one reference of the kernel, which `forget` takes back.
@@ -134,13 +255,12 @@ impl Volume {
     /// # Errors
     /// `NotFound`, `NotDirectory`, `NameTooLong`.
     pub async fn lookup(&self, parent: InodeNo, name: &[u8]) -> Result<Attr, FsError> {
-        let _ = (parent, name);
-        Err(FsError::NotSupported("lookup"))
+        ops::lookup::lookup(&self.inner.mount, parent, name).await
     }
 
     /// Takes back `count` references that `lookup`, `create`, `make_node`, `mkdir`, `symlink` and `link` have counted.
     pub fn forget(&self, ino: InodeNo, count: u64) {
-        let _ = (ino, count);
+        ops::lookup::forget(&self.inner.mount, ino, count);
     }
 
     /// Attributes of an inode.
@@ -148,8 +268,7 @@ impl Volume {
     /// # Errors
     /// `Stale` if it does not exist any more.
     pub async fn getattr(&self, ino: InodeNo) -> Result<Attr, FsError> {
-        let _ = ino;
-        Err(FsError::NotSupported("getattr"))
+        ops::lookup::getattr(&self.inner.mount, ino).await
     }
 
     /// Changes attributes and returns them all. POSIX: chmod(2), chown(2), truncate(2), utimensat(2).
@@ -157,8 +276,7 @@ impl Volume {
     /// # Errors
     /// `Stale`; `IsDirectory` or `Invalid` for the length of what is no regular file; `TooBig`; `NoSpace`.
     pub async fn setattr(&self, ino: InodeNo, change: &SetAttr) -> Result<Attr, FsError> {
-        let _ = (ino, change);
-        Err(FsError::NotSupported("setattr"))
+        ops::attributes::setattr(&self.inner.mount, ino, change).await
     }
 
     /// Clears the suid bit, and the sgid bit of what its group may execute, as a write by somebody else than root does.
@@ -166,8 +284,7 @@ impl Volume {
     /// # Errors
     /// `Stale`.
     pub async fn clear_suid(&self, ino: InodeNo) -> Result<(), FsError> {
-        let _ = ino;
-        Err(FsError::NotSupported("clear_suid"))
+        ops::attributes::clear_suid(&self.inner.mount, ino).await
     }
 
     /// Target of a symlink.
@@ -175,8 +292,7 @@ impl Volume {
     /// # Errors
     /// `Invalid` if it is none.
     pub async fn readlink(&self, ino: InodeNo) -> Result<Bytes, FsError> {
-        let _ = ino;
-        Err(FsError::NotSupported("readlink"))
+        ops::lookup::readlink(&self.inner.mount, ino).await
     }
 
     /// Makes a regular file, pipe, socket or device. POSIX: mknod(2). Counts a reference.
@@ -191,8 +307,7 @@ impl Volume {
         node: NewNode,
         caller: Caller,
     ) -> Result<Attr, FsError> {
-        let _ = (parent, name, node, caller);
-        Err(FsError::NotSupported("make_node"))
+        ops::make::make_node(&self.inner.mount, parent, name, node, caller).await
     }
 
     /// Makes a directory. Counts a reference.
@@ -200,8 +315,7 @@ impl Volume {
     /// # Errors
     /// As `make_node`; `TooManyLinks`.
     pub async fn mkdir(&self, parent: InodeNo, name: &[u8], mode: u16, caller: Caller) -> Result<Attr, FsError> {
-        let _ = (parent, name, mode, caller);
-        Err(FsError::NotSupported("mkdir"))
+        ops::make::mkdir(&self.inner.mount, parent, name, mode, caller).await
     }
 
     /// Makes a symlink. Counts a reference.
@@ -209,8 +323,7 @@ impl Volume {
     /// # Errors
     /// As `make_node`; `NameTooLong` also for the target.
     pub async fn symlink(&self, parent: InodeNo, name: &[u8], target: &[u8], caller: Caller) -> Result<Attr, FsError> {
-        let _ = (parent, name, target, caller);
-        Err(FsError::NotSupported("symlink"))
+        ops::make::symlink(&self.inner.mount, parent, name, target, caller).await
     }
 
     /// Gives an inode another name. Counts a reference.
@@ -218,8 +331,7 @@ impl Volume {
     /// # Errors
     /// As `make_node`; `NotPermitted` for a directory; `TooManyLinks`.
     pub async fn link(&self, ino: InodeNo, parent: InodeNo, name: &[u8]) -> Result<Attr, FsError> {
-        let _ = (ino, parent, name);
-        Err(FsError::NotSupported("link"))
+        ops::link::link(&self.inner.mount, ino, parent, name).await
     }
 
     /// Removes a name of what is no directory. Its content stays while it is open.
@@ -227,8 +339,7 @@ impl Volume {
     /// # Errors
     /// `NotFound`, `IsDirectory`, `NotDirectory`.
     pub async fn unlink(&self, parent: InodeNo, name: &[u8]) -> Result<(), FsError> {
-        let _ = (parent, name);
-        Err(FsError::NotSupported("unlink"))
+        ops::unlink::unlink(&self.inner.mount, parent, name).await
     }
 
     /// Removes an empty directory.
@@ -236,8 +347,7 @@ impl Volume {
     /// # Errors
     /// `NotFound`, `NotDirectory`, `NotEmpty`, `Invalid` for "." and `NotEmpty` for "..".
     pub async fn rmdir(&self, parent: InodeNo, name: &[u8]) -> Result<(), FsError> {
-        let _ = (parent, name);
-        Err(FsError::NotSupported("rmdir"))
+        ops::unlink::rmdir(&self.inner.mount, parent, name).await
     }
 
     /// Renames. POSIX: rename(2); Linux: renameat2(2).
@@ -245,8 +355,7 @@ impl Volume {
     /// # Errors
     /// `NotFound`, `Exists`, `IsDirectory`, `NotDirectory`, `NotEmpty`, `Invalid` (a directory into itself).
     pub async fn rename(&self, from: Place<'_>, to: Place<'_>, mode: RenameMode) -> Result<(), FsError> {
-        let _ = (from, to, mode);
-        Err(FsError::NotSupported("rename"))
+        ops::rename::rename(&self.inner.mount, from, to, mode).await
     }
 
     /// Makes a regular file and opens it: counts a reference and an open, which `release` takes back.
@@ -254,8 +363,7 @@ impl Volume {
     /// # Errors
     /// As `make_node`.
     pub async fn create(&self, parent: InodeNo, name: &[u8], mode: u16, caller: Caller) -> Result<Attr, FsError> {
-        let _ = (parent, name, mode, caller);
-        Err(FsError::NotSupported("create"))
+        ops::make::create(&self.inner.mount, parent, name, mode, caller).await
     }
 
     /// Opens a regular file or directory, and empties a file if `truncate`. `release` takes it back.
@@ -263,13 +371,12 @@ impl Volume {
     /// # Errors
     /// `Stale`; those of `setattr` with `truncate`.
     pub async fn open_file(&self, ino: InodeNo, truncate: bool) -> Result<Attr, FsError> {
-        let _ = (ino, truncate);
-        Err(FsError::NotSupported("open_file"))
+        ops::open::open_file(&self.inner.mount, ino, truncate).await
     }
 
     /// Takes back one `open_file` or `create`. The last one of a file without a name gives its content up.
     pub fn release(&self, ino: InodeNo) {
-        let _ = ino;
+        ops::open::release(&self.inner.mount, ino);
     }
 
     /// Reads up to `len_bytes` at `offset`, in order; fewer only at the end of the file, none beyond it.
@@ -277,8 +384,7 @@ impl Volume {
     /// # Errors
     /// `Stale`, `IsDirectory`, `Invalid`; `Damaged` or `Bucket` if the content cannot be had.
     pub async fn read(&self, ino: InodeNo, offset: u64, len_bytes: u32) -> Result<Vec<Bytes>, FsError> {
-        let _ = (ino, offset, len_bytes);
-        Err(FsError::NotSupported("read"))
+        ops::read::read(&self.inner.mount, ino, offset, len_bytes).await
     }
 
     /// Writes all of `data` at `offset`. Waits while too much is dirty.
@@ -289,8 +395,7 @@ impl Volume {
     /// # Errors
     /// `Stale`, `IsDirectory`, `Invalid`, `TooBig`, `NoSpace`, `ReadOnly`, `Lost`.
     pub async fn write(&self, ino: InodeNo, offset: u64, data: Bytes) -> Result<(), FsError> {
-        let _ = (ino, offset, data);
-        Err(FsError::NotSupported("write"))
+        ops::write::write(&self.inner.mount, ino, offset, data).await
     }
 
     /// What close(2) of a descriptor waits for: nothing. It only tells of data that was lost.
@@ -299,7 +404,7 @@ impl Volume {
     /// `Lost`.
     pub async fn flush(&self, ino: InodeNo) -> Result<(), FsError> {
         let _ = ino;
-        Err(FsError::NotSupported("flush"))
+        ops::sync::flush(&self.inner.mount)
     }
 
     /// Waits until everything done before the call is durable (`ops/sync.rs` says what that means). For files and
@@ -312,7 +417,7 @@ impl Volume {
     /// `Lost`: what was not durable before never will be.
     pub async fn fsync(&self, ino: InodeNo) -> Result<(), FsError> {
         let _ = ino;
-        Err(FsError::NotSupported("fsync"))
+        ops::sync::sync(&self.inner.mount).await
     }
 
     /// As `fsync`, for syncfs(2).
@@ -320,7 +425,7 @@ impl Volume {
     /// # Errors
     /// `Lost`.
     pub async fn sync_all(&self) -> Result<(), FsError> {
-        Err(FsError::NotSupported("sync_all"))
+        ops::sync::sync(&self.inner.mount).await
     }
 
     /// Lists at most `entries_max` entries that come after `after` (0 from the start), with "." and ".." first. Empty at
@@ -335,13 +440,12 @@ impl Volume {
         entries_max: usize,
         with_attrs: bool,
     ) -> Result<Vec<Entry>, FsError> {
-        let _ = (dir, after, entries_max, with_attrs);
-        Err(FsError::NotSupported("readdir"))
+        ops::readdir::readdir(&self.inner.mount, dir, after, entries_max, with_attrs).await
     }
 
     /// Counts one reference of the kernel: for each entry that a readdirplus reply carried.
     pub fn remember(&self, ino: InodeNo) {
-        let _ = ino;
+        self.inner.mount.lock().remember(ino);
     }
 
     /// Value of an extended attribute.
@@ -349,8 +453,7 @@ impl Volume {
     /// # Errors
     /// `NoAttribute`, `Stale`.
     pub async fn getxattr(&self, ino: InodeNo, name: &[u8]) -> Result<Bytes, FsError> {
-        let _ = (ino, name);
-        Err(FsError::NotSupported("getxattr"))
+        ops::xattr::getxattr(&self.inner.mount, ino, name).await
     }
 
     /// Sets an extended attribute.
@@ -358,8 +461,7 @@ impl Volume {
     /// # Errors
     /// `Exists`, `NoAttribute` (as `mode` asks), `NameTooLong`, `AttributeTooLarge`, `NoSpace`.
     pub async fn setxattr(&self, ino: InodeNo, name: &[u8], value: Bytes, mode: XattrMode) -> Result<(), FsError> {
-        let _ = (ino, name, value, mode);
-        Err(FsError::NotSupported("setxattr"))
+        ops::xattr::setxattr(&self.inner.mount, ino, name, value, mode).await
     }
 
     /// Names of all extended attributes, in order.
@@ -367,8 +469,7 @@ impl Volume {
     /// # Errors
     /// `Stale`.
     pub async fn listxattr(&self, ino: InodeNo) -> Result<Vec<Bytes>, FsError> {
-        let _ = ino;
-        Err(FsError::NotSupported("listxattr"))
+        ops::xattr::listxattr(&self.inner.mount, ino).await
     }
 
     /// Removes an extended attribute.
@@ -376,18 +477,12 @@ impl Volume {
     /// # Errors
     /// `NoAttribute`.
     pub async fn removexattr(&self, ino: InodeNo, name: &[u8]) -> Result<(), FsError> {
-        let _ = (ino, name);
-        Err(FsError::NotSupported("removexattr"))
+        ops::xattr::removexattr(&self.inner.mount, ino, name).await
     }
 
     /// Space and inodes.
     pub fn statfs(&self) -> StatFs {
-        StatFs {
-            total_bytes: 0,
-            free_bytes: 0,
-            inodes: 0,
-            free_inodes: 0,
-        }
+        ops::statfs::statfs(&self.inner.mount)
     }
 
     /// Extends a file, or frees or zeroes a range. Linux: fallocate(2).
@@ -395,8 +490,7 @@ impl Volume {
     /// # Errors
     /// `Invalid`, `TooBig`, `NoSpace`, `Stale`.
     pub async fn fallocate(&self, ino: InodeNo, what: Fallocate, offset: u64, len_bytes: u64) -> Result<(), FsError> {
-        let _ = (ino, what, offset, len_bytes);
-        Err(FsError::NotSupported("fallocate"))
+        ops::fallocate::fallocate(&self.inner.mount, ino, what, offset, len_bytes).await
     }
 
     /// Next offset at or after `offset` with data, or with a hole. The end of the file counts as a hole.
@@ -404,8 +498,7 @@ impl Volume {
     /// # Errors
     /// `NoSuchOffset` beyond the end, or where no data follows.
     pub async fn seek(&self, ino: InodeNo, offset: u64, kind: SeekKind) -> Result<u64, FsError> {
-        let _ = (ino, offset, kind);
-        Err(FsError::NotSupported("seek"))
+        ops::seek::seek(&self.inner.mount, ino, offset, kind).await
     }
 
     /// Copies a range of one file into another, or within one, and returns how many bytes it copied: fewer than asked for
@@ -414,7 +507,99 @@ impl Volume {
     /// # Errors
     /// `Invalid` where the ranges overlap in one file; those of `read` and `write`.
     pub async fn copy_file_range(&self, range: CopyRange) -> Result<u64, FsError> {
-        let _ = range;
-        Err(FsError::NotSupported("copy_file_range"))
+        ops::copy::copy_file_range(&self.inner.mount, range).await
+    }
+}
+
+#[cfg(test)]
+impl Volume {
+    /// A new volume whose commits the test makes.
+    pub(crate) fn without_commits(tree: Arc<dyn Tree>, bucket: BucketRef, limits: Limits, uuid: Uuid) -> Self {
+        let clock = Arc::new(crate::ops::tests::Steps::default());
+        let tables = tables_of(None, (limits, false), 0, clock.now());
+        Self::of_tables(tables, tree, bucket, uuid)
+    }
+
+    /// The same, with what an earlier mount has left.
+    pub(crate) fn reopened(tree: Arc<dyn Tree>, bucket: BucketRef, counters: Counters, uuid: Uuid) -> Self {
+        let tables = tables_of(Some(counters), (Limits::default(), false), 0, Timestamp::default());
+        Self::of_tables(tables, tree, bucket, uuid)
+    }
+
+    fn of_tables(tables: Tables, tree: Arc<dyn Tree>, bucket: BucketRef, uuid: Uuid) -> Self {
+        let mount = Mount {
+            state: Arc::new(State::new(tables)),
+            tree,
+            commit: None,
+            fetcher: Fetcher::new(bucket, uuid, FRAME_CACHE_BYTES_MAX, None),
+            readahead: Readahead::default(),
+            clock: Arc::new(crate::ops::tests::Steps::default()),
+            uuid,
+            epoch: Epoch(1),
+            read_only: false,
+            purge: Notify::new(),
+        };
+        Self {
+            inner: Arc::new(Inner {
+                mount: Arc::new(mount),
+                head: None,
+                tasks: Vec::new(),
+            }),
+        }
+    }
+
+    pub(crate) fn state(&self) -> Arc<State> {
+        Arc::clone(&self.inner.mount.state)
+    }
+
+    /// Drops all rows that may be dropped.
+    pub(crate) fn drop_clean_rows(&self) {
+        self.inner.mount.lock().shrink_to(0);
+    }
+
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.inner.mount.lock().bytes()
+    }
+
+    /// Does what the purge task does, once.
+    pub(crate) async fn purge_all(&self) {
+        purge::run_once(&self.inner.mount).await.expect("purging works");
+    }
+}
+
+/// The tables of a volume as it was found; a new one gets its root directory.
+fn tables_of(
+    counters: Option<Counters>,
+    (limits, read_only): (Limits, bool),
+    capacity_bytes: u64,
+    now: Timestamp,
+) -> Tables {
+    let fresh = Counters {
+        next_ino: InodeNo::ROOT.0,
+        ..Counters::default()
+    };
+    let mut tables = Tables::new(counters.unwrap_or(fresh), limits, read_only);
+    tables.set_capacity_bytes((capacity_bytes > 0).then_some(capacity_bytes));
+    if counters.is_none() {
+        let root = tables.add_inode(ops::make::root_row(now));
+        assert_eq!(root, InodeNo::ROOT, "the first inode of a volume is its root");
+        tables.know_empty_directory(root);
+    }
+    tables
+}
+
+/// The cache on disk, or none where it cannot be had: a mount works without.
+fn open_disk(cache: &CacheConfig, uuid: Uuid) -> Option<DiskCache> {
+    let dir = cache.dir.as_ref()?.join(uuid.simple().to_string());
+    match DiskCache::open(&dir, cache.disk_bytes) {
+        Ok(Some(disk)) => Some(disk),
+        Ok(None) => {
+            tracing::warn!(dir = %dir.display(), "another program uses this cache folder: frames are kept in RAM only");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, dir = %dir.display(), "the cache folder cannot be used: frames are kept in RAM only");
+            None
+        }
     }
 }

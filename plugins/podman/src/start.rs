@@ -55,10 +55,7 @@ async fn run(plugin: &Plugin, task: &NomadTask, options: &[u8]) -> Result<Arc<Ta
         made: Made::default(),
     };
     match recipe.cook(&host).await {
-        Ok((handle, pid)) => {
-            let podman = Arc::clone(&service.podman);
-            Ok(reservation.commit(Task::watch(handle, podman, recipe.made.logs, pid)))
-        }
+        Ok(handle) => Ok(reservation.commit(Task::watch(handle, Arc::clone(&service.podman), recipe.made.logs))),
         Err(error) => {
             recipe.clean_up().await;
             Err(error)
@@ -83,8 +80,7 @@ struct Made {
 }
 
 impl Recipe<'_> {
-    /// Makes the container and starts it; what to recover it by, and the pid of its first process.
-    async fn cook(&mut self, host: &Host) -> Result<(Handle, Option<i32>), DriverError> {
+    async fn cook(&mut self, host: &Host) -> Result<Handle, DriverError> {
         let logs = self.log_plan();
         let configuration = logs.as_ref().map(|logs| log_configuration(&logs.dir));
         let inputs = Inputs {
@@ -104,7 +100,7 @@ impl Recipe<'_> {
         self.start_container(&container).await?;
         let info = self.inspect(&container).await?;
         let network = spec::driver_network(inputs, &plan, &info);
-        Ok((self.handle(container, logs, network, &info), info.state.pid))
+        Ok(self.handle(container, logs, network, &info))
     }
 
     /// Where output goes: nowhere when nobody collects it.

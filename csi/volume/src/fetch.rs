@@ -1,0 +1,386 @@
+//! Content from the bucket: from the cache in RAM, the cache on disk, or by ranged GETs.
+//!
+//! Invariants: every frame is checked (checksum, volume, inode, offset) each time it is read, whichever tier it comes
+//! from; a damaged one is dropped and fetched anew, and only what is damaged in the bucket itself is an error. One frame is
+//! fetched once however many readers wait for it.
+//! Callers: `ops/read.rs`. Absent: which bytes of a file are where (`table/extents.rs`).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
+use futures::stream::{self, StreamExt, TryStreamExt};
+use uuid::Uuid;
+
+use crate::bucket::{BucketError, BucketRef};
+use crate::cache::disk::DiskCache;
+use crate::cache::{FrameKey, RamCache};
+use crate::error::FsError;
+use crate::format::frame::{FrameIdentity, open_frame};
+use crate::ids::{InodeNo, ObjectId};
+use crate::row::{ExtentRow, FRAME_BYTES};
+
+/// 2 MiB: one GET. Long enough that its latency hardly counts, short enough that several share the bandwidth.
+const GET_BYTES_MAX: u64 = 2 * 1024 * 1024;
+
+/// 8 GETs of one read at a time.
+const GETS_AT_ONCE: usize = 8;
+
+/// A part of a file that is in the bucket.
+#[derive(Debug, Clone)]
+pub(crate) struct WantedPart {
+    /// Where in the file, for messages.
+    pub offset: u64,
+    /// Where its content lies.
+    pub row: Arc<ExtentRow>,
+    /// Bytes of the row to skip.
+    pub skip: u64,
+    /// Bytes wanted.
+    pub len: u64,
+}
+
+/// Why content could not be had.
+#[derive(Debug, Clone)]
+pub(crate) enum FetchError {
+    /// The object is not there: it was given up, or lost.
+    Missing(Damage),
+    /// The bytes in the bucket are not what was written.
+    Damaged(Damage),
+    /// The bucket failed.
+    Bucket(Arc<BucketError>),
+}
+
+/// What is wrong, and where.
+#[derive(Debug, Clone)]
+pub(crate) struct Damage {
+    /// File offset.
+    pub offset: u64,
+    /// The object.
+    pub object: ObjectId,
+    /// What is wrong.
+    pub detail: String,
+}
+
+impl FetchError {
+    /// The operation's error; damage is logged here, once for each read that meets it.
+    pub fn into_fs(self, ino: InodeNo) -> FsError {
+        match self {
+            FetchError::Missing(damage) | FetchError::Damaged(damage) => {
+                tracing::error!(%ino, offset = damage.offset, object = %damage.object, detail = damage.detail, "content is damaged");
+                FsError::Damaged {
+                    ino,
+                    offset: damage.offset,
+                    object: damage.object,
+                    detail: damage.detail,
+                }
+            }
+            FetchError::Bucket(error) => FsError::Bucket(error),
+        }
+    }
+}
+
+/// A frame that a read needs.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    key: FrameKey,
+    stored_len: u32,
+    origin_ino: InodeNo,
+    origin_offset: u64,
+    /// File offset, for messages.
+    offset: u64,
+}
+
+impl Frame {
+    fn end(&self) -> u64 {
+        self.key.offset + u64::from(self.stored_len)
+    }
+
+    fn damage(&self, detail: String) -> Damage {
+        Damage {
+            offset: self.offset,
+            object: self.key.object,
+            detail,
+        }
+    }
+}
+
+type Fetched = Result<Arc<Vec<(FrameKey, Bytes)>>, FetchError>;
+type Flight = Shared<BoxFuture<'static, Fetched>>;
+type WeakFlight = WeakShared<BoxFuture<'static, Fetched>>;
+
+/// Reads frames.
+#[derive(Debug, Clone)]
+pub(crate) struct Fetcher {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    bucket: BucketRef,
+    volume: Uuid,
+    ram: RamCache,
+    disk: Option<DiskCache>,
+    /// GETs under way, by each frame that they bring. Held for a look-up, never across an await.
+    flights: Mutex<HashMap<FrameKey, WeakFlight>>,
+}
+
+impl Inner {
+    fn flights(&self) -> MutexGuard<'_, HashMap<FrameKey, WeakFlight>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fetcher {
+    /// `bucket` is rooted where the objects of the volume are.
+    pub fn new(bucket: BucketRef, volume: Uuid, ram_bytes: u64, disk: Option<DiskCache>) -> Self {
+        let inner = Inner {
+            bucket,
+            volume,
+            ram: RamCache::new(ram_bytes),
+            disk,
+            flights: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Reads parts; the answer has the bytes of each part in order.
+    ///
+    /// # Errors
+    /// `FetchError`, for the first part that fails.
+    pub async fn read(&self, parts: Vec<WantedPart>) -> Result<Vec<Vec<Bytes>>, FetchError> {
+        let mut found: BTreeMap<FrameKey, Bytes> = BTreeMap::new();
+        let mut missing: BTreeMap<FrameKey, Frame> = BTreeMap::new();
+        for frame in parts.iter().flat_map(frames_of) {
+            match self.cached(&frame) {
+                Some(content) => drop(found.insert(frame.key, content)),
+                None => drop(missing.insert(frame.key, frame)),
+            }
+        }
+        if !missing.is_empty() {
+            self.fetch(&missing, &mut found).await?;
+        }
+        parts.iter().map(|part| cut(part, &found)).collect()
+    }
+
+    fn open(&self, frame: &Frame, stored: &Bytes) -> Result<Bytes, String> {
+        let want = FrameIdentity {
+            volume: self.inner.volume,
+            ino: frame.origin_ino,
+            offset: frame.origin_offset,
+        };
+        open_frame(stored, &want).map_err(|error| error.to_string())
+    }
+
+    fn cached(&self, frame: &Frame) -> Option<Bytes> {
+        let stored = self.inner.ram.get(frame.key)?;
+        match self.open(frame, &stored) {
+            Ok(content) => Some(content),
+            Err(detail) => {
+                tracing::warn!(object = %frame.key.object, offset = frame.key.offset, detail, "a frame in RAM is damaged: dropped");
+                self.inner.ram.remove(frame.key);
+                None
+            }
+        }
+    }
+
+    /// Brings frames from the disk or the bucket, and checks them.
+    async fn fetch(
+        &self,
+        missing: &BTreeMap<FrameKey, Frame>,
+        found: &mut BTreeMap<FrameKey, Bytes>,
+    ) -> Result<(), FetchError> {
+        let mut left: BTreeMap<FrameKey, Frame> = missing.clone();
+        if let Some(disk) = &self.inner.disk {
+            for (key, stored) in disk.get(left.keys().copied().collect()).await {
+                let frame = left[&key];
+                match self.open(&frame, &stored) {
+                    Ok(content) => {
+                        self.inner.ram.put(key, stored);
+                        left.remove(&key);
+                        found.insert(key, content);
+                    }
+                    Err(detail) => {
+                        tracing::warn!(object = %key.object, offset = key.offset, detail, "a frame on disk is damaged: fetched anew");
+                        disk.remove(key);
+                    }
+                }
+            }
+        }
+        // The second try is for bytes that were damaged on their way.
+        for last_try in [false, true] {
+            if left.is_empty() {
+                break;
+            }
+            let flights = self.flights(&left);
+            let answers: Vec<Arc<Vec<(FrameKey, Bytes)>>> = stream::iter(flights)
+                .buffer_unordered(GETS_AT_ONCE)
+                .try_collect()
+                .await?;
+            for (key, stored) in answers.iter().flat_map(|answer| answer.iter()) {
+                let Some(frame) = left.get(key) else { continue };
+                match self.open(frame, stored) {
+                    Ok(content) => {
+                        left.remove(key);
+                        found.insert(*key, content);
+                    }
+                    Err(detail) if last_try => return Err(FetchError::Damaged(frame.damage(detail))),
+                    Err(_) => self.drop_cached(*key),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_cached(&self, key: FrameKey) {
+        self.inner.ram.remove(key);
+        if let Some(disk) = &self.inner.disk {
+            disk.remove(key);
+        }
+    }
+
+    /// The GETs that bring these frames: those under way, and new ones for the rest.
+    fn flights(&self, frames: &BTreeMap<FrameKey, Frame>) -> Vec<Flight> {
+        let mut under_way = self.inner.flights();
+        let mut flights: Vec<Flight> = Vec::new();
+        let mut range: Vec<Frame> = Vec::new();
+        let mut ranges: Vec<Vec<Frame>> = Vec::new();
+        for frame in frames.values() {
+            if let Some(flight) = under_way.get(&frame.key).and_then(WeakShared::upgrade)
+                && flight.peek().is_none()
+            {
+                if !flights.iter().any(|other| other.ptr_eq(&flight)) {
+                    flights.push(flight);
+                }
+                continue;
+            }
+            let joins = range.last().is_some_and(|last| {
+                last.key.object == frame.key.object
+                    && last.end() == frame.key.offset
+                    && frame.end() - range[0].key.offset <= GET_BYTES_MAX
+            });
+            if !joins && !range.is_empty() {
+                ranges.push(std::mem::take(&mut range));
+            }
+            range.push(*frame);
+        }
+        if !range.is_empty() {
+            ranges.push(range);
+        }
+        for range in ranges {
+            let keys: Vec<FrameKey> = range.iter().map(|frame| frame.key).collect();
+            let flight = get(Arc::clone(&self.inner), range).boxed().shared();
+            if let Some(weak) = flight.downgrade() {
+                keys.into_iter()
+                    .for_each(|key| drop(under_way.insert(key, weak.clone())));
+            }
+            flights.push(flight);
+        }
+        flights
+    }
+
+    /// Brings what of these parts is not in RAM, without giving it to anyone: for reading ahead.
+    pub async fn warm(&self, parts: Vec<WantedPart>) {
+        let frames = parts
+            .iter()
+            .flat_map(frames_of)
+            .filter(|frame| !self.inner.ram.contains(frame.key));
+        let missing: BTreeMap<FrameKey, Frame> = frames.map(|frame| (frame.key, frame)).collect();
+        // Whoever reads the part meets the error again, and reports it.
+        drop(self.fetch(&missing, &mut BTreeMap::new()).await);
+    }
+}
+
+/// One ranged GET; puts what it brings into the caches.
+async fn get(inner: Arc<Inner>, frames: Vec<Frame>) -> Fetched {
+    let first = frames[0];
+    let range = first.key.offset..frames[frames.len() - 1].end();
+    let answer = inner.bucket.get(&first.key.object.key(), Some(range.clone())).await;
+    let stored = match answer {
+        Ok(object) if object.body.len() as u64 == range.end - range.start => Ok(object.body),
+        Ok(object) => Err(FetchError::Damaged(first.damage(format!(
+            "{} bytes came for the range {range:?}, the object has {}",
+            object.body.len(),
+            object.size_bytes
+        )))),
+        Err(BucketError::NotFound { key }) => Err(FetchError::Missing(
+            first.damage(format!("object {key} does not exist")),
+        )),
+        Err(BucketError::Unexpected { detail, .. }) => Err(FetchError::Damaged(first.damage(detail))),
+        Err(error) => Err(FetchError::Bucket(Arc::new(error))),
+    };
+    let brought = stored.map(|body| {
+        let copy = |frame: &Frame| {
+            let at = (frame.key.offset - range.start) as usize;
+            let bytes = &body[at..at + frame.stored_len as usize];
+            // Copied, so that one frame that stays in the cache does not keep the others' bytes.
+            let bytes = if bytes.len() == body.len() {
+                body.clone()
+            } else {
+                Bytes::copy_from_slice(bytes)
+            };
+            (frame.key, bytes)
+        };
+        Arc::new(frames.iter().map(copy).collect::<Vec<_>>())
+    });
+    if let Ok(brought) = &brought {
+        brought
+            .iter()
+            .for_each(|(key, stored)| inner.ram.put(*key, stored.clone()));
+        if let Some(disk) = &inner.disk {
+            disk.put(Arc::clone(brought));
+        }
+    }
+    let mut flights = inner.flights();
+    frames.iter().for_each(|frame| drop(flights.remove(&frame.key)));
+    brought
+}
+
+/// The bytes of a part out of its frames.
+fn cut(part: &WantedPart, found: &BTreeMap<FrameKey, Bytes>) -> Result<Vec<Bytes>, FetchError> {
+    let (mut skip, mut left) = ((part.row.skip + part.skip) % u64::from(FRAME_BYTES), part.len);
+    let mut bytes = Vec::new();
+    for frame in frames_of(part) {
+        let content = &found[&frame.key];
+        let end = (skip + left).min(content.len() as u64);
+        if end < skip + left && end < u64::from(FRAME_BYTES) {
+            let detail = format!("a frame holds {} bytes, {} are needed", content.len(), skip + left);
+            return Err(FetchError::Damaged(frame.damage(detail)));
+        }
+        bytes.push(content.slice(skip as usize..end as usize));
+        left -= end - skip;
+        skip = 0;
+    }
+    if left > 0 {
+        let detail = format!("the frames of the run end {left} bytes early");
+        return Err(FetchError::Damaged(Damage {
+            offset: part.offset,
+            object: part.row.object,
+            detail,
+        }));
+    }
+    Ok(bytes)
+}
+
+/// The frames that hold a part.
+fn frames_of(part: &WantedPart) -> impl Iterator<Item = Frame> {
+    let row = &part.row;
+    let start = row.skip + part.skip;
+    let first = (start / u64::from(FRAME_BYTES)) as usize;
+    let end = (start + part.len).div_ceil(u64::from(FRAME_BYTES)) as usize;
+    let mut at = row.object_offset;
+    row.frame_stored_lens.iter().enumerate().filter_map(move |(i, len)| {
+        let offset = at;
+        at += u64::from(*len);
+        (i >= first && i < end).then_some(Frame {
+            key: FrameKey {
+                object: row.object,
+                offset,
+            },
+            stored_len: *len,
+            origin_ino: row.origin_ino,
+            origin_offset: row.origin_offset.wrapping_add(i as u64 * u64::from(FRAME_BYTES)),
+            offset: part.offset,
+        })
+    })
+}

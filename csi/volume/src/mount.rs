@@ -1,0 +1,219 @@
+//! What a mount is made of, and how an operation runs on it: under the lock of the tables, or, where rows are missing,
+//! after they were loaded.
+//!
+//! Invariant: an operation changes nothing before it has found everything that it needs, so beginning again after a load
+//! is the same as having begun then. An operation that misses nothing never waits.
+//! Callers: `ops/`, `purge.rs`, `gc.rs`. Absent: what operations mean.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::clock::{Clock, Timestamp};
+use crate::commit::{CommitHandle, DirtyState, Lost, SealedGeneration};
+use crate::error::FsError;
+use crate::fetch::Fetcher;
+use crate::ids::{Epoch, Generation};
+use crate::readahead::Readahead;
+use crate::table::{Need, Stop, Tables};
+use crate::tree::{Tree, TreeError};
+
+/// 10,000 loads for one operation: a directory of ten million entries, or a file of two million extents that is cut to
+/// nothing. More means that rows are evicted faster than the operation loads them, and it fails rather than run for ever.
+const LOADS_MAX: usize = 10_000;
+
+/// The tables as the commit and the operations share them.
+#[derive(Debug)]
+pub(crate) struct State {
+    tables: Mutex<Tables>,
+    /// Told whenever something became durable or will never be.
+    room: Notify,
+}
+
+impl State {
+    pub fn new(tables: Tables) -> Self {
+        Self {
+            tables: Mutex::new(tables),
+            room: Notify::new(),
+        }
+    }
+
+    /// Locks the tables: for one operation, never across an await.
+    pub fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables
+            .lock()
+            .expect("no operation panics while it holds the tables")
+    }
+}
+
+impl DirtyState for State {
+    fn seal(&self) -> Option<SealedGeneration> {
+        self.lock().seal()
+    }
+
+    fn unsealed_bytes(&self) -> u64 {
+        self.lock().unsealed_bytes()
+    }
+
+    fn durable(&self, generation: Generation) {
+        self.lock().set_durable(generation);
+        self.room.notify_waiters();
+    }
+
+    fn applied(&self, generation: Generation) {
+        self.lock().set_applied(generation);
+    }
+
+    fn lost(&self, why: &Lost) {
+        self.lock().set_lost(why);
+        self.room.notify_waiters();
+    }
+}
+
+/// A mounted volume's parts.
+#[derive(Debug)]
+pub(crate) struct Mount {
+    pub state: Arc<State>,
+    pub tree: Arc<dyn Tree>,
+    /// `None` for a mount that only reads.
+    pub commit: Option<CommitHandle>,
+    pub fetcher: Fetcher,
+    pub readahead: Readahead,
+    pub clock: Arc<dyn Clock>,
+    pub uuid: Uuid,
+    pub epoch: Epoch,
+    pub read_only: bool,
+    /// Told when there is an orphan to purge.
+    pub purge: Notify,
+}
+
+/// A look-up in the tree under way; ends with this value, also if the operation is given up.
+struct Fetching<'a> {
+    state: &'a State,
+    began: Generation,
+}
+
+impl Drop for Fetching<'_> {
+    fn drop(&mut self) {
+        self.state.lock().end_fetch(self.began);
+    }
+}
+
+impl Mount {
+    /// Locks the tables: for one operation, never across an await.
+    pub fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.state.lock()
+    }
+
+    /// Runs an operation that changes nothing.
+    pub async fn look<R>(&self, mut operation: impl FnMut(&mut Tables) -> Result<R, Stop>) -> Result<R, FsError> {
+        for _ in 0..LOADS_MAX {
+            let need = {
+                let mut tables = self.lock();
+                tables.check_open()?;
+                match operation(&mut tables) {
+                    Ok(result) => {
+                        // Only now: what the operation has loaded must stay until it has found everything.
+                        tables.shrink();
+                        return Ok(result);
+                    }
+                    Err(Stop::Failed(error)) => return Err(error),
+                    Err(Stop::Need(need)) => need,
+                }
+            };
+            self.load(need).await?;
+        }
+        Err(overrun())
+    }
+
+    /// Runs an operation that changes something; waits before it while too much is dirty.
+    ///
+    /// # Errors
+    /// `ReadOnly`, `Lost`, `Closed`, and the operation's own.
+    pub async fn change<R>(
+        &self,
+        mut operation: impl FnMut(&mut Tables, Timestamp) -> Result<R, Stop>,
+    ) -> Result<R, FsError> {
+        let now = self.clock.now();
+        let mut loads = 0;
+        while loads < LOADS_MAX {
+            let (need, unsealed) = {
+                let mut tables = self.lock();
+                tables.check_writable()?;
+                if tables.is_full() {
+                    (None, tables.unsealed_bytes())
+                } else {
+                    match operation(&mut tables, now) {
+                        Ok(result) => {
+                            let unsealed = tables.unsealed_bytes();
+                            tables.shrink();
+                            drop(tables);
+                            self.dirtied(unsealed);
+                            return Ok(result);
+                        }
+                        Err(Stop::Failed(error)) => return Err(error),
+                        Err(Stop::Need(need)) => (Some(need), 0),
+                    }
+                }
+            };
+            match need {
+                Some(need) => {
+                    loads += 1;
+                    self.load(need).await?;
+                }
+                None => self.wait_for_room(unsealed).await,
+            }
+        }
+        Err(overrun())
+    }
+
+    /// Loads rows into the tables.
+    pub async fn load(&self, need: Need) -> Result<(), FsError> {
+        let began = self.lock().begin_fetch();
+        let fetching = Fetching {
+            state: &self.state,
+            began,
+        };
+        let loaded = need.ask(self.tree.as_ref()).await?;
+        {
+            let mut tables = self.lock();
+            tables.load(loaded);
+        }
+        drop(fetching);
+        Ok(())
+    }
+
+    /// Tells the commit that something changed.
+    pub fn dirtied(&self, unsealed_bytes: u64) {
+        if let Some(commit) = &self.commit
+            && unsealed_bytes > 0
+        {
+            commit.dirtied(unsealed_bytes);
+        }
+    }
+
+    async fn wait_for_room(&self, unsealed_bytes: u64) {
+        let room = self.state.room.notified();
+        let mut room = std::pin::pin!(room);
+        room.as_mut().enable();
+        // What came between the look under the lock and here must not be missed.
+        let wait = {
+            let tables = self.lock();
+            tables.is_full() && tables.check_writable().is_ok()
+        };
+        if wait {
+            self.dirtied(unsealed_bytes.max(1));
+            if let Some(commit) = &self.commit {
+                commit.request_sync();
+            }
+            room.await;
+        }
+    }
+}
+
+fn overrun() -> FsError {
+    FsError::from(TreeError::Unavailable {
+        detail: format!("an operation needed more than {LOADS_MAX} loads"),
+    })
+}

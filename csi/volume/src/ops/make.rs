@@ -1,0 +1,229 @@
+//! New inodes: files, directories, symlinks, pipes, sockets, devices.
+
+use bytes::Bytes;
+
+use super::attributes::{MODE_BITS, S_ISGID};
+use crate::attr::{Attr, Caller, NewNode};
+use crate::clock::Timestamp;
+use crate::dirent::check_new_name;
+use crate::error::FsError;
+use crate::ids::InodeNo;
+use crate::limits::{LINKS_MAX, SYMLINK_BYTES_MAX};
+use crate::mount::Mount;
+use crate::row::{DirentRow, FileKind, InodeRow};
+use crate::table::{Stop, Tables};
+
+/// The row of the root directory of a new volume.
+pub(crate) fn root_row(now: Timestamp) -> InodeRow {
+    let root = NewNode {
+        kind: FileKind::Directory,
+        mode: 0o755,
+        rdev: 0,
+    };
+    InodeRow {
+        nlink: 2,
+        parent: InodeNo::ROOT,
+        ..row_of(&root, Caller { uid: 0, gid: 0 }, now)
+    }
+}
+
+fn row_of(node: &NewNode, caller: Caller, now: Timestamp) -> InodeRow {
+    InodeRow {
+        kind: node.kind,
+        mode: node.mode & MODE_BITS,
+        uid: caller.uid,
+        gid: caller.gid,
+        rdev: node.rdev,
+        nlink: 1,
+        size: 0,
+        allocated: 0,
+        parent: InodeNo::ROOT,
+        entries: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+        has_xattrs: false,
+        inline: None,
+    }
+}
+
+/// Refuses a directory that was removed while somebody works in it. POSIX: open(2), ENOENT.
+pub(super) fn living_directory(tables: &mut Tables, dir: InodeNo) -> Result<&InodeRow, Stop> {
+    let row = tables.directory(dir)?;
+    if row.nlink == 0 {
+        Err(FsError::NotFound.into())
+    } else {
+        Ok(row)
+    }
+}
+
+/// Adds an entry and what it does to its directory.
+pub(super) fn add_entry(tables: &mut Tables, dir: InodeNo, name: &[u8], entry: DirentRow, now: Timestamp) {
+    tables.set_dirent(dir, name, Some(entry));
+    tables.change_inode(dir, |row| {
+        row.entries += 1;
+        row.nlink += u32::from(entry.kind == FileKind::Directory);
+        row.mtime = now;
+        row.ctime = now;
+    });
+}
+
+struct New<'a> {
+    parent: InodeNo,
+    name: &'a [u8],
+    node: NewNode,
+    target: Option<Bytes>,
+    caller: Caller,
+}
+
+fn make(tables: &mut Tables, new: &New<'_>, now: Timestamp) -> Result<Attr, Stop> {
+    let directory = living_directory(tables, new.parent)?;
+    let (dir_mode, dir_gid, dir_nlink) = (directory.mode, directory.gid, directory.nlink);
+    if tables.dirent(new.parent, new.name)?.is_some() {
+        return Err(FsError::Exists.into());
+    }
+    let is_directory = new.node.kind == FileKind::Directory;
+    if is_directory && dir_nlink >= LINKS_MAX {
+        return Err(FsError::TooManyLinks.into());
+    }
+    let mut row = row_of(&new.node, new.caller, now);
+    if dir_mode & S_ISGID != 0 {
+        row.gid = dir_gid;
+        if is_directory {
+            row.mode |= S_ISGID;
+        }
+    }
+    if is_directory {
+        row.nlink = 2;
+        row.parent = new.parent;
+    }
+    if let Some(target) = &new.target {
+        tables.check_room(target.len() as u64)?;
+        row.size = target.len() as u64;
+        row.allocated = target.len() as u64;
+        row.inline = Some(target.clone());
+    }
+    let ino = tables.add_inode(row);
+    if is_directory {
+        tables.know_empty_directory(ino);
+    }
+    add_entry(
+        tables,
+        new.parent,
+        new.name,
+        DirentRow {
+            ino,
+            kind: new.node.kind,
+        },
+        now,
+    );
+    tables.remember(ino);
+    tables.attr(ino)
+}
+
+/// See `Volume::make_node`.
+pub(crate) async fn make_node(
+    mount: &Mount,
+    parent: InodeNo,
+    name: &[u8],
+    node: NewNode,
+    caller: Caller,
+) -> Result<Attr, FsError> {
+    check_new_name(name)?;
+    if matches!(node.kind, FileKind::Directory | FileKind::Symlink) {
+        return Err(FsError::Invalid("a directory or symbolic link is made by another call"));
+    }
+    let new = New {
+        parent,
+        name,
+        node,
+        target: None,
+        caller,
+    };
+    mount.change(|tables, now| make(tables, &new, now)).await
+}
+
+/// See `Volume::create`.
+pub(crate) async fn create(
+    mount: &Mount,
+    parent: InodeNo,
+    name: &[u8],
+    mode: u16,
+    caller: Caller,
+) -> Result<Attr, FsError> {
+    check_new_name(name)?;
+    let node = NewNode {
+        kind: FileKind::Regular,
+        mode,
+        rdev: 0,
+    };
+    let new = New {
+        parent,
+        name,
+        node,
+        target: None,
+        caller,
+    };
+    mount
+        .change(|tables, now| {
+            let attr = make(tables, &new, now)?;
+            tables.open_inode(attr.ino);
+            Ok(attr)
+        })
+        .await
+}
+
+/// See `Volume::mkdir`.
+pub(crate) async fn mkdir(
+    mount: &Mount,
+    parent: InodeNo,
+    name: &[u8],
+    mode: u16,
+    caller: Caller,
+) -> Result<Attr, FsError> {
+    check_new_name(name)?;
+    let node = NewNode {
+        kind: FileKind::Directory,
+        mode,
+        rdev: 0,
+    };
+    let new = New {
+        parent,
+        name,
+        node,
+        target: None,
+        caller,
+    };
+    mount.change(|tables, now| make(tables, &new, now)).await
+}
+
+/// See `Volume::symlink`.
+pub(crate) async fn symlink(
+    mount: &Mount,
+    parent: InodeNo,
+    name: &[u8],
+    target: &[u8],
+    caller: Caller,
+) -> Result<Attr, FsError> {
+    check_new_name(name)?;
+    if target.len() > SYMLINK_BYTES_MAX {
+        return Err(FsError::NameTooLong);
+    }
+    if target.is_empty() {
+        return Err(FsError::NotFound);
+    }
+    let node = NewNode {
+        kind: FileKind::Symlink,
+        mode: 0o777,
+        rdev: 0,
+    };
+    let new = New {
+        parent,
+        name,
+        node,
+        target: Some(Bytes::copy_from_slice(target)),
+        caller,
+    };
+    mount.change(|tables, now| make(tables, &new, now)).await
+}

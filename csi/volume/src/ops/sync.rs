@@ -1,0 +1,40 @@
+//! What durable means. This is the only file that says it, and this is the promise we publish:
+//!
+//! When fsync, fdatasync, syncfs or an O_SYNC write returns success, everything done on the volume before the call, by
+//! anybody, is in the bucket: content and names alike. Whatever happens to this machine afterwards, the next mount finds
+//! it. After a crash the volume is exactly as it was at some moment at or after the last such call that returned: never a
+//! mixture of earlier and later. close(2) promises nothing.
+//!
+//! An error says that changes were lost, and that none will be accepted any more. It is said by every call from then on.
+
+use crate::error::FsError;
+use crate::mount::Mount;
+
+/// See `Volume::fsync`.
+pub(crate) async fn sync(mount: &Mount) -> Result<(), FsError> {
+    let target = {
+        let tables = mount.lock();
+        tables.check_open()?;
+        if let Some(lost) = tables.lost() {
+            return Err(FsError::Lost(lost.clone()));
+        }
+        let target = tables.newest_generation();
+        if target <= tables.durable() {
+            return Ok(());
+        }
+        target
+    };
+    let Some(commit) = &mount.commit else { return Ok(()) };
+    commit.request_sync();
+    commit.wait_durable(target).await.map_err(FsError::Lost)
+}
+
+/// See `Volume::flush`.
+pub(crate) fn flush(mount: &Mount) -> Result<(), FsError> {
+    let tables = mount.lock();
+    tables.check_open()?;
+    match tables.lost() {
+        Some(lost) => Err(FsError::Lost(lost.clone())),
+        None => Ok(()),
+    }
+}

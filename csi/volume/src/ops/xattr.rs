@@ -1,0 +1,79 @@
+//! Extended attributes. Linux: xattr(7); which namespaces a caller may use is the kernel's work.
+
+use bytes::Bytes;
+
+use crate::attr::XattrMode;
+use crate::error::FsError;
+use crate::ids::InodeNo;
+use crate::limits::{NAME_BYTES_MAX, XATTR_BYTES_MAX, XATTR_LIST_BYTES_MAX};
+use crate::mount::Mount;
+
+fn check_name(name: &[u8]) -> Result<(), FsError> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(FsError::NameTooLong);
+    }
+    if name.is_empty() || name.contains(&0) {
+        return Err(FsError::Invalid("that is no name of an attribute"));
+    }
+    Ok(())
+}
+
+/// See `Volume::getxattr`.
+pub(crate) async fn getxattr(mount: &Mount, ino: InodeNo, name: &[u8]) -> Result<Bytes, FsError> {
+    mount
+        .look(|tables| Ok(tables.xattrs(ino)?.get(name).cloned().ok_or(FsError::NoAttribute)?))
+        .await
+}
+
+/// See `Volume::listxattr`.
+pub(crate) async fn listxattr(mount: &Mount, ino: InodeNo) -> Result<Vec<Bytes>, FsError> {
+    mount
+        .look(|tables| Ok(tables.xattrs(ino)?.keys().cloned().collect()))
+        .await
+}
+
+/// See `Volume::setxattr`.
+pub(crate) async fn setxattr(
+    mount: &Mount,
+    ino: InodeNo,
+    name: &[u8],
+    value: Bytes,
+    mode: XattrMode,
+) -> Result<(), FsError> {
+    check_name(name)?;
+    if value.len() > XATTR_BYTES_MAX {
+        return Err(FsError::AttributeTooLarge);
+    }
+    mount
+        .change(|tables, now| {
+            let values = tables.xattrs(ino)?;
+            let exists = values.contains_key(name);
+            match mode {
+                XattrMode::Create if exists => return Err(FsError::Exists.into()),
+                XattrMode::Replace if !exists => return Err(FsError::NoAttribute.into()),
+                XattrMode::Any | XattrMode::Create | XattrMode::Replace => {}
+            }
+            let listed: usize = values.keys().map(|name| name.len() + 1).sum();
+            if !exists && listed + name.len() + 1 > XATTR_LIST_BYTES_MAX {
+                return Err(FsError::NoSpace.into());
+            }
+            tables.set_xattr(ino, name, Some(value.clone()));
+            tables.change_inode(ino, |row| row.ctime = now);
+            Ok(())
+        })
+        .await
+}
+
+/// See `Volume::removexattr`.
+pub(crate) async fn removexattr(mount: &Mount, ino: InodeNo, name: &[u8]) -> Result<(), FsError> {
+    mount
+        .change(|tables, now| {
+            if !tables.xattrs(ino)?.contains_key(name) {
+                return Err(FsError::NoAttribute.into());
+            }
+            tables.set_xattr(ino, name, None);
+            tables.change_inode(ino, |row| row.ctime = now);
+            Ok(())
+        })
+        .await
+}

@@ -1,0 +1,241 @@
+//! Rows that an operation misses: which, how they are asked of the tree, and how they enter RAM.
+
+use std::collections::BTreeMap;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use super::Tables;
+use super::dirents::{DirentKey, listing_bounds};
+use crate::dirent::COOKIES_END;
+use crate::ids::{DirCookie, InodeNo};
+use crate::row::{DirentRow, ExtentRow, InodeRow, Key, Row};
+use crate::tree::{Tree, TreeError};
+
+/// 1,000 entries of a listing are loaded at a time: some 30 KiB of rows.
+const LISTING_ROWS: usize = 1_000;
+
+/// 256 extents of a file are loaded at a time: what a random read pays for is small, and a scan of the rest stays cheap.
+const EXTENT_ROWS: usize = 256;
+
+/// 1,000 attributes of one inode are loaded at a time; their names fit into `XATTR_LIST_BYTES_MAX`.
+const XATTR_ROWS: usize = 1_000;
+
+/// 16 inodes are looked up in the tree at a time when a listing wants their attributes.
+const INODES_AT_ONCE: usize = 16;
+
+/// A scan instead of single look-ups where at least a quarter of what it returns is wanted.
+const SCAN_SPREAD: u64 = 4;
+
+/// Rows that are not in RAM.
+#[derive(Debug, Clone)]
+pub(crate) enum Need {
+    /// These inodes.
+    Inodes(Vec<InodeNo>),
+    /// An entry.
+    Dirent(DirentKey),
+    /// The entries from a cookie on.
+    Listing {
+        /// The directory.
+        dir: InodeNo,
+        /// First cookie.
+        from: DirCookie,
+    },
+    /// The extents that cover an offset and follow it.
+    Extents {
+        /// The file.
+        ino: InodeNo,
+        /// The offset.
+        at: u64,
+    },
+    /// All attributes.
+    Xattrs(InodeNo),
+}
+
+/// What the tree answered.
+#[derive(Debug)]
+pub(crate) enum Loaded {
+    Inodes(Vec<(InodeNo, Option<InodeRow>)>),
+    Dirent(DirentKey, Option<DirentRow>),
+    Listing {
+        dir: InodeNo,
+        from: u64,
+        until: u64,
+        rows: Vec<(DirentKey, DirentRow)>,
+    },
+    Extents {
+        ino: InodeNo,
+        from: u64,
+        until: u64,
+        rows: Vec<(u64, ExtentRow)>,
+    },
+    Xattrs(InodeNo, BTreeMap<bytes::Bytes, bytes::Bytes>),
+}
+
+fn unfit(key: &Key) -> TreeError {
+    TreeError::Corrupt {
+        place: format!("{key:?}"),
+        detail: "the row is of another kind than its key".to_owned(),
+    }
+}
+
+async fn get_inode(tree: &dyn Tree, ino: InodeNo) -> Result<(InodeNo, Option<InodeRow>), TreeError> {
+    let key = Key::Inode(ino);
+    match tree.get(&key).await? {
+        None => Ok((ino, None)),
+        Some(Row::Inode(row)) => Ok((ino, Some(row))),
+        Some(_) => Err(unfit(&key)),
+    }
+}
+
+async fn get_inodes(tree: &dyn Tree, mut inos: Vec<InodeNo>) -> Result<Loaded, TreeError> {
+    inos.sort_unstable();
+    inos.dedup();
+    let (Some(first), Some(last)) = (inos.first().copied(), inos.last().copied()) else {
+        return Ok(Loaded::Inodes(Vec::new()));
+    };
+    if inos.len() > INODES_AT_ONCE && (last.0 - first.0) / SCAN_SPREAD < inos.len() as u64 {
+        let rows = tree
+            .scan(&Key::Inode(first), &Key::Inode(last.next()), usize::MAX)
+            .await?;
+        let mut found: BTreeMap<InodeNo, InodeRow> = BTreeMap::new();
+        for (key, row) in rows {
+            match (key, row) {
+                (Key::Inode(ino), Row::Inode(row)) => found.insert(ino, row),
+                (key, _) => return Err(unfit(&key)),
+            };
+        }
+        return Ok(Loaded::Inodes(
+            inos.into_iter().map(|ino| (ino, found.remove(&ino))).collect(),
+        ));
+    }
+    let rows = stream::iter(inos)
+        .map(|ino| get_inode(tree, ino))
+        .buffered(INODES_AT_ONCE)
+        .try_collect()
+        .await?;
+    Ok(Loaded::Inodes(rows))
+}
+
+async fn get_listing(tree: &dyn Tree, dir: InodeNo, from: DirCookie) -> Result<Loaded, TreeError> {
+    let (start, end) = listing_bounds(dir, from);
+    let found = tree.scan(&start, &end, LISTING_ROWS).await?;
+    let full = found.len() == LISTING_ROWS;
+    let mut rows = Vec::with_capacity(found.len());
+    for (key, row) in found {
+        match (key, row) {
+            (Key::Dirent { cookie, name, .. }, Row::Dirent(row)) => rows.push((DirentKey { dir, cookie, name }, row)),
+            (key, _) => return Err(unfit(&key)),
+        }
+    }
+    // The last cookie of a full page may have more names; all but it are known.
+    let until = match rows.last() {
+        Some((last, _)) if full => last.cookie.0,
+        _ => COOKIES_END,
+    };
+    Ok(Loaded::Listing {
+        dir,
+        from: from.0,
+        until,
+        rows,
+    })
+}
+
+async fn get_extents(tree: &dyn Tree, ino: InodeNo, at: u64) -> Result<Loaded, TreeError> {
+    let (start, end) = (
+        Key::Extent {
+            ino,
+            end: at.saturating_add(1),
+        },
+        Key::Extent {
+            ino: ino.next(),
+            end: 0,
+        },
+    );
+    let found = tree.scan(&start, &end, EXTENT_ROWS).await?;
+    let full = found.len() == EXTENT_ROWS;
+    let mut rows = Vec::with_capacity(found.len());
+    for (key, row) in found {
+        match (key, row) {
+            (Key::Extent { end, .. }, Row::Extent(row)) if row.len <= end => rows.push((end, row)),
+            (key, _) => return Err(unfit(&key)),
+        }
+    }
+    let until = match rows.last() {
+        Some((end, _)) if full => *end,
+        _ => u64::MAX,
+    };
+    Ok(Loaded::Extents {
+        ino,
+        from: at,
+        until,
+        rows,
+    })
+}
+
+async fn get_xattrs(tree: &dyn Tree, ino: InodeNo) -> Result<Loaded, TreeError> {
+    let end = Key::Xattr {
+        ino: ino.next(),
+        name: bytes::Bytes::new(),
+    };
+    let mut values = BTreeMap::new();
+    let mut start = Key::Xattr {
+        ino,
+        name: bytes::Bytes::new(),
+    };
+    loop {
+        let found = tree.scan(&start, &end, XATTR_ROWS).await?;
+        let full = found.len() == XATTR_ROWS;
+        for (key, row) in found {
+            match (key, row) {
+                (Key::Xattr { name, .. }, Row::Xattr(value)) => values.insert(name, value),
+                (key, _) => return Err(unfit(&key)),
+            };
+        }
+        match values.last_key_value() {
+            // The smallest name after the last one.
+            Some((last, _)) if full => {
+                start = Key::Xattr {
+                    ino,
+                    name: [&last[..], &[0]].concat().into(),
+                }
+            }
+            _ => return Ok(Loaded::Xattrs(ino, values)),
+        }
+    }
+}
+
+impl Need {
+    /// Asks the tree.
+    ///
+    /// # Errors
+    /// The tree's; `Corrupt` also for a row that does not fit its key.
+    pub async fn ask(self, tree: &dyn Tree) -> Result<Loaded, TreeError> {
+        match self {
+            Need::Inodes(inos) => get_inodes(tree, inos).await,
+            Need::Dirent(key) => {
+                let row_key = key.row_key();
+                match tree.get(&row_key).await? {
+                    None => Ok(Loaded::Dirent(key, None)),
+                    Some(Row::Dirent(row)) => Ok(Loaded::Dirent(key, Some(row))),
+                    Some(_) => Err(unfit(&row_key)),
+                }
+            }
+            Need::Listing { dir, from } => get_listing(tree, dir, from).await,
+            Need::Extents { ino, at } => get_extents(tree, ino, at).await,
+            Need::Xattrs(ino) => get_xattrs(tree, ino).await,
+        }
+    }
+}
+
+impl Tables {
+    /// Puts what the tree answered where RAM knows nothing newer.
+    pub fn load(&mut self, loaded: Loaded) {
+        match loaded {
+            Loaded::Inodes(rows) => rows.into_iter().for_each(|(ino, row)| self.load_inode(ino, row)),
+            Loaded::Dirent(key, row) => self.load_dirent(key, row),
+            Loaded::Listing { dir, from, until, rows } => self.load_listing(dir, from, until, rows),
+            Loaded::Extents { ino, from, until, rows } => self.load_extents(ino, from, until, rows),
+            Loaded::Xattrs(ino, values) => self.load_xattrs(ino, values),
+        }
+    }
+}

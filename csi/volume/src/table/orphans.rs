@@ -1,0 +1,133 @@
+//! Inodes without a name, and who still holds them.
+//!
+//! An inode that lost its last name stays, with an `Orphan` row, until nobody has it open and the kernel has forgotten
+//! it; then it is taken apart: at once where that is little work, otherwise by `purge.rs`.
+
+use super::{Need, ROW_BYTES, Stop, Tables};
+use crate::ids::InodeNo;
+
+/// 1,024 extents are given up by one call at most; more are left to further calls.
+pub(crate) const PURGE_EXTENTS_MAX: usize = 1_024;
+
+impl Tables {
+    /// The kernel has one more reference.
+    pub fn remember(&mut self, ino: InodeNo) {
+        self.refs.entry(ino).or_default().lookups += 1;
+    }
+
+    /// The kernel has `count` references less. True if there is something to purge.
+    pub fn forget(&mut self, ino: InodeNo, count: u64) -> bool {
+        let Some(refs) = self.refs.get_mut(&ino) else {
+            return false;
+        };
+        refs.lookups = refs.lookups.saturating_sub(count);
+        self.settle_refs(ino)
+    }
+
+    /// One more open description.
+    pub fn open_inode(&mut self, ino: InodeNo) {
+        self.refs.entry(ino).or_default().opens += 1;
+    }
+
+    /// One open description less. True if there is something to purge.
+    pub fn release_open(&mut self, ino: InodeNo) -> bool {
+        let Some(refs) = self.refs.get_mut(&ino) else {
+            return false;
+        };
+        refs.opens = refs.opens.saturating_sub(1);
+        self.settle_refs(ino)
+    }
+
+    fn settle_refs(&mut self, ino: InodeNo) -> bool {
+        if self
+            .refs
+            .get(&ino)
+            .is_some_and(|refs| refs.lookups == 0 && refs.opens == 0)
+        {
+            self.refs.remove(&ino);
+            return self.purge_or_queue(ino);
+        }
+        false
+    }
+
+    /// Notes that an inode has lost its last name. True if there is something to purge.
+    pub fn add_orphan(&mut self, ino: InodeNo) -> bool {
+        self.orphans.insert(ino);
+        self.open.orphans.insert(ino);
+        self.open.bytes += ROW_BYTES;
+        !self.refs.contains_key(&ino) && self.purge_or_queue(ino)
+    }
+
+    /// Notes an orphan that an earlier mount has left.
+    pub fn load_orphan(&mut self, ino: InodeNo) {
+        self.orphans_stored.insert(ino);
+        if self.orphans.insert(ino) && !self.refs.contains_key(&ino) {
+            self.purgeable.push_back(ino);
+        }
+    }
+
+    /// Takes an orphan apart that nobody holds, if all of it is in RAM and small.
+    fn purge_or_queue(&mut self, ino: InodeNo) -> bool {
+        if !self.orphans.contains(&ino) || self.read_only || self.lost.is_some() {
+            return false;
+        }
+        if self.extents_in_ram(ino) <= PURGE_EXTENTS_MAX && matches!(self.purge_step(ino), Ok(true)) {
+            return false;
+        }
+        self.purgeable.push_back(ino);
+        true
+    }
+
+    /// The next orphan to purge.
+    pub fn next_purgeable(&mut self) -> Option<InodeNo> {
+        while let Some(ino) = self.purgeable.pop_front() {
+            if self.orphans.contains(&ino) && !self.refs.contains_key(&ino) {
+                return Some(ino);
+            }
+        }
+        None
+    }
+
+    /// Takes a part of an orphan away: true if nothing is left of it.
+    ///
+    /// # Errors
+    /// A need.
+    pub fn purge_step(&mut self, ino: InodeNo) -> Result<bool, Stop> {
+        let row = self.inode(ino)?;
+        let (has_xattrs, has_extents) = (row.has_xattrs, row.allocated > 0 && row.inline.is_none());
+        if has_extents {
+            // From the start on: where the known part ends, the next step goes on.
+            let until = self.known_until(ino, 0);
+            let end = self.nth_end(ino, PURGE_EXTENTS_MAX).map_or(until, |end| end.min(until));
+            let bytes = self.content_bytes(ino, 0, end);
+            if bytes == 0 && end < u64::MAX {
+                return Err(Stop::Need(Need::Extents { ino, at: until }));
+            }
+            self.carve(ino, 0, end);
+            self.change_allocated(ino, 0, bytes);
+            if self.inode(ino)?.allocated > 0 && end < u64::MAX {
+                return Ok(false);
+            }
+        }
+        if has_xattrs {
+            let names: Vec<_> = self.xattrs(ino)?.keys().cloned().collect();
+            for name in names {
+                self.set_xattr(ino, &name, None);
+            }
+        }
+        self.drop_listing(ino);
+        self.remove_inode(ino);
+        self.orphans.remove(&ino);
+        self.open.orphans.insert(ino);
+        self.open.bytes += ROW_BYTES;
+        Ok(true)
+    }
+
+    /// Whether an orphan row must be told, and which: `None` if the tree is right already.
+    pub(super) fn told_orphan(&mut self, ino: InodeNo) -> Option<bool> {
+        if self.orphans.contains(&ino) {
+            return self.orphans_stored.insert(ino).then_some(true);
+        }
+        self.orphans_stored.remove(&ino).then_some(false)
+    }
+}
