@@ -37,18 +37,18 @@ const SST_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// 96 MiB: rows in RAM not yet in an SST. Above it `apply` waits, then commits, then writers.
 const UNFLUSHED_BYTES_MAX: usize = 3 * SST_BYTES_MAX;
 
-/// 64 SSTs that no compaction has taken yet: with a compactor that looks every four minutes, 2 GiB of rows before
+/// 64 SSTs that no compaction has taken yet: with a compactor that looks every eight minutes, 2 GiB of rows before
 /// `apply` waits for it.
 const L0_SSTS_MAX: usize = 64;
 
-/// 4 minutes: an idle volume asks the store about once a minute, all pollers together.
-const COMPACTOR_POLL: Duration = Duration::from_secs(240);
+/// 8 minutes: each look is six requests, and an idle volume asks the store about once a minute, all pollers together.
+const COMPACTOR_POLL: Duration = Duration::from_secs(480);
 
-/// 10 minutes: a writer learns by it what the compactor did; being fenced it learns from its journal, much sooner.
-const MANIFEST_POLL: Duration = Duration::from_secs(600);
+/// 15 minutes: a writer learns by it what the compactor did; being fenced it learns from its journal, much sooner.
+const MANIFEST_POLL: Duration = Duration::from_secs(900);
 
-/// 30 minutes between lists of what might be deleted.
-const COLLECT_EVERY: Duration = Duration::from_secs(1_800);
+/// 1 hour between lists of what might be deleted.
+const COLLECT_EVERY: Duration = Duration::from_secs(3_600);
 
 /// 2 hours: what compaction has replaced stays that long for readers that opened before.
 const COLLECT_AGE: Duration = Duration::from_secs(7_200);
