@@ -1,5 +1,6 @@
 //! The parts of the pannier command.
 
+pub mod cli;
 pub mod host_setup;
 pub mod object_server;
 pub mod try_job;

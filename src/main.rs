@@ -1,2 +1,59 @@
-//! The pannier command.
-fn main() {}
+//! The `pannier` command: reads its arguments, sets up logging and a runtime, and runs one subcommand.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use pannier::cli::{Failure, engine, log, mount, volume};
+
+/// Volumes in S3, mounted as POSIX file systems.
+#[derive(Parser)]
+#[command(name = "pannier", version, about, max_term_width = 100)]
+struct Pannier {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Mount one volume in the foreground
+    Mount(mount::MountArgs),
+    /// Look at the volumes of a bucket, check and remove them
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
+    /// Serve the mounts of a node (started by `pannier csi`)
+    Engine(engine::EngineArgs),
+}
+
+fn main() -> ExitCode {
+    let Pannier { command } = Pannier::parse();
+    match run(command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.tell(),
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Mount(args) => {
+            log::to_stderr("warn")?;
+            on_runtime(mount::run(args))
+        }
+        Command::Volume(command) => {
+            log::to_stderr("warn")?;
+            on_runtime(volume::run(command))
+        }
+        Command::Engine(args) => {
+            log::to_file_or_stderr(args.log_file.as_deref(), "info")?;
+            on_runtime(engine::run(args))
+        }
+    }
+}
+
+fn on_runtime(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::new(format!("cannot start the runtime: {error}")))?;
+    let done = runtime.block_on(work);
+    // What still waits for a store or a kernel must not keep us.
+    runtime.shutdown_background();
+    done
+}

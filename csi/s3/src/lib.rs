@@ -1,1 +1,20 @@
-//! The Bucket port over the AWS SDK: credentials, retries, conditional puts
+//! The `Bucket` port over the AWS SDK.
+//!
+//! An `S3Store` is one endpoint with one set of credentials, one pool of connections and one set of counters; a process
+//! has one for all its volumes. Its buckets keep the port's promises: `tests/s3_servers.rs` proves them on each server that
+//! we know. Retries live in `retry.rs` alone (the SDK's own are off), and `error.rs` is the only place that reads HTTP
+//! statuses and error codes. Absent: hedged requests, multipart uploads (no object of a volume is that large), caching.
+
+mod bucket;
+mod counters;
+mod error;
+mod location;
+mod retry;
+mod store;
+mod trust;
+
+pub use bucket::S3Bucket;
+pub use counters::{Counters, CountersSnapshot, Operation, OperationCount};
+pub use location::{LocationError, S3Location};
+pub use retry::RetryPolicy;
+pub use store::{ConnectError, Credentials, S3Options, S3Store};

@@ -18,8 +18,10 @@ use crate::ids::Lease;
 use crate::probe::{ProbeError, Trial, probe};
 use crate::volume_id::{NameError, NodeId, VolumeId};
 
+mod deletion;
 mod nodes;
 
+pub use deletion::{Led, delete_at};
 pub use nodes::NodeRecord;
 
 /// 16 requests at a time where many objects are read or deleted: a thousand a second at 15 ms each, and far from any
@@ -201,15 +203,6 @@ pub struct VolumePage {
     pub next: Option<String>,
 }
 
-/// Whether `delete` may take a volume from under a mount that holds no lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Led {
-    /// Refuse.
-    Keep,
-    /// Delete: the operator knows that the mount is gone for good.
-    Ignore,
-}
-
 /// The bucket as the volume's own folder. Heads and everything else of the volume lie below.
 pub fn volume_root(cluster: &BucketRef, volume: &VolumeId) -> BucketRef {
     Arc::new(Prefixed::new(cluster.clone(), format!("v/{volume}/")))
@@ -345,33 +338,7 @@ impl Admin {
     /// # Errors
     /// `InUse` while it is published, or led by a mount by hand (see `Led`); `Head`, `Bucket`.
     pub async fn delete(&self, volume: &VolumeId, led: Led) -> Result<(), AdminError> {
-        let file = self.head_file(volume);
-        let change = |head: &mut Head| {
-            if head.deleting {
-                return Ok(());
-            }
-            if let Some(by) = user_of(head, led) {
-                return Err(AdminError::InUse {
-                    volume: head.volume.clone(),
-                    by,
-                });
-            }
-            head.deleting = true;
-            head.leader = None;
-            head.epoch = head.epoch.next();
-            Ok(())
-        };
-        let head = match file.update(change).await {
-            Ok((head, ())) => head,
-            Err(AdminError::Head(HeadError::Missing)) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        delete_all(&self.volume_root(volume), &head.data_prefix()).await?;
-        // Conditional where the store can: this deletion may be so late that the name already has its next volume.
-        match file.delete(&head).await {
-            Ok(()) | Err(HeadError::Contended | HeadError::Missing) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        delete_at(&self.volume_root(volume), &self.writer, led).await.map(drop)
     }
 
     /// Gives a node the right to mount a volume and returns its lease. Publishing to the same node again keeps the lease.
@@ -540,19 +507,6 @@ fn created_alike(head: Head, request: &CreateVolume) -> Result<Head, AdminError>
     Ok(head)
 }
 
-fn user_of(head: &Head, led: Led) -> Option<String> {
-    if let Some(publication) = head.publications.first() {
-        return Some(format!(
-            "it is published to node {} as {}",
-            publication.node_id, publication.mode
-        ));
-    }
-    match head.rightful_leader() {
-        Some(leader) if led == Led::Keep => Some(format!("node {} has it mounted by hand", leader.node_id)),
-        Some(_) | None => None,
-    }
-}
-
 fn publish_in(head: &mut Head, request: &PublishVolume) -> Result<Lease, AdminError> {
     // Both modes that exist are for a single node, so any other node is in the way.
     if let Some(other) = head
@@ -584,24 +538,6 @@ fn publish_in(head: &mut Head, request: &PublishVolume) -> Result<Lease, AdminEr
         published_unix_ms: unix_ms(request.now),
     });
     Ok(head.last_lease)
-}
-
-async fn delete_all(bucket: &BucketRef, prefix: &str) -> Result<(), BucketError> {
-    loop {
-        let request = ListRequest {
-            prefix: prefix.to_owned(),
-            ..Default::default()
-        };
-        let page = bucket.list(&request).await?;
-        if page.objects.is_empty() {
-            return Ok(());
-        }
-        let deletes = page.objects.iter().map(|object| bucket.delete(&object.key));
-        let mut deletes = futures::stream::iter(deletes).buffer_unordered(REQUESTS_IN_FLIGHT);
-        while let Some(deleted) = deletes.next().await {
-            deleted?;
-        }
-    }
 }
 
 #[cfg(test)]

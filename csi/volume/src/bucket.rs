@@ -6,7 +6,8 @@
 //! Callers: the journal, segments, head, tree and garbage collector of this crate. Absent: listing in a hot path, and
 //! retries, which the implementations bound by time (see `csi/s3`).
 
-use std::ops::Range;
+use std::collections::BTreeMap;
+use std::ops::{Bound, Range};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -67,6 +68,51 @@ pub struct ListRequest {
     pub page: Option<String>,
     /// At most this many rows in the page; 0 leaves it to the store (1,000 on S3).
     pub rows_max: u32,
+}
+
+/// 1,000 rows: what S3 returns at most in one page, and we too, so that nobody forgets to ask for the next one.
+pub const LIST_ROWS_MAX: u32 = 1_000;
+
+impl ListRequest {
+    /// Answers this request from all keys of a bucket, as S3 would: for stores that hold their keys in memory.
+    ///
+    /// The page token is the last row of the page, a key or a common prefix.
+    pub fn page_of<V>(&self, keys: &BTreeMap<String, V>, meta: impl Fn(&str, &V) -> ObjectMeta) -> ListPage {
+        let rows_max = if self.rows_max == 0 {
+            LIST_ROWS_MAX
+        } else {
+            self.rows_max.min(LIST_ROWS_MAX)
+        } as usize;
+        let after = self.page.as_ref().max(self.start_after.as_ref());
+        let start = match after.filter(|after| **after >= self.prefix) {
+            Some(after) => Bound::Excluded(after),
+            None => Bound::Included(&self.prefix),
+        };
+        let mut page = ListPage::default();
+        let mut last: Option<String> = None;
+        for (key, value) in keys.range::<String, _>((start, Bound::Unbounded)) {
+            let Some(rest) = key.strip_prefix(&self.prefix) else {
+                break;
+            };
+            let folder = match rest.find('/') {
+                Some(at) if self.delimited => Some(key[..self.prefix.len() + at + 1].to_owned()),
+                Some(_) | None => None,
+            };
+            if folder.is_some() && (folder == last || folder == self.page) {
+                continue;
+            }
+            if page.objects.len() + page.prefixes.len() == rows_max {
+                page.next = last;
+                break;
+            }
+            last = Some(folder.clone().unwrap_or_else(|| key.clone()));
+            match folder {
+                Some(folder) => page.prefixes.push(folder),
+                None => page.objects.push(meta(key, value)),
+            }
+        }
+        page
+    }
 }
 
 /// Why a call on the bucket failed. Each variant tells the caller what it may do.

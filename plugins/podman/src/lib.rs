@@ -18,6 +18,7 @@ pub mod images;
 pub mod logs;
 pub mod msgpack;
 pub mod nomad_task;
+pub mod oom;
 pub mod plugin;
 pub mod podman;
 pub mod recover;

@@ -32,15 +32,19 @@ pub async fn recover(plugin: &Plugin, of: &Subject, state: &[u8]) -> Result<Arc<
     };
     let settings = plugin.settings();
     let podman = Arc::clone(&settings.service(&handle.socket)?.podman);
-    match podman.inspect_container(&handle.container_id).await {
-        Ok(info) => check(&handle, info.as_ref(), &*podman, settings.config.recover_stopped).await?,
+    let pid = match podman.inspect_container(&handle.container_id).await {
+        Ok(info) => {
+            check(&handle, info.as_ref(), &*podman, settings.config.recover_stopped).await?;
+            info.and_then(|info| info.state.pid)
+        }
         Err(error) => {
             tracing::warn!(task = handle.task_id, error = ?error, "podman does not answer, taking the task over unseen");
+            None
         }
-    }
+    };
     let logs = resume_logs(plugin, &handle);
     tracing::info!(task = handle.task_id, container = handle.container_id, "recovered");
-    Ok(reservation.commit(Task::watch(handle, podman, logs)))
+    Ok(reservation.commit(Task::watch(handle, podman, logs, pid)))
 }
 
 async fn check(

@@ -55,7 +55,10 @@ async fn run(plugin: &Plugin, task: &NomadTask, options: &[u8]) -> Result<Arc<Ta
         made: Made::default(),
     };
     match recipe.cook(&host).await {
-        Ok(handle) => Ok(reservation.commit(Task::watch(handle, Arc::clone(&service.podman), recipe.made.logs))),
+        Ok((handle, pid)) => {
+            let podman = Arc::clone(&service.podman);
+            Ok(reservation.commit(Task::watch(handle, podman, recipe.made.logs, pid)))
+        }
         Err(error) => {
             recipe.clean_up().await;
             Err(error)
@@ -80,7 +83,8 @@ struct Made {
 }
 
 impl Recipe<'_> {
-    async fn cook(&mut self, host: &Host) -> Result<Handle, DriverError> {
+    /// Makes the container and starts it; what to recover it by, and the pid of its first process.
+    async fn cook(&mut self, host: &Host) -> Result<(Handle, Option<i32>), DriverError> {
         let logs = self.log_plan();
         let configuration = logs.as_ref().map(|logs| log_configuration(&logs.dir));
         let inputs = Inputs {
@@ -100,7 +104,7 @@ impl Recipe<'_> {
         self.start_container(&container).await?;
         let info = self.inspect(&container).await?;
         let network = spec::driver_network(inputs, &plan, &info);
-        Ok(self.handle(container, logs, network, &info))
+        Ok((self.handle(container, logs, network, &info), info.state.pid))
     }
 
     /// Where output goes: nowhere when nobody collects it.

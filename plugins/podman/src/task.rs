@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 
 use crate::handle::Handle;
 use crate::logs::TaskLogs;
+use crate::oom::OomWatch;
 use crate::podman::{ExitStatus, Podman, PodmanError};
 
 /// Where a task is.
@@ -85,13 +86,16 @@ impl Exit {
 }
 
 impl Task {
-    /// Begins to watch a container that runs or has ended. Must be called inside a runtime.
+    /// Begins to watch a container that runs or has ended. `pid` is the host's number of its first process, if it runs. Must be called inside a runtime.
     #[must_use]
-    pub fn watch(handle: Handle, podman: Arc<dyn Podman>, logs: Option<TaskLogs>) -> Self {
+    pub fn watch(handle: Handle, podman: Arc<dyn Podman>, logs: Option<TaskLogs>, pid: Option<i32>) -> Self {
         let (sender, phase) = watch::channel(Phase::Running);
         let (container, service) = (handle.container_id.clone(), Arc::clone(&podman));
+        let memory = pid.and_then(OomWatch::of);
         let watcher = tokio::spawn(async move {
-            let exit = learn_exit(&container, &*service).await;
+            let mut exit = learn_exit(&container, &*service).await;
+            // A program that survived the kill of one of its children did not end for lack of memory.
+            exit.oom_killed |= exit.code != 0 && memory.is_some_and(|memory| memory.seen());
             tracing::info!(container, code = exit.code, oom_killed = exit.oom_killed, "task ended");
             // Receivers keep the value when the sender is gone, so the result outlives this watcher.
             let _ = sender.send(Phase::Ended(exit));

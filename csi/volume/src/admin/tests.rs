@@ -343,7 +343,7 @@ async fn a_late_deletion_leaves_the_next_volume_of_the_name_alone() {
         .await
         .unwrap();
 
-    delete_all(&root, &late.data_prefix()).await.unwrap();
+    deletion::delete_all(&root, &late.data_prefix()).await.unwrap();
     assert!(matches!(file.delete(&late).await, Err(HeadError::Contended)));
     assert_eq!(cluster.admin.get(&new.volume).await.unwrap().uuid, new.uuid);
     assert_eq!(cluster.volume_keys().len(), 2, "head and data are there");

@@ -7,16 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::ops::{Bound, Range};
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Bucket, BucketError, ETag, ListPage, ListRequest, Object, ObjectMeta};
-
-/// What S3 returns at most in one page, and we too, so that nobody forgets to ask for the next one.
-const LIST_ROWS_MAX: u32 = 1_000;
 
 /// An object store that lives as long as this value.
 #[derive(Debug, Default)]
@@ -148,43 +145,7 @@ impl Bucket for MemoryBucket {
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {
-        let rows_max = match request.rows_max {
-            0 => LIST_ROWS_MAX,
-            asked => asked.min(LIST_ROWS_MAX),
-        } as usize;
-        // The page token is the last row of the page before: a key, or a prefix whose keys are all behind us.
-        let after = request.page.clone().max(request.start_after.clone());
-        let objects = self.lock();
-        let start = after
-            .clone()
-            .map_or(Bound::Included(request.prefix.clone()), Bound::Excluded);
-        let mut page = ListPage::default();
-        let mut last: Option<String> = None;
-        for (key, body) in objects.range((start, Bound::Unbounded)) {
-            let Some(rest) = key.strip_prefix(&request.prefix) else {
-                if *key < request.prefix {
-                    continue;
-                }
-                break;
-            };
-            let folder = match rest.find('/') {
-                Some(at) if request.delimited => Some(key[..request.prefix.len() + at + 1].to_owned()),
-                Some(_) | None => None,
-            };
-            if folder.is_some() && (folder == last || folder == request.page) {
-                continue;
-            }
-            if page.objects.len() + page.prefixes.len() == rows_max {
-                page.next = last;
-                break;
-            }
-            last = Some(folder.clone().unwrap_or_else(|| key.clone()));
-            match folder {
-                Some(folder) => page.prefixes.push(folder),
-                None => page.objects.push(meta_of(key, body)),
-            }
-        }
-        Ok(page)
+        Ok(request.page_of(&self.lock(), meta_of))
     }
 }
 

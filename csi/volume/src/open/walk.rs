@@ -135,8 +135,9 @@ impl Walk {
         Step::Seal(seal)
     }
 
-    /// Looks for all segments of a commit, in their order.
-    async fn look_for(&self, names: &[SegmentName]) -> Result<Vec<(SegmentName, Presence)>, OpenError> {
+    /// Looks for all segments of a commit, in their order. By `&mut`, since fetches under way may move between threads but
+    /// not be shared by them, and the future of an opening must be `Send`.
+    async fn look_for(&mut self, names: &[SegmentName]) -> Result<Vec<(SegmentName, Presence)>, OpenError> {
         let looks = names.iter().map(|name| {
             let (bucket, volume, epoch, name) = (self.bucket.clone(), self.volume, self.epoch, *name);
             async move { Ok((name, look_for(&bucket, volume, epoch, name).await?)) }

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use proto::nomad::driver::{SignalTaskRequest, TaskState};
+use go_plugin::Shutdown;
+use podman_driver::podman::Podman as _;
+use proto::nomad::driver::{ShutdownRequest, SignalTaskRequest, TaskState, WaitTaskRequest};
 use tonic::Code;
 
-use crate::agent::{Agent, Job, list, within};
+use crate::agent::{Agent, Job, list, map, within};
 use crate::fixture::PodmanService;
 
 /// Goal: a task runs what the job says, and its exit code arrives. Trap 12: it stays readable until DestroyTask.
@@ -27,19 +29,9 @@ async fn a_task_runs_and_its_exit_code_stays_until_it_is_destroyed() {
     }
     assert_eq!(job.wrote("out"), "hello you\n");
     let podman = service.client();
-    assert!(
-        podman_driver::podman::Podman::inspect_container(&podman, &job.container())
-            .await
-            .unwrap()
-            .is_some()
-    );
+    assert!(podman.inspect_container(&job.container()).await.unwrap().is_some());
     agent.destroy(&job, false).await.unwrap();
-    assert!(
-        podman_driver::podman::Podman::inspect_container(&podman, &job.container())
-            .await
-            .unwrap()
-            .is_none()
-    );
+    assert!(podman.inspect_container(&job.container()).await.unwrap().is_none());
     assert_eq!(agent.wait(&job).await.unwrap_err().code(), Code::NotFound);
 }
 
@@ -185,12 +177,7 @@ async fn a_start_that_fails_leaves_nothing_behind() {
         "{error:?}"
     );
     let podman = service.client();
-    assert!(
-        podman_driver::podman::Podman::inspect_container(&podman, &job.container())
-            .await
-            .unwrap()
-            .is_none()
-    );
+    assert!(podman.inspect_container(&job.container()).await.unwrap().is_none());
     assert_eq!(
         agent.run(&job.with("command", "/bin/true")).await,
         0,
@@ -215,13 +202,58 @@ async fn a_leftover_of_the_same_task_is_replaced_and_a_stranger_is_not() {
     let podman = service.client();
     let stranger = Job::new("true");
     let spec = service.shell(&stranger.container(), "sleep 1000");
-    let id = podman_driver::podman::Podman::create_container(&podman, &spec)
-        .await
-        .unwrap()
-        .id;
+    let id = podman.create_container(&spec).await.unwrap().id;
     let error = agent.start_task(&stranger).await.unwrap_err();
     assert!(error.message().contains("podman rm"), "{error}");
-    podman_driver::podman::Podman::remove_container(&podman, &id, true)
-        .await
-        .unwrap();
+    podman.remove_container(&id, true).await.unwrap();
+}
+
+/// Goal: with `gc { container = false }` the container stays for a person to look at, and labels are as the plugin says.
+#[tokio::test]
+async fn containers_are_kept_and_labelled_as_the_plugin_says() {
+    let Some(service) = PodmanService::shared() else { return };
+    let socket = service.socket();
+    let options = vec![
+        ("socket_path", socket.to_str().unwrap().into()),
+        ("gc", map(vec![("container", false.into())])),
+        ("extra_labels", list(&["job_*", "task_name"])),
+    ];
+    let agent = Agent::with_options(options).await;
+    let job = Job::new("true").with("labels", map(vec![("team", "blue".into())]));
+    assert_eq!(agent.run(&job).await, 0);
+    let podman = service.client();
+    let info = podman.inspect_container(&job.container()).await.unwrap().expect("kept");
+    let labels = info.config.labels;
+    for (label, want) in [
+        ("team", "blue"),
+        ("com.hashicorp.nomad.job_name", "tests"),
+        ("com.hashicorp.nomad.task_name", "work"),
+        ("nomad.podman.task_id", &job.id()),
+    ] {
+        assert_eq!(labels.get(label).map(String::as_str), Some(want), "{label}");
+    }
+    assert!(!labels.contains_key("com.hashicorp.nomad.namespace"));
+    podman.remove_container(&job.container(), true).await.unwrap();
+}
+
+/// Goal: the agent's Shutdown ends the plugin within its two seconds, and leaves the task alone.
+#[tokio::test]
+async fn a_shutdown_leaves_tasks_running() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let job = Job::new(TRAPPING);
+    let handle = agent.started(&job).await;
+    let mut waiting = agent.driver.clone();
+    let id = job.id();
+    let wait = tokio::spawn(async move { waiting.wait_task(WaitTaskRequest { task_id: id }).await });
+    agent.driver.clone().shutdown(ShutdownRequest {}).await.unwrap();
+    let Agent { host, base, driver } = agent;
+    drop((base, driver));
+    assert!(matches!(within(host.shutdown()).await, Shutdown::Graceful(exit) if exit.pipes_closed));
+    assert!(wait.await.unwrap().is_err());
+    let agent = Agent::start(&service.socket()).await;
+    agent.recover(&handle).await.unwrap();
+    agent.stop(&job, Duration::from_secs(30), "SIGUSR1").await.unwrap();
+    assert_eq!(agent.exit(&job).await.exit_code, 42);
+    agent.destroy(&job, true).await.unwrap();
 }

@@ -250,3 +250,86 @@ async fn a_bridged_task_publishes_its_ports() {
     assert_eq!(crate::agent::within(answer).await.unwrap(), "hello\n");
     agent.destroy(&job, true).await.unwrap();
 }
+
+/// Goal: memory is limited, and a task that takes too much is said to be out of memory.
+#[tokio::test]
+async fn a_task_that_takes_too_much_memory_is_said_to_be() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let script = "until [ -e /local/go ]; do sleep 0.05; done; exec tail -c 200m /dev/zero";
+    let mut job = Job::new(script);
+    let memory = job
+        .task
+        .resources
+        .as_mut()
+        .unwrap()
+        .allocated_resources
+        .as_mut()
+        .unwrap();
+    memory.memory.as_mut().unwrap().memory_mb = 16;
+    agent.started(&job).await;
+    std::fs::write(job.local("go"), "").unwrap();
+    let exit = agent.exit(&job).await;
+    assert_eq!((exit.exit_code, exit.signal, exit.oom_killed), (137, 9, true));
+    agent.destroy(&job, true).await.unwrap();
+}
+
+/// Goal: a task that is killed is not said to be out of memory.
+#[tokio::test]
+async fn a_task_that_is_killed_is_not_out_of_memory() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let job = Job::new("sleep 1000");
+    agent.started(&job).await;
+    agent.stop(&job, std::time::Duration::ZERO, "").await.unwrap();
+    let exit = agent.exit(&job).await;
+    assert_eq!((exit.exit_code, exit.oom_killed), (137, false));
+    agent.destroy(&job, true).await.unwrap();
+}
+
+/// Goal: the limits of the job are the limits of its cgroup, and swap is not given beside memory.
+/// Method: on cgroup v1, where the files of the container's own cgroup can be read from the host.
+#[tokio::test]
+async fn limits_of_the_job_are_those_of_its_cgroup() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let mut job = Job::new("echo up > /local/up; sleep 1000")
+        .with("memory_reservation", "8m")
+        .with("pids_limit", 37)
+        .with("cpu_hard_limit", true)
+        .with("cpu_cfs_period", 50_000);
+    let resources = job.task.resources.as_mut().unwrap();
+    let linux = resources.linux_resources.as_mut().unwrap();
+    (linux.cpu_shares, linux.percent_ticks) = (512, 0.5);
+    agent.started(&job).await;
+    job.until_wrote("up").await;
+    let podman = service.client();
+    let info = podman_driver::podman::Podman::inspect_container(&podman, &job.container())
+        .await
+        .unwrap()
+        .unwrap();
+    let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", info.state.pid.unwrap())).unwrap();
+    let read = |controller: &str, file: &str| {
+        let line = cgroups
+            .lines()
+            .find(|line| line.split(':').nth(1) == Some(controller))?;
+        let path = format!("/sys/fs/cgroup/{controller}{}/{file}", line.splitn(3, ':').nth(2)?);
+        Some(std::fs::read_to_string(path).ok()?.trim().to_owned())
+    };
+    let cpus = std::thread::available_parallelism().unwrap().get();
+    for (controller, file, want) in [
+        ("memory", "memory.limit_in_bytes", (64 << 20).to_string()),
+        ("memory", "memory.soft_limit_in_bytes", (8 << 20).to_string()),
+        ("memory", "memory.memsw.limit_in_bytes", (64 << 20).to_string()),
+        ("pids", "pids.max", "37".to_owned()),
+        ("cpu", "cpu.shares", "512".to_owned()),
+        ("cpu", "cpu.cfs_period_us", "50000".to_owned()),
+        ("cpu", "cpu.cfs_quota_us", (25_000 * cpus).to_string()),
+    ] {
+        // Absent with cgroup v2, and where swap is not counted.
+        if let Some(found) = read(controller, file) {
+            assert_eq!(found, want, "{file}");
+        }
+    }
+    agent.destroy(&job, true).await.unwrap();
+}

@@ -1,0 +1,485 @@
+//! The engine: all volumes of a node in one process, each opened once and mounted in one place or several.
+//!
+//! Invariants: a volume is open at most once for writing; its further mountpoints show the same connection (two connections
+//! would each believe their own caches). A mount that cannot be flushed in time stays and serves. When the last
+//! mountpoint is gone the volume is closed, whoever unmounted it.
+//! Locks: `table` is held for moments only; a volume's own lock (`Table::locks`) is held across a mount or unmount, and is
+//! taken before `table`. Callers: `engine/server.rs` (gRPC), `engine/process.rs`. Absent: survival of this process's death.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+use volume::clock::Clock;
+use volume::commit::Lost;
+use volume::error::FsError;
+use volume::ids::Lease;
+use volume::volume::{Volume, VolumeInfo};
+use volume::volume_id::NodeId;
+use volume_s3::{ConnectError, S3Location};
+
+use crate::clock::{SystemClock, unix_ms};
+use crate::mountpoint::{self, AttachOptions, MountpointError};
+use crate::open::{OpenFailed, OpenSpec, Opened, open};
+use crate::session::{Session, SessionError, blocking, flush, unmount};
+use crate::store::{Access, Keys, Stores};
+
+mod leftovers;
+pub mod process;
+mod server;
+mod status;
+mod table;
+
+use leftovers::Ledger;
+use table::{Served, ServedKey, Shown, Table, infos};
+
+/// 1 s for the kernel to end a connection after its last mountpoint went: it does so at once unless there are others that
+/// we do not know (another mount namespace, a bind mount by somebody else).
+const END_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What to mount where.
+#[derive(Debug, Clone)]
+pub struct MountSpec {
+    /// The caller's name for the volume.
+    pub volume_id: String,
+    /// The volume.
+    pub open: OpenSpec,
+    /// An existing, empty folder.
+    pub mountpoint: PathBuf,
+    /// Do not allow programs to be run from it.
+    pub noexec: bool,
+    /// Do not honour set-user-id bits.
+    pub nosuid: bool,
+}
+
+/// One mount, as it is now.
+#[derive(Debug, Clone)]
+pub struct MountInfo {
+    /// The caller's name for the volume.
+    pub volume_id: String,
+    /// Where; empty for a volume that lost its last mountpoint while programs still use it.
+    pub mountpoint: PathBuf,
+    /// True if this mountpoint cannot write.
+    pub read_only: bool,
+    /// What the volume is.
+    pub volume: VolumeInfo,
+    /// Bytes that are not in the bucket yet.
+    pub dirty_bytes: u64,
+    /// Why no write will be acknowledged any more, if so.
+    pub lost: Option<Lost>,
+    /// Since when, in milliseconds since the Unix epoch.
+    pub since_unix_ms: u64,
+    /// Where the volume lies.
+    pub location: S3Location,
+    /// How its store is reached.
+    pub access: Access,
+    /// In whose name.
+    pub node_id: NodeId,
+    /// By which lease.
+    pub lease: Option<Lease>,
+}
+
+/// What an unmount did.
+#[derive(Debug, Clone, Default)]
+pub struct Unmounted {
+    /// Mountpoints freed.
+    pub count: u32,
+    /// Set if a volume had been lost before: what was not acknowledged by then is gone.
+    pub lost: Option<Lost>,
+}
+
+/// Why the engine refused or failed. `engine/status.rs` is the only place that turns it into a gRPC status.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The folder.
+    #[error(transparent)]
+    Mountpoint(#[from] MountpointError),
+    /// The volume.
+    #[error(transparent)]
+    Open(#[from] OpenFailed),
+    /// The connection to the kernel.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The options for the store.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The mountpoint shows another volume of this engine.
+    #[error("{} is the mountpoint of volume {volume_id}", path.display())]
+    OtherVolume {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The volume mounted there.
+        volume_id: String,
+    },
+    /// Nothing of that name or place.
+    #[error("nothing is mounted as {what}")]
+    NotMounted {
+        /// What was asked for.
+        what: String,
+    },
+    /// It has no mountpoint any more, but programs keep it open.
+    #[error("volume {volume_id} was unmounted, but programs or other mount namespaces still use it")]
+    StillUsed {
+        /// The volume.
+        volume_id: String,
+    },
+    /// It was lost to another writer and must be unmounted first.
+    #[error("volume {volume_id} is mounted here, but lost: {lost}; unmount it first")]
+    IsLost {
+        /// The volume.
+        volume_id: String,
+        /// Why.
+        lost: Lost,
+    },
+    /// The time was up.
+    #[error("volume {volume_id} still has {dirty_bytes} bytes that are not in the bucket; it stays mounted")]
+    Deadline {
+        /// The volume.
+        volume_id: String,
+        /// What is left.
+        dirty_bytes: u64,
+    },
+    /// Flushing failed.
+    #[error("volume {volume_id} could not be flushed: {source}")]
+    Flush {
+        /// The volume.
+        volume_id: String,
+        /// Why.
+        source: FsError,
+    },
+}
+
+/// The engine. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    table: Mutex<Table>,
+    stores: Stores,
+    ledger: Ledger,
+}
+
+impl Engine {
+    /// An engine without mounts; `ledger` is where it notes them for its successor.
+    fn new(ledger: Ledger) -> Self {
+        let inner = Inner {
+            table: Mutex::default(),
+            stores: Stores::default(),
+            ledger,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Mounts a volume; a mount that is there already stays as it is.
+    ///
+    /// # Errors
+    /// `Mountpoint`, `Open`, `Session`, `OtherVolume`, `StillUsed`, `IsLost`.
+    pub async fn mount(&self, spec: MountSpec) -> Result<MountInfo, EngineError> {
+        let _held = self.lock(&spec.volume_id).await;
+        self.forget_vanished();
+        if let Some(info) = self.info_at(&spec.mountpoint) {
+            if info.volume_id == spec.volume_id && info.read_only == spec.open.read_only {
+                return Ok(info);
+            }
+            return Err(EngineError::OtherVolume {
+                path: info.mountpoint,
+                volume_id: info.volume_id,
+            });
+        }
+        let path = blocking(&spec.mountpoint, mountpoint::check).await?;
+        match self.served_for(&spec) {
+            Some((key, served)) => self.show_again(&spec, path.clone(), key, &served).await?,
+            None => self.serve(&spec, path.clone()).await?,
+        }
+        self.note();
+        self.info_at(&path).ok_or(EngineError::NotMounted {
+            what: path.display().to_string(),
+        })
+    }
+
+    /// Flushes the mount at `path` and takes it off; the last one of a volume closes the volume.
+    ///
+    /// # Durability
+    /// After `Ok` everything written to it is in the bucket, unless the answer says that it was lost before.
+    ///
+    /// # Errors
+    /// `Deadline` and `Flush`, with the mount still there; `Mountpoint` if it is busy; `StillUsed`.
+    pub async fn unmount(&self, path: &Path, until: Instant, detach_busy: bool) -> Result<Unmounted, EngineError> {
+        self.forget_vanished();
+        let Some((key, _)) = self.find(path) else {
+            return remove_dead(path).await;
+        };
+        let _held = self.lock(&key.volume_id).await;
+        let Some((key, served)) = self.find(path) else {
+            return Ok(Unmounted::default());
+        };
+        let lost = flush_until(&key, &served, path, until).await?;
+        match timeout_at(until, unmount(path, detach_busy)).await {
+            Ok(done) => done?,
+            Err(_) => return Err(deadline(&key, &served)),
+        }
+        self.remove(&key, path);
+        self.note();
+        if self.has_mountpoints(&key) {
+            return Ok(Unmounted { count: 1, lost });
+        }
+        self.await_close(&key, &served, until, detach_busy).await?;
+        Ok(Unmounted { count: 1, lost })
+    }
+
+    /// `unmount` for all mountpoints of a volume, and for what is left of one that has none.
+    ///
+    /// # Errors
+    /// Those of `unmount`, at the first mountpoint that has one.
+    pub async fn unmount_volume(
+        &self,
+        volume_id: &str,
+        until: Instant,
+        detach_busy: bool,
+    ) -> Result<Unmounted, EngineError> {
+        let mut all = Unmounted::default();
+        for path in self.paths_of(volume_id) {
+            let one = self.unmount(&path, until, detach_busy).await?;
+            all.count += one.count;
+            all.lost = all.lost.or(one.lost);
+        }
+        for read_only in [false, true] {
+            let key = ServedKey {
+                volume_id: volume_id.to_owned(),
+                read_only,
+            };
+            let left = self.table().served.get(&key).cloned();
+            if let Some(served) = left {
+                self.await_close(&key, &served, until, detach_busy).await?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Flushes and unmounts everything, one volume beside the other.
+    ///
+    /// # Errors
+    /// The first failure; what could be unmounted is.
+    pub async fn unmount_all(&self, until: Instant) -> Result<(), EngineError> {
+        let mut volumes: Vec<String> = self.table().served.keys().map(|key| key.volume_id.clone()).collect();
+        volumes.dedup();
+        let all = volumes
+            .iter()
+            .map(|volume_id| self.unmount_volume(volume_id, until, true));
+        futures::future::join_all(all)
+            .await
+            .into_iter()
+            .find_map(Result::err)
+            .map_or(Ok(()), Err)
+    }
+
+    /// All mounts, by mountpoint. Never waits for a store or a mount.
+    pub fn mounts(&self) -> Vec<MountInfo> {
+        self.forget_vanished();
+        let table = self.table();
+        let mut mounts: Vec<_> = table
+            .served
+            .iter()
+            .flat_map(|(key, served)| infos(key, served))
+            .collect();
+        mounts.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+        mounts
+    }
+
+    /// The mount at `path`, and its space.
+    ///
+    /// # Errors
+    /// `NotMounted`.
+    pub fn stats(&self, path: &Path) -> Result<(MountInfo, volume::attr::StatFs), EngineError> {
+        let not_mounted = || EngineError::NotMounted {
+            what: path.display().to_string(),
+        };
+        let info = self.info_at(path).ok_or_else(not_mounted)?;
+        let (_, served) = self.find(path).ok_or_else(not_mounted)?;
+        Ok((info, served.volume.statfs()))
+    }
+
+    /// Changes the capacity that an open volume enforces; `None` for no limit.
+    ///
+    /// # Errors
+    /// `NotMounted`.
+    pub fn set_capacity(&self, volume_id: &str, capacity_bytes: Option<u64>) -> Result<(), EngineError> {
+        for served in self.all_of(volume_id)? {
+            served.volume.set_capacity_bytes(capacity_bytes);
+        }
+        Ok(())
+    }
+
+    /// Signs the requests of an open volume with other keys from now on.
+    ///
+    /// # Errors
+    /// `NotMounted`, `Connect`.
+    pub async fn set_credentials(&self, volume_id: &str, keys: Option<Keys>) -> Result<(), EngineError> {
+        for served in self.all_of(volume_id)? {
+            let access = Access {
+                keys: keys.clone(),
+                ..served.spec.access
+            };
+            served.bucket.replace(&self.inner.stores.store(&access).await?);
+        }
+        Ok(())
+    }
+}
+
+/// The parts of a mount.
+impl Engine {
+    async fn serve(&self, spec: &MountSpec, path: PathBuf) -> Result<(), EngineError> {
+        let Opened { volume, bucket } = open(&spec.open, &self.inner.stores).await?;
+        let options = AttachOptions {
+            source: spec.open.location.to_string(),
+            read_only: spec.open.read_only,
+            noexec: spec.noexec,
+            nosuid: spec.nosuid,
+        };
+        let (served, runtime) = (volume.clone(), Handle::current());
+        let started = blocking(&path, move |path| Session::start(served, path, &options, &runtime)).await;
+        let session = match started {
+            Ok(session) => session,
+            Err(error) => {
+                close(&spec.volume_id, &volume).await;
+                return Err(error.into());
+            }
+        };
+        let key = ServedKey {
+            volume_id: spec.volume_id.clone(),
+            read_only: spec.open.read_only,
+        };
+        let closed = self.close_at_end(key.clone(), session.clone(), volume.clone());
+        let since_unix_ms = unix_ms(SystemClock.now());
+        let shown = Shown {
+            read_only: spec.open.read_only,
+            since_unix_ms,
+        };
+        let served = Served {
+            volume,
+            bucket,
+            session,
+            closed,
+            spec: spec.open.clone(),
+            since_unix_ms,
+            mountpoints: BTreeMap::from([(path, shown)]),
+        };
+        self.table().served.insert(key, served);
+        Ok(())
+    }
+
+    async fn show_again(
+        &self,
+        spec: &MountSpec,
+        path: PathBuf,
+        key: ServedKey,
+        served: &Served,
+    ) -> Result<(), EngineError> {
+        let volume_id = key.volume_id.clone();
+        if let Some(lost) = served.volume.lost() {
+            return Err(EngineError::IsLost { volume_id, lost });
+        }
+        let Some(first) = served.mountpoints.keys().next().cloned() else {
+            return Err(EngineError::StillUsed { volume_id });
+        };
+        let read_only = spec.open.read_only;
+        blocking(&path, move |path| mountpoint::attach_again(&first, path, read_only)).await?;
+        let shown = Shown {
+            read_only,
+            since_unix_ms: unix_ms(SystemClock.now()),
+        };
+        if let Some(served) = self.table().served.get_mut(&key) {
+            served.mountpoints.insert(path, shown);
+        }
+        Ok(())
+    }
+
+    /// Closes the volume once nobody can reach it any more, and forgets it then.
+    fn close_at_end(&self, key: ServedKey, session: Session, volume: Volume) -> watch::Receiver<bool> {
+        let (tell, closed) = watch::channel(false);
+        let engine = self.clone();
+        tokio::spawn(async move {
+            session.ended().await;
+            close(&key.volume_id, &volume).await;
+            engine.table().served.remove(&key);
+            engine.note();
+            tell.send_replace(true);
+        });
+        closed
+    }
+
+    async fn await_close(
+        &self,
+        key: &ServedKey,
+        served: &Served,
+        until: Instant,
+        detach_busy: bool,
+    ) -> Result<(), EngineError> {
+        let patience = until.min(Instant::now() + END_PATIENCE);
+        if timeout_at(patience, served.session.ended()).await.is_err() {
+            if detach_busy {
+                return Ok(());
+            }
+            return Err(EngineError::StillUsed {
+                volume_id: key.volume_id.clone(),
+            });
+        }
+        let mut closed = served.closed.clone();
+        match timeout_at(until, closed.wait_for(|closed| *closed)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(deadline(key, served)),
+        }
+    }
+}
+
+/// Flushes, or tells why not. A volume that was lost has nothing left to flush: unmounting it must be possible.
+async fn flush_until(
+    key: &ServedKey,
+    served: &Served,
+    path: &Path,
+    until: Instant,
+) -> Result<Option<Lost>, EngineError> {
+    let flushed = match served.volume.lost() {
+        Some(lost) => return Ok(Some(lost)),
+        None => timeout_at(until, flush(&served.volume, path)).await,
+    };
+    match flushed {
+        Ok(Ok(())) => Ok(None),
+        Ok(Err(FsError::Lost(lost))) => Ok(Some(lost)),
+        Ok(Err(source)) => Err(EngineError::Flush {
+            volume_id: key.volume_id.clone(),
+            source,
+        }),
+        Err(_) => Err(deadline(key, served)),
+    }
+}
+
+fn deadline(key: &ServedKey, served: &Served) -> EngineError {
+    EngineError::Deadline {
+        volume_id: key.volume_id.clone(),
+        dirty_bytes: served.volume.dirty_bytes(),
+    }
+}
+
+async fn close(volume_id: &str, volume: &Volume) {
+    match volume.close().await {
+        Ok(()) => tracing::info!(volume_id, "the volume is closed, everything is in the bucket"),
+        Err(error) => tracing::error!(volume_id, %error, "the volume ended without a clean close"),
+    }
+}
+
+/// Nothing of ours is at `path`; but a mount whose engine died may be.
+async fn remove_dead(path: &Path) -> Result<Unmounted, EngineError> {
+    let removed = blocking(path, leftovers::remove_if_dead).await?;
+    Ok(Unmounted {
+        count: u32::from(removed),
+        lost: None,
+    })
+}

@@ -1,0 +1,105 @@
+//! How a request gets its reply: run in place if nothing has to wait, as a task otherwise; errors become numbers, and
+//! those that are faults of ours or the store's are logged here, once.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::task::{Context, Waker};
+
+use fuser::{
+    Errno, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyLseek, ReplyOpen, ReplyWrite, ReplyXattr,
+};
+use volume::attr::Attr;
+use volume::error::FsError;
+
+use super::stat::file_attr;
+use super::{FOREVER, GENERATION, Skin};
+use crate::errno::{errno_of, errno_of_sync, is_fault};
+
+/// A reply that can say no.
+pub trait Refuse: Send + 'static {
+    /// Says it.
+    fn refuse(self, errno: Errno);
+}
+
+macro_rules! refuse {
+    ($($reply:ty),*) => { $(impl Refuse for $reply {
+        fn refuse(self, errno: Errno) {
+            self.error(errno);
+        }
+    })* };
+}
+
+refuse!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyDirectory,
+    ReplyDirectoryPlus,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyLseek,
+    ReplyOpen,
+    ReplyWrite,
+    ReplyXattr
+);
+
+impl Skin {
+    /// Runs `work` in place as far as it goes without waiting, and the rest of it as a task.
+    pub(super) fn run(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut work: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(work);
+        let _entered = self.runtime.enter();
+        let mut context = Context::from_waker(Waker::noop());
+        // A panic must not end the thread that serves the mount: the reply is dropped, which answers EIO.
+        match std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(&mut context))) {
+            Ok(polled) if polled.is_pending() => {
+                self.runtime.spawn(work);
+            }
+            Ok(_) => {}
+            Err(_) => tracing::error!("an operation panicked; its caller got EIO"),
+        }
+    }
+
+    /// Runs `work` and gives its result to `give`, or its failure to the reply.
+    pub(super) fn answer<T, R: Refuse>(
+        &self,
+        about: About,
+        work: impl Future<Output = Result<T, FsError>> + Send + 'static,
+        reply: R,
+        give: impl FnOnce(R, T) + Send + 'static,
+    ) {
+        self.run(async move {
+            match work.await {
+                Ok(value) => give(reply, value),
+                Err(error) => refuse(reply, about, &error),
+            }
+        });
+    }
+
+    /// `answer` for what makes or finds an entry.
+    pub(super) fn make<F>(&self, about: About, reply: ReplyEntry, work: F)
+    where
+        F: Future<Output = Result<Attr, FsError>> + Send + 'static,
+    {
+        self.answer(about, work, reply, |reply, attr| {
+            reply.entry(&FOREVER, &file_attr(&attr), GENERATION)
+        });
+    }
+}
+
+/// Which request, for the log.
+#[derive(Debug, Clone, Copy)]
+pub struct About(pub &'static str, pub INodeNo);
+
+/// Replies with an error.
+pub fn refuse(reply: impl Refuse, about: About, error: &FsError) {
+    let About(operation, ino) = about;
+    if is_fault(error) {
+        tracing::error!(operation, ino = ino.0, error = ?error, "{operation} failed: {error}");
+    }
+    match operation {
+        "fsync" | "flush" => reply.refuse(errno_of_sync(error)),
+        _ => reply.refuse(errno_of(error)),
+    }
+}

@@ -1,0 +1,70 @@
+//! Directory listings: as many entries as a reply takes, from one cookie on.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use volume::error::FsError;
+use volume::ids::{DirCookie, InodeNo};
+use volume::volume::Volume;
+
+use super::stat::{file_attr, file_type};
+use super::{FOREVER, GENERATION};
+
+/// 128 entries per call: three of the kernel's smallest buffers of names, six with attributes.
+const ENTRIES_PER_CALL: usize = 128;
+
+/// Fills a reply of readdir.
+pub async fn fill(volume: &Volume, dir: InodeNo, after: DirCookie, reply: &mut ReplyDirectory) -> Result<(), FsError> {
+    let mut after = after;
+    loop {
+        let entries = volume.readdir(dir, after, ENTRIES_PER_CALL, false).await?;
+        for entry in &entries {
+            let name = OsStr::from_bytes(&entry.name);
+            if reply.add(INodeNo(entry.ino.0), entry.cookie.0, file_type(entry.kind), name) {
+                return Ok(());
+            }
+            after = entry.cookie;
+        }
+        if entries.len() < ENTRIES_PER_CALL {
+            return Ok(());
+        }
+    }
+}
+
+/// Fills a reply of readdirplus. Each entry with attributes that goes into it is one more reference of the kernel,
+/// except "." and "..".
+pub async fn fill_plus(
+    volume: &Volume,
+    dir: InodeNo,
+    after: DirCookie,
+    reply: &mut ReplyDirectoryPlus,
+) -> Result<(), FsError> {
+    let mut after = after;
+    loop {
+        let entries = volume.readdir(dir, after, ENTRIES_PER_CALL, true).await?;
+        for entry in &entries {
+            // An entry that was removed meanwhile has no attributes any more: it is left out, as if never met.
+            if let Some(attr) = &entry.attr {
+                let name = OsStr::from_bytes(&entry.name);
+                if reply.add(
+                    INodeNo(entry.ino.0),
+                    entry.cookie.0,
+                    name,
+                    &FOREVER,
+                    &file_attr(attr),
+                    GENERATION,
+                ) {
+                    return Ok(());
+                }
+                if !matches!(&entry.name[..], b"." | b"..") {
+                    volume.remember(entry.ino);
+                }
+            }
+            after = entry.cookie;
+        }
+        if entries.len() < ENTRIES_PER_CALL {
+            return Ok(());
+        }
+    }
+}

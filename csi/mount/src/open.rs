@@ -1,0 +1,229 @@
+//! From a location in a store to an open volume, with an error that says what is wrong and where.
+//!
+//! The order is that of the cheapest and clearest answer first: the bucket, the head, whose volume it is, and only then the
+//! taking over, which others notice. Callers: `engine.rs`, `foreground.rs`. Absent: mounting.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+use volume::attr::SetAttr;
+use volume::bucket::{BucketError, BucketRef};
+use volume::clock::Clock;
+use volume::error::FsError;
+use volume::head::{Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters};
+use volume::ids::{InodeNo, Lease};
+use volume::limits::Limits;
+use volume::open::OpenError;
+use volume::probe::{ProbeError, Trial, probe};
+use volume::volume::{CacheConfig, OpenOptions, Volume};
+use volume::volume_id::{NameError, NodeId, VolumeId};
+use volume_s3::{ConnectError, S3Location};
+
+use crate::clock::SystemClock;
+use crate::store::{Access, ReplaceableBucket, Stores};
+
+/// The mode of a new volume's root directory.
+const ROOT_MODE: u16 = 0o755;
+
+/// Which volume to open, and how.
+#[derive(Debug, Clone)]
+pub struct OpenSpec {
+    /// Where it lies: the folder of its head.
+    pub location: S3Location,
+    /// How to reach the store.
+    pub access: Access,
+    /// This node's name.
+    pub node_id: NodeId,
+    /// Open for reading only.
+    pub read_only: bool,
+    /// The lease that entitles this node to write; `None` for a mount by hand.
+    pub lease: Option<Lease>,
+    /// For a mount by hand: take the volume from whoever has it.
+    pub take_over: bool,
+    /// Make the volume if there is none.
+    pub create: bool,
+    /// Where to keep what was read.
+    pub cache: CacheConfig,
+    /// Ownership of the root directory of a volume that nobody has used yet.
+    pub root: RootOwner,
+}
+
+/// Ownership of a fresh root directory; `None` leaves root:root and 0755.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RootOwner {
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Permission bits.
+    pub mode: Option<u16>,
+}
+
+/// An open volume, and the bucket below it.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// The volume.
+    pub volume: Volume,
+    /// Its bucket, to replace credentials.
+    pub bucket: Arc<ReplaceableBucket>,
+}
+
+/// Why a volume could not be opened: where, and what.
+#[derive(Debug, thiserror::Error)]
+#[error("volume {location}: {refusal}")]
+pub struct OpenFailed {
+    /// The volume's place.
+    pub location: S3Location,
+    /// What is wrong.
+    #[source]
+    pub refusal: Refusal,
+}
+
+/// What is wrong with opening a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The options for the store cannot work.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The bucket is not there, not ours, or does not answer.
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
+    /// The store's conditional puts do not hold.
+    #[error(transparent)]
+    Store(#[from] ProbeError),
+    /// Nothing here, and nobody asked to create it.
+    #[error("there is no volume here (its head does not exist)")]
+    Missing,
+    /// The last part of the prefix cannot be the name of a new volume.
+    #[error("a volume cannot be created here: {0}")]
+    Name(#[from] NameError),
+    /// The head is damaged, of another version, or gives the volume to another node.
+    #[error(transparent)]
+    Head(HeadError),
+    /// Another node has it mounted by hand, or died while it had.
+    #[error("node {node_id} has it mounted, or ended without unmounting; taking it over makes that node's writes fail")]
+    Led {
+        /// The other node.
+        node_id: NodeId,
+    },
+    /// Taking it over or reading its tree failed.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The root directory could not be given its owner.
+    #[error("the root directory cannot be given its owner: {0}")]
+    Root(#[from] FsError),
+}
+
+impl From<HeadError> for Refusal {
+    fn from(error: HeadError) -> Self {
+        match error {
+            HeadError::Missing => Refusal::Missing,
+            HeadError::Bucket(error) => Refusal::Bucket(error),
+            error => Refusal::Head(error),
+        }
+    }
+}
+
+/// Opens a volume.
+///
+/// # Errors
+/// `OpenFailed`; then nothing was taken over, or what was taken over is without a writer until the next opening.
+pub async fn open(spec: &OpenSpec, stores: &Stores) -> Result<Opened, OpenFailed> {
+    open_in(spec, stores).await.map_err(|refusal| OpenFailed {
+        location: spec.location.clone(),
+        refusal,
+    })
+}
+
+async fn open_in(spec: &OpenSpec, stores: &Stores) -> Result<Opened, Refusal> {
+    let store = stores.store(&spec.access).await?;
+    store.bucket(&spec.location.bucket).verify().await?;
+    let bucket = Arc::new(ReplaceableBucket::new(&store, spec.location.clone()));
+    let root: BucketRef = bucket.clone();
+    let head = HeadFile::new(root.clone(), HeadWriter::new(Uuid::new_v4()));
+    let found = match head.read().await {
+        Err(HeadError::Missing) if spec.create => create(spec, &root, &head).await?,
+        found => found?,
+    };
+    if !spec.read_only && spec.lease.is_none() {
+        clear_the_way(spec, &head, &found).await?;
+    }
+    let options = OpenOptions {
+        node_id: spec.node_id.clone(),
+        read_only: spec.read_only,
+        claim: spec.lease,
+        cache: spec.cache.clone(),
+        limits: Limits::default(),
+        clock: Arc::new(SystemClock),
+    };
+    let volume = Volume::open(root, options).await?;
+    if !spec.read_only {
+        own_root(&volume, spec.root).await?;
+    }
+    Ok(Opened { volume, bucket })
+}
+
+async fn create(spec: &OpenSpec, root: &BucketRef, head: &HeadFile) -> Result<Head, Refusal> {
+    let prefix = spec.location.prefix.trim_end_matches('/');
+    let name = match prefix.rsplit('/').next() {
+        Some(last) if !last.is_empty() => last,
+        _ => &spec.location.bucket,
+    };
+    let volume = VolumeId::of_name(name)?;
+    let uuid = Uuid::new_v4();
+    probe(root, "probe/", uuid, Trial::default()).await?;
+    let new = NewHead {
+        name: name.to_owned(),
+        volume,
+        uuid,
+        capacity_bytes: 0,
+        parameters: Parameters::default(),
+        now: SystemClock.now(),
+    };
+    match head.create(Head::new(new)).await {
+        // Somebody else was quicker: theirs is as good.
+        Err(HeadError::Exists) => Ok(head.read().await?),
+        created => Ok(created?),
+    }
+}
+
+/// A mount by hand is polite: what another node has it takes only if told to.
+async fn clear_the_way(spec: &OpenSpec, head: &HeadFile, found: &Head) -> Result<(), Refusal> {
+    if spec.take_over {
+        let withdraw = |head: &mut Head| {
+            head.publications.clear();
+            Ok::<_, HeadError>(())
+        };
+        head.update(withdraw).await?;
+        return Ok(());
+    }
+    if let Some(publication) = found.publications.first() {
+        let (volume, node_id) = (found.volume.clone(), publication.node_id.clone());
+        return Err(Refusal::Head(HeadError::Published { volume, node_id }));
+    }
+    match found.rightful_leader() {
+        Some(leader) if leader.node_id != spec.node_id => Err(Refusal::Led {
+            node_id: leader.node_id.clone(),
+        }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Gives the root directory its owner while it is as it was made: what somebody chose later stays.
+async fn own_root(volume: &Volume, owner: RootOwner) -> Result<(), Refusal> {
+    if owner == RootOwner::default() {
+        return Ok(());
+    }
+    let root = volume.getattr(InodeNo::ROOT).await?;
+    if (root.uid, root.gid, root.mode) != (0, 0, ROOT_MODE) {
+        return Ok(());
+    }
+    let change = SetAttr {
+        mode: owner.mode,
+        uid: owner.uid,
+        gid: owner.gid,
+        ..SetAttr::default()
+    };
+    volume.setattr(InodeNo::ROOT, &change).await?;
+    Ok(())
+}

@@ -1,0 +1,134 @@
+//! What the store was asked for: requests and bytes per operation.
+//!
+//! Every HTTP request counts, also one that failed or repeats another, because each one is paid for. Read by the benches
+//! and by metrics. The counters are independent: a snapshot taken while requests run may be one request apart.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a request did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// `get`, whole or ranged.
+    Get,
+    /// `head`.
+    Head,
+    /// `put_if_absent`.
+    PutIfAbsent,
+    /// `put_if_match`.
+    PutIfMatch,
+    /// `delete` and `delete_if_match`.
+    Delete,
+    /// `list`, one page.
+    List,
+}
+
+impl Operation {
+    /// All operations, in the order of the snapshot.
+    pub const ALL: [Operation; 6] = [
+        Operation::Get,
+        Operation::Head,
+        Operation::PutIfAbsent,
+        Operation::PutIfMatch,
+        Operation::Delete,
+        Operation::List,
+    ];
+
+    /// A name for reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Get => "get",
+            Operation::Head => "head",
+            Operation::PutIfAbsent => "put_if_absent",
+            Operation::PutIfMatch => "put_if_match",
+            Operation::Delete => "delete",
+            Operation::List => "list",
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counter {
+    requests: AtomicU64,
+    repeats: AtomicU64,
+    sent_bytes: AtomicU64,
+    received_bytes: AtomicU64,
+}
+
+/// The counters of one store.
+#[derive(Debug, Default)]
+pub struct Counters {
+    operations: [Counter; Operation::ALL.len()],
+}
+
+/// The counts of one operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OperationCount {
+    /// HTTP requests sent, repeats included.
+    pub requests: u64,
+    /// Of these, requests that repeat one that failed.
+    pub repeats: u64,
+    /// Bytes of bodies sent.
+    pub sent_bytes: u64,
+    /// Bytes of bodies received.
+    pub received_bytes: u64,
+}
+
+/// All counts at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CountersSnapshot {
+    operations: [OperationCount; Operation::ALL.len()],
+}
+
+impl Counters {
+    pub(crate) fn request(&self, operation: Operation, repeat: bool, sent_bytes: u64) {
+        let counter = &self.operations[operation as usize];
+        counter.requests.fetch_add(1, Ordering::Relaxed);
+        counter.repeats.fetch_add(u64::from(repeat), Ordering::Relaxed);
+        counter.sent_bytes.fetch_add(sent_bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn received(&self, operation: Operation, bytes: u64) {
+        self.operations[operation as usize]
+            .received_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// All counts now.
+    pub fn snapshot(&self) -> CountersSnapshot {
+        let mut snapshot = CountersSnapshot::default();
+        for (count, counter) in snapshot.operations.iter_mut().zip(&self.operations) {
+            *count = OperationCount {
+                requests: counter.requests.load(Ordering::Relaxed),
+                repeats: counter.repeats.load(Ordering::Relaxed),
+                sent_bytes: counter.sent_bytes.load(Ordering::Relaxed),
+                received_bytes: counter.received_bytes.load(Ordering::Relaxed),
+            };
+        }
+        snapshot
+    }
+}
+
+impl CountersSnapshot {
+    /// The counts of one operation.
+    pub fn of(&self, operation: Operation) -> OperationCount {
+        self.operations[operation as usize]
+    }
+
+    /// Both kinds of put together: what S3 bills as PUT.
+    pub fn puts(&self) -> u64 {
+        self.of(Operation::PutIfAbsent).requests + self.of(Operation::PutIfMatch).requests
+    }
+
+    /// What was counted after `earlier` was taken.
+    #[must_use]
+    pub fn since(&self, earlier: &CountersSnapshot) -> CountersSnapshot {
+        let mut difference = *self;
+        for (count, before) in difference.operations.iter_mut().zip(&earlier.operations) {
+            count.requests -= before.requests;
+            count.repeats -= before.repeats;
+            count.sent_bytes -= before.sent_bytes;
+            count.received_bytes -= before.received_bytes;
+        }
+        difference
+    }
+}

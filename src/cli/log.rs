@@ -1,0 +1,47 @@
+//! Logging for subcommands: where lines go, and how many. `PANNIER_LOG` overrides the level, as in
+//! `PANNIER_LOG=volume=debug,info`.
+
+use std::fs::File;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Mutex;
+
+use tracing_subscriber::EnvFilter;
+
+use super::Failure;
+
+fn filter(default: &str) -> EnvFilter {
+    EnvFilter::try_from_env("PANNIER_LOG").unwrap_or_else(|_| EnvFilter::new(default))
+}
+
+/// Logs to stderr, from level `default` on.
+///
+/// # Errors
+/// `Failure` if logging was set up before.
+pub fn to_stderr(default: &str) -> Result<(), Failure> {
+    let is_terminal = std::io::stderr().is_terminal();
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter(default))
+        .with_writer(std::io::stderr)
+        .with_ansi(is_terminal);
+    subscriber
+        .try_init()
+        .map_err(|error| Failure::new(format!("cannot set up logging: {error}")))
+}
+
+/// Logs to the end of `file`, or to stderr without one.
+///
+/// # Errors
+/// `Failure` if the file cannot be opened.
+pub fn to_file_or_stderr(file: Option<&Path>, default: &str) -> Result<(), Failure> {
+    let Some(path) = file else { return to_stderr(default) };
+    let opened = File::options().create(true).append(true).open(path);
+    let file = opened.map_err(|error| Failure::new(format!("cannot open the log file {}: {error}", path.display())))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter(default))
+        .with_writer(Mutex::new(file))
+        .with_ansi(false);
+    subscriber
+        .try_init()
+        .map_err(|error| Failure::new(format!("cannot set up logging: {error}")))
+}

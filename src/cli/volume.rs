@@ -1,0 +1,267 @@
+//! `pannier volume`: what is in a bucket, whether it is sound, and its removal.
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use uuid::Uuid;
+use volume::admin::{Admin, Led, ListedVolume, delete_at};
+use volume::head::{Head, HeadFile, HeadWriter};
+use volume_mount::store::Stores;
+use volume_s3::S3Location;
+
+use super::store::StoreArgs;
+use super::{Failure, say};
+
+/// Volumes in one page of a listing's requests.
+const PAGE_VOLUMES: usize = 100;
+
+/// What to do with volumes.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// List the volumes below a cluster's prefix
+    Ls(LsArgs),
+    /// Show one volume: who has it, how large it may be, what it was created as
+    Show(ShowArgs),
+    /// Remove a volume and everything in it
+    Rm(RmArgs),
+}
+
+/// Arguments of `pannier volume ls`.
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// Bucket and prefix that `pannier csi` was given
+    #[arg(value_name = "s3://BUCKET/PREFIX")]
+    cluster: S3Location,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `pannier volume show`.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The volume: bucket and the volume's own prefix in it
+    #[arg(value_name = "s3://BUCKET/PREFIX")]
+    volume: S3Location,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `pannier volume rm`.
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// The volume: bucket and the volume's own prefix in it
+    #[arg(value_name = "s3://BUCKET/PREFIX")]
+    volume: S3Location,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Also if a mount by hand did not end cleanly (it must be gone for good)
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs one of them.
+///
+/// # Errors
+/// `Failure` in words for a person.
+pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
+    match command {
+        VolumeCommand::Ls(args) => ls(args).await,
+        VolumeCommand::Show(args) => show(args).await,
+        VolumeCommand::Rm(args) => rm(args).await,
+    }
+}
+
+/// A volume as `--json` prints it. Field names are part of the command's interface.
+#[derive(Debug, Serialize)]
+struct Told {
+    id: String,
+    location: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    head: Option<Head>,
+}
+
+async fn ls(args: LsArgs) -> Result<(), Failure> {
+    let store = Stores::default().store(&args.store.access()).await?;
+    store.bucket(&args.cluster.bucket).verify().await?;
+    let admin = Admin::new(store.open(&args.cluster), Uuid::new_v4());
+    let mut token = None;
+    let mut all = Vec::new();
+    loop {
+        let page = admin.list(token.as_deref(), PAGE_VOLUMES).await?;
+        all.extend(page.volumes.into_iter().map(|listed| told(&args.cluster, listed)));
+        token = page.next;
+        if token.is_none() {
+            break;
+        }
+    }
+    if args.json {
+        return say(serde_json::to_string_pretty(&all)?);
+    }
+    say(format_args!(
+        "{:<40} {:>16} {:>6}  USED BY",
+        "VOLUME", "CAPACITY", "EPOCH"
+    ))?;
+    for volume in &all {
+        match &volume.head {
+            Some(head) => {
+                let capacity = capacity(head.capacity_bytes);
+                say(format_args!(
+                    "{:<40} {capacity:>16} {:>6}  {}",
+                    volume.id,
+                    head.epoch,
+                    used_by(head)
+                ))?;
+            }
+            None => say(format_args!(
+                "{:<40} {}",
+                volume.id,
+                volume.error.as_deref().unwrap_or("unreadable")
+            ))?,
+        }
+    }
+    Ok(())
+}
+
+fn told(cluster: &S3Location, listed: ListedVolume) -> Told {
+    let id = listed.volume.to_string();
+    let location = cluster.join(&format!("v/{id}"));
+    match listed.head {
+        Ok(head) => Told {
+            id,
+            location,
+            error: None,
+            head: Some(head),
+        },
+        Err(error) => Told {
+            id,
+            location,
+            error: Some(error.to_string()),
+            head: None,
+        },
+    }
+}
+
+async fn show(args: ShowArgs) -> Result<(), Failure> {
+    let store = Stores::default().store(&args.store.access()).await?;
+    store.bucket(&args.volume.bucket).verify().await?;
+    let file = HeadFile::new(store.open(&args.volume), HeadWriter::new(Uuid::new_v4()));
+    let head = file
+        .read()
+        .await
+        .map_err(|error| Failure::new(format!("volume {}: {error}", args.volume)))?;
+    if args.json {
+        let id = head.volume.to_string();
+        return say(serde_json::to_string_pretty(&Told {
+            id,
+            location: args.volume.to_string(),
+            error: None,
+            head: Some(head),
+        })?);
+    }
+    say(format_args!("volume      {}", head.volume))?;
+    say(format_args!("name        {}", head.name))?;
+    say(format_args!("location    {}", args.volume))?;
+    say(format_args!("uuid        {}", head.uuid))?;
+    say(format_args!("created     {}", utc(head.created_unix_ms)))?;
+    say(format_args!("capacity    {}", capacity(head.capacity_bytes)))?;
+    say(format_args!(
+        "epoch       {}{}",
+        head.epoch,
+        if head.clean { " (closed cleanly)" } else { "" }
+    ))?;
+    say(format_args!(
+        "durability  {}",
+        serde_json::to_string(&head.parameters.durability)?.trim_matches('"')
+    ))?;
+    say(format_args!(
+        "compression {}",
+        serde_json::to_string(&head.parameters.compression)?.trim_matches('"')
+    ))?;
+    if let Some(leader) = &head.leader {
+        say(format_args!(
+            "mounted     on {} since {}",
+            leader.node_id,
+            utc(leader.since_unix_ms)
+        ))?;
+    }
+    for publication in &head.publications {
+        let since = utc(publication.published_unix_ms);
+        say(format_args!(
+            "published   to {} as {} since {since}",
+            publication.node_id, publication.mode
+        ))?;
+    }
+    if head.deleting {
+        say("deleting    yes")?;
+    }
+    Ok(())
+}
+
+async fn rm(args: RmArgs) -> Result<(), Failure> {
+    let store = Stores::default().store(&args.store.access()).await?;
+    store.bucket(&args.volume.bucket).verify().await?;
+    let root = store.open(&args.volume);
+    let led = if args.force { Led::Ignore } else { Led::Keep };
+    let existed = delete_at(&root, &HeadWriter::new(Uuid::new_v4()), led).await?;
+    match existed {
+        true => say(format_args!("removed {}", args.volume)),
+        false => Err(Failure::new(format!("there is no volume at {}", args.volume))),
+    }
+}
+
+fn capacity(bytes: u64) -> String {
+    if bytes == 0 {
+        "no limit".to_owned()
+    } else {
+        bytes.to_string()
+    }
+}
+
+fn used_by(head: &Head) -> String {
+    let published = head
+        .publications
+        .iter()
+        .map(|publication| publication.node_id.to_string());
+    let mounted = head.leader.iter().map(|leader| format!("{} (mounted)", leader.node_id));
+    let all: Vec<_> = published.chain(mounted).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(", ") }
+}
+
+/// A time for people, in UTC. The days are counted as in Howard Hinnant's "chrono-compatible low-level date algorithms".
+fn utc(unix_ms: i64) -> String {
+    let seconds = unix_ms.div_euclid(1_000);
+    let (days, second) = (seconds.div_euclid(86_400) + 719_468, seconds.rem_euclid(86_400));
+    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_written_as_people_read_it() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(utc(951_782_400_000), "2000-02-29 00:00:00 UTC");
+        assert_eq!(utc(1_795_250_587_123), "2026-11-21 08:43:07 UTC");
+        assert_eq!(utc(-1), "1969-12-31 23:59:59 UTC");
+    }
+}
