@@ -4,6 +4,7 @@
 mod fixture;
 
 mod agent;
+mod faults;
 mod life;
 mod options;
 mod protocol;
