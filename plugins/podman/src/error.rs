@@ -172,6 +172,9 @@ impl DriverError {
         let hint = if text.contains("setrlimit") || text.contains("RLIMIT_") {
             "; this host allows less: set ulimit in the task or default_ulimit in the plugin's config, for example \
              ulimit { nofile = \"1024:4096\" nproc = \"4096:8192\" }"
+        } else if text.contains("not a shared") {
+            "; the host must share the mount: mount --make-rshared / (systemd does so by itself), or use propagation_mode \
+             = \"private\""
         } else {
             ""
         };

@@ -2,6 +2,8 @@
 //!
 //! Fault model: any one call may fail before it has an effect, or after, or not answer until the test lets it.
 
+#![allow(clippy::unwrap_used, reason = "a helper that cannot go on has failed its test")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};

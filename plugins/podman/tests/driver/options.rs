@@ -333,3 +333,99 @@ async fn limits_of_the_job_are_those_of_its_cgroup() {
     }
     agent.destroy(&job, true).await.unwrap();
 }
+
+/// Goal: a task joins the network and the IPC namespace of another task of its allocation, by that task's name.
+#[tokio::test]
+async fn a_task_joins_another_task_of_its_allocation() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let look = "readlink /proc/self/ns/net > /local/net; readlink /proc/self/ns/ipc > /local/ipc; echo up > /local/up";
+    let first = Job::new(&format!("{look}; sleep 1000"))
+        .with("network_mode", "none")
+        .with("ipc_mode", "shareable");
+    agent.started(&first).await;
+    first.until_wrote("up").await;
+    let mut second = Job::new(look)
+        .with("network_mode", "task:work")
+        .with("ipc_mode", "task:work");
+    second.task.alloc_id.clone_from(&first.task.alloc_id);
+    second.task.name = "side".into();
+    for place in ["local", "secrets", "private"] {
+        std::fs::create_dir_all(second.dir().join("side").join(place)).unwrap();
+    }
+    assert_eq!(agent.run(&second).await, 0);
+    let side = |file: &str| std::fs::read_to_string(second.dir().join("side/local").join(file)).unwrap();
+    assert_eq!(side("net"), first.wrote("net"));
+    assert_eq!(side("ipc"), first.wrote("ipc"));
+    let absent = Job::new("true").with("network_mode", "task:nobody");
+    let error = agent.start_task(&absent).await.unwrap_err();
+    assert!(error.message().contains("nobody-"), "{error}");
+    let absent = Job::new("true").with("network_mode", "no-such-network");
+    let error = agent.start_task(&absent).await.unwrap_err();
+    assert!(
+        error.message().contains("no-such-network") && error.details().is_empty(),
+        "{error}"
+    );
+    agent.destroy(&first, true).await.unwrap();
+}
+
+/// Goal: privileges are given and taken as the job says; the default is Podman's own small set.
+#[tokio::test]
+async fn privileges_are_what_the_job_says() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let script = "exec > /local/out
+echo caps=$(grep CapEff /proc/self/status | cut -f2)
+echo somaxconn=$(cat /proc/sys/net/core/somaxconn)
+echo terminal=$([ -t 0 ] && echo yes || echo no)";
+    let mut seen = Vec::new();
+    for job in [
+        Job::new(script),
+        Job::new(script)
+            .with("cap_add", list(&["SYS_TIME"]))
+            .with("network_mode", "none")
+            .with("sysctl", map(vec![("net.core.somaxconn", "12345".into())]))
+            .with("tty", true),
+        Job::new(script).with("privileged", true),
+    ] {
+        assert_eq!(agent.run(&job).await, 0);
+        let out = job.wrote("out");
+        let found = pairs(&out);
+        let caps = u64::from_str_radix(found["caps"], 16).unwrap();
+        seen.push((caps, found["somaxconn"] == "12345", found["terminal"].to_owned()));
+    }
+    let sys_time = 1 << 25;
+    assert_eq!((seen[0].0 & sys_time, seen[0].1, seen[0].2.as_str()), (0, false, "no"));
+    assert_eq!(
+        (seen[1].0 & sys_time, seen[1].1, seen[1].2.as_str()),
+        (sys_time, true, "yes")
+    );
+    assert!(
+        seen[2].0.count_ones() > seen[1].0.count_ones(),
+        "privileged has more than one capability more"
+    );
+}
+
+/// Goal: a mount that shall carry later mounts into the task does, where the host's side is shared; where it is not, the
+/// start says so and how to help.
+#[tokio::test]
+async fn propagation_that_the_host_cannot_give_is_explained() {
+    let Some(service) = PodmanService::shared() else { return };
+    let agent = Agent::start(&service.socket()).await;
+    let mut job = Job::new("true");
+    let host = tempfile::Builder::new()
+        .prefix("private-")
+        .tempdir_in("/var/tmp")
+        .unwrap();
+    job.task.mounts.push(Mount {
+        task_path: "/data".into(),
+        host_path: host.path().display().to_string(),
+        propagation_mode: "bidirectional".into(),
+        ..Mount::default()
+    });
+    match agent.start_task(&job).await {
+        // The root of this host is shared.
+        Ok(_) => agent.destroy(&job, true).await.unwrap(),
+        Err(error) => assert!(error.message().contains("mount --make-rshared"), "{error}"),
+    }
+}

@@ -132,3 +132,23 @@ async fn a_restart_of_podman_is_not_the_end_of_a_task() {
     agent.destroy(&job, true).await.unwrap();
     second.destroy(&job, true).await.unwrap();
 }
+
+/// Goal: with `recover_stopped` an ended container is started again when its task is recovered.
+#[tokio::test]
+async fn an_ended_container_is_started_again_if_the_plugin_is_told_to() {
+    let Some(service) = PodmanService::shared() else { return };
+    let first = Agent::start(&service.socket()).await;
+    let job = Job::new("echo x >> /local/starts; exit $(wc -l < /local/starts)");
+    let handle = first.started(&job).await;
+    assert_eq!(first.exit(&job).await.exit_code, 1);
+    first.kill().await;
+    let socket = service.socket();
+    let options = vec![
+        ("socket_path", socket.to_str().unwrap().into()),
+        ("recover_stopped", true.into()),
+    ];
+    let agent = Agent::with_options(options).await;
+    agent.recover(&handle).await.unwrap();
+    assert_eq!(agent.exit(&job).await.exit_code, 2);
+    agent.destroy(&job, true).await.unwrap();
+}
