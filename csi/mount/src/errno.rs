@@ -53,7 +53,12 @@ pub fn errno_of_sync(error: &FsError) -> Errno {
 pub fn is_fault(error: &FsError) -> bool {
     matches!(
         error,
-        FsError::Damaged { .. } | FsError::Bucket(_) | FsError::Tree(_) | FsError::Head(_) | FsError::Closed | FsError::Stale(_)
+        FsError::Damaged { .. }
+            | FsError::Bucket(_)
+            | FsError::Tree(_)
+            | FsError::Head(_)
+            | FsError::Closed
+            | FsError::Stale(_)
     )
 }
 
