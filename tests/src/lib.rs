@@ -1,4 +1,7 @@
 //! Models, faulty fakes, conformance, system tests and benches
 
 pub mod binaries;
+pub mod faulty_bucket;
 pub mod go_module;
+pub mod s3_proxy;
+pub mod s3_server;

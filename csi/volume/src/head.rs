@@ -357,15 +357,16 @@ impl HeadFile {
     /// `Exists` if there is one; `TooLong` if the name is too long for it; `Bucket`.
     pub async fn create(&self, mut head: Head) -> Result<Head, HeadError> {
         head.stamp = self.writer.stamp();
-        match self.root.put_if_absent(HEAD_KEY, head.encode()?).await {
-            Ok(_) => Ok(head),
-            Err(BucketError::Precondition { .. }) => Err(HeadError::Exists),
-            Err(error) => match self.read().await {
-                Ok(found) if found.stamp == head.stamp => Ok(found),
-                Ok(_) => Err(HeadError::Exists),
-                // What went wrong first tells more than that reading back went wrong too.
-                Err(_) => Err(error.into()),
-            },
+        let error = match self.root.put_if_absent(HEAD_KEY, head.encode()?).await {
+            Ok(_) => return Ok(head),
+            Err(error) => error,
+        };
+        // Whatever the answer was, the head itself says whose it is.
+        match self.read().await {
+            Ok(found) if found.stamp == head.stamp => Ok(found),
+            Ok(_) => Err(HeadError::Exists),
+            // What went wrong first tells more than that reading back went wrong too.
+            Err(_) => Err(error.into()),
         }
     }
 
@@ -384,7 +385,7 @@ impl HeadFile {
         &self,
         mut change: impl FnMut(&mut Head) -> Result<T, E>,
     ) -> Result<(Head, T), E> {
-        // A put without an answer may land later than the next one was sent. So every stamp of this call counts as ours.
+        // A put that was said to be lost may have landed, or land later than the next one. So every stamp of this call is ours.
         let mut ours: Vec<(Stamp, T)> = Vec::new();
         for swap in 0..SWAPS_MAX {
             let (old, etag) = self.read_versioned().await?;
@@ -400,9 +401,10 @@ impl HeadFile {
             match self.root.put_if_match(HEAD_KEY, new.encode()?, &etag).await {
                 Ok(_) => return Ok((new, outcome)),
                 Err(BucketError::Precondition { .. }) => {}
-                Err(error) if error.is_transient() && swap + 1 < SWAPS_MAX => ours.push((new.stamp, outcome)),
+                Err(error) if error.is_transient() && swap + 1 < SWAPS_MAX => {}
                 Err(error) => return Err(HeadError::from(error).into()),
             }
+            ours.push((new.stamp, outcome));
             tokio::time::sleep(self.backoff(swap)).await;
         }
         Err(HeadError::Contended.into())

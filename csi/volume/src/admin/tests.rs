@@ -1,3 +1,5 @@
+//! The admin verbs on a bucket in memory: each promise from its good and its bad side.
+
 use bytes::Bytes;
 
 use super::*;

@@ -40,15 +40,26 @@ pub struct TakenOver {
 impl HeadFile {
     /// Takes the volume for a new writer: the next epoch, led by `claim`.
     ///
-    /// The head is not clean from here on. An older leader learns of it at its next journal write after the seal.
+    /// Taking it over again in the same session changes nothing. The head is not clean from here on. An older leader
+    /// learns of it at its next journal write after the seal.
     ///
     /// # Errors
     /// `Deleting`; `NoLease` if the lease was revoked; `Published` if there is none and a node has one; and those of
     /// `update`.
     pub async fn take_over(&self, claim: &Claim) -> Result<TakenOver, HeadError> {
+        let mut found = None;
         let change = |head: &mut Head| {
             check_right(head, claim)?;
-            let found = (head.epoch, head.clean, head.leader.take());
+            if head
+                .leader
+                .as_ref()
+                .is_some_and(|leader| leader.session == claim.session)
+            {
+                // An earlier try of ours took it, and somebody changed something else since.
+                return Ok(found.clone().unwrap_or((Epoch(head.epoch.0 - 1), false, None)));
+            }
+            let now = (head.epoch, head.clean, head.leader.take());
+            found = Some(now.clone());
             head.epoch = head.epoch.next();
             head.clean = false;
             head.leader = Some(Leader {
@@ -57,7 +68,7 @@ impl HeadFile {
                 lease: claim.lease,
                 since_unix_ms: unix_ms(claim.now),
             });
-            Ok::<_, HeadError>(found)
+            Ok::<_, HeadError>(now)
         };
         let (head, (before, clean, displaced)) = self.update(change).await?;
         Ok(TakenOver {

@@ -1,3 +1,5 @@
+//! What a head promises: compare-and-swap, epochs, leases, and refusal of what it cannot read.
+
 use std::sync::Arc;
 
 use super::*;

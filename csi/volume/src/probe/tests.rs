@@ -1,3 +1,5 @@
+//! The probe against stores that fail in the ways that real ones do.
+
 use std::ops::Range;
 use std::sync::Arc;
 
