@@ -13,6 +13,7 @@ use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
+use tokio::sync::SemaphorePermit;
 use volume::bucket::{Bucket, BucketError, ETag, LIST_ROWS_MAX, ListPage, ListRequest, Object, ObjectMeta};
 
 use crate::counters::Operation;
@@ -64,6 +65,7 @@ impl S3Bucket {
     pub(crate) async fn create(&self) -> Result<(), BucketError> {
         let asked = self.asked(Operation::PutIfAbsent, "");
         let send = |attempt| async move {
+            let _connection = self.connection().await;
             let request = self.store.client.create_bucket().bucket(&self.name);
             match self.once(&asked, attempt, 0, request.send()).await? {
                 Ok(_) => Ok(()),
@@ -93,7 +95,16 @@ impl S3Bucket {
         }
     }
 
-    /// Sends one request when a connection is free, counts it, and bounds its time.
+    /// Waits for one of the connections; it is free again when the value is dropped.
+    async fn connection(&self) -> SemaphorePermit<'_> {
+        self.store
+            .connections
+            .acquire()
+            .await
+            .expect("the connections are never closed")
+    }
+
+    /// Counts one request and bounds its time. The caller holds a connection.
     async fn once<T>(
         &self,
         asked: &Asked<'_>,
@@ -101,12 +112,6 @@ impl S3Bucket {
         body_bytes: u64,
         request: impl Future<Output = T>,
     ) -> Result<T, Failure> {
-        let _permit = self
-            .store
-            .connections
-            .acquire()
-            .await
-            .expect("the connections are never closed");
         self.store.counters.request(asked.operation, attempt > 0, body_bytes);
         let time = self.store.retry.attempt_time(body_bytes);
         match tokio::time::timeout(time, request).await {
@@ -123,6 +128,7 @@ impl S3Bucket {
     }
 
     async fn get_once(&self, asked: &Asked<'_>, range: Option<Range<u64>>, attempt: u32) -> Result<Object, Failure> {
+        let _connection = self.connection().await;
         let mut request = self.store.client.get_object().bucket(&self.name).key(asked.key);
         if let Some(range) = &range {
             request = request.range(format!("bytes={}-{}", range.start, range.end - 1));
@@ -192,6 +198,7 @@ impl S3Bucket {
     }
 
     async fn list_once(&self, asked: &Asked<'_>, list: &ListRequest, attempt: u32) -> Result<ListPage, Failure> {
+        let _connection = self.connection().await;
         let rows_max = if list.rows_max == 0 {
             LIST_ROWS_MAX
         } else {
@@ -233,6 +240,7 @@ impl S3Bucket {
         condition: Condition<'_>,
         attempt: u32,
     ) -> Result<ETag, Failure> {
+        let _connection = self.connection().await;
         let length = body.len() as u64;
         let request = self
             .store
@@ -349,6 +357,7 @@ impl Bucket for S3Bucket {
     async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError> {
         let asked = self.asked(Operation::Head, key);
         let send = |attempt| async move {
+            let _connection = self.connection().await;
             let request = self.store.client.head_object().bucket(&self.name).key(key);
             let answer = self
                 .once(&asked, attempt, 0, request.send())
@@ -381,6 +390,7 @@ impl Bucket for S3Bucket {
     async fn delete(&self, key: &str) -> Result<(), BucketError> {
         let asked = self.asked(Operation::Delete, key);
         let send = |attempt| async move {
+            let _connection = self.connection().await;
             let request = self.store.client.delete_object().bucket(&self.name).key(key);
             match self
                 .once(&asked, attempt, 0, request.send())
@@ -404,6 +414,7 @@ impl Bucket for S3Bucket {
         }
         let asked = self.asked(Operation::Delete, key);
         let send = |attempt| async move {
+            let _connection = self.connection().await;
             let request = self
                 .store
                 .client

@@ -117,7 +117,11 @@ fn service_failure(asked: &Asked<'_>, status: u16, code: &str, message: Option<&
     };
     match (status, code) {
         (_, "NoSuchBucket") => Failure::Final(no_bucket(asked)),
-        (404, _) => Failure::Final(not_found(asked)),
+        // Before the 404s: versitygw answers an unknown access key so.
+        (_, "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "AccessDenied" | "XAdminUserNotFound") => {
+            asked.denied(detail)
+        }
+        (404, "" | "NoSuchKey" | "NotFound") => Failure::Final(not_found(asked)),
         (412, _) => Failure::Final(asked.precondition()),
         // Another writer of the same key is in the middle of its own request: neither of both is decided.
         (409, "ConditionalRequestConflict" | "OperationAborted") => asked.passing(detail, false, true),
@@ -129,8 +133,7 @@ fn service_failure(asked: &Asked<'_>, status: u16, code: &str, message: Option<&
         (400, "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentSHA256Mismatch") => {
             asked.passing(detail, false, true)
         }
-        (401 | 403, _)
-        | (400, "ExpiredToken" | "InvalidToken" | "AuthorizationHeaderMalformed" | "InvalidAccessKeyId") => {
+        (401 | 403, _) | (400, "ExpiredToken" | "InvalidToken" | "AuthorizationHeaderMalformed") => {
             asked.denied(detail)
         }
         (501, _) | (400, "NotImplemented") => Failure::Final(BucketError::Unsupported {

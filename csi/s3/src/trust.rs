@@ -1,6 +1,7 @@
 //! Which certificates an https endpoint may show, and the HTTP client that checks them.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
@@ -9,6 +10,10 @@ use rustls_pki_types::pem::PemObject;
 
 /// 64 connections kept open: eight commits and their segments in flight, and as many readers.
 pub(crate) const CONNECTIONS_MAX: usize = 64;
+
+/// 20 s: less than most stores and load balancers keep an idle connection, so that they rarely close one just as it is
+/// used again.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Why the certificates cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +62,7 @@ pub(crate) fn http_client(bundle: Option<&Path>) -> Result<SharedHttpClient, Tru
         .expect("a context of a trust store is never refused");
     Ok(aws_smithy_http_client::Builder::new()
         .pool_max_idle_per_host(CONNECTIONS_MAX)
+        .pool_idle_timeout(IDLE_TIMEOUT)
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
         .tls_context(tls)
         .build_https())
