@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
+pub mod csi;
 pub mod engine;
 pub mod log;
 pub mod mount;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pannier::cli::{Failure, engine, log, mount, volume};
+use pannier::cli::{Failure, csi, engine, log, mount, volume};
 
 /// Volumes in S3, mounted as POSIX file systems.
 #[derive(Parser)]
@@ -20,6 +20,8 @@ enum Command {
     /// Look at the volumes of a bucket, check and remove them
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// Serve the CSI plugin that Nomad runs: identity, and controller, node or both
+    Csi(csi::CsiArgs),
     /// Serve the mounts of a node (started by `pannier csi`)
     Engine(engine::EngineArgs),
 }
@@ -41,6 +43,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Volume(command) => {
             log::to_stderr("warn")?;
             on_runtime(volume::run(command))
+        }
+        Command::Csi(args) => {
+            log::to_stderr("info")?;
+            on_runtime(csi::run(args))
         }
         Command::Engine(args) => {
             log::to_file_or_stderr(args.log_file.as_deref(), "info")?;

@@ -203,9 +203,14 @@ pub struct VolumePage {
     pub next: Option<String>,
 }
 
+/// The folder of a volume below the cluster's prefix, with its final slash.
+pub fn volume_prefix(volume: &VolumeId) -> String {
+    format!("v/{volume}/")
+}
+
 /// The bucket as the volume's own folder. Heads and everything else of the volume lie below.
 pub fn volume_root(cluster: &BucketRef, volume: &VolumeId) -> BucketRef {
-    Arc::new(Prefixed::new(cluster.clone(), format!("v/{volume}/")))
+    Arc::new(Prefixed::new(cluster.clone(), volume_prefix(volume)))
 }
 
 /// The verbs, on one cluster's prefix of a bucket.

@@ -78,7 +78,8 @@ pub(super) async fn delete_all(bucket: &BucketRef, prefix: &str) -> Result<(), B
         if page.objects.is_empty() {
             return Ok(());
         }
-        let deletes = page.objects.iter().map(|object| bucket.delete(&object.key));
+        // Collected, because a future that holds the iterator itself is not `Send` for every lifetime (rust-lang/rust#102211).
+        let deletes: Vec<_> = page.objects.iter().map(|object| bucket.delete(&object.key)).collect();
         let mut deletes = futures::stream::iter(deletes).buffer_unordered(REQUESTS_IN_FLIGHT);
         while let Some(deleted) = deletes.next().await {
             deleted?;

@@ -1,0 +1,219 @@
+//! THE map from failures to status codes, and back from those of the engine. Codes appear in no other file of this crate.
+//!
+//! Nomad gives some codes a meaning of its own (plugins/csi/client.go), which decides most choices here:
+//! - INTERNAL is never used: Nomad hides its message behind "check the plugin allocation logs".
+//! - FAILED_PRECONDITION of ControllerPublish makes Nomad try the claim again for 24 h (rule 8), so it is for "held elsewhere" only;
+//!   what no waiting helps against has another code. Of DeleteVolume it says "in use".
+//! - NOT_FOUND of an unpublish or unstage counts as done, so a bucket that is missing is not NOT_FOUND.
+//! - ABORTED of a list says "bad token".
+
+use proto::csi::v1 as csi;
+use tonic::{Code, Response, Status};
+use tracing::{debug, error, info, warn};
+use volume::admin::AdminError;
+use volume::bucket::BucketError;
+use volume::head::HeadError;
+use volume::probe::ProbeError;
+
+use crate::error::DriverError;
+use crate::mounter::MountError;
+
+/// Ends a call: its answer, or its failure as a status. Each failure is logged here, once.
+///
+/// # Errors
+/// The status for `outcome`'s error.
+pub fn reply<T>(rpc: &'static str, volume: &str, outcome: Result<T, DriverError>) -> Result<Response<T>, Status> {
+    match outcome {
+        Ok(answer) => {
+            info!(rpc, volume, "done");
+            Ok(Response::new(answer))
+        }
+        Err(failure) => {
+            let code = code_of(&failure);
+            match code {
+                Code::InvalidArgument | Code::NotFound | Code::Unimplemented => {
+                    debug!(rpc, volume, ?failure, "refused")
+                }
+                Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => {
+                    warn!(rpc, volume, ?failure, "refused: {failure}");
+                }
+                _ => error!(rpc, volume, ?failure, "failed: {failure}"),
+            }
+            Err(Status::new(code, failure.to_string()))
+        }
+    }
+}
+
+/// The status code of a failure.
+#[deny(clippy::wildcard_enum_match_arm)]
+pub fn code_of(failure: &DriverError) -> Code {
+    match failure {
+        DriverError::Missing { .. }
+        | DriverError::Invalid { .. }
+        | DriverError::Parameter(_)
+        | DriverError::Name { .. }
+        | DriverError::PublishContext { .. } => Code::InvalidArgument,
+        DriverError::NoVolume { .. } | DriverError::NoNode { .. } | DriverError::NoPath { .. } => Code::NotFound,
+        DriverError::PublishedOtherwise { .. } => Code::AlreadyExists,
+        DriverError::NotStaged { .. } | DriverError::ReadOnlyInUse { .. } | DriverError::ForeignMount { .. } => {
+            Code::FailedPrecondition
+        }
+        DriverError::NotOffered { .. } => Code::Unimplemented,
+        DriverError::Deadline { .. } => Code::DeadlineExceeded,
+        // A full disk or a state file that is damaged: a person repairs it, then the same call works.
+        DriverError::Silent { .. }
+        | DriverError::Stopping
+        | DriverError::File { .. }
+        | DriverError::Record { .. }
+        | DriverError::Connect(_) => Code::Unavailable,
+        DriverError::Mount { source, .. } => mount_code(source),
+        DriverError::Admin(source) => admin_code(source),
+        DriverError::Bucket(source) => bucket_code(source),
+    }
+}
+
+#[deny(clippy::wildcard_enum_match_arm)]
+fn mount_code(failure: &MountError) -> Code {
+    match failure {
+        MountError::Held { .. } => Code::FailedPrecondition,
+        MountError::NoVolume { .. } => Code::NotFound,
+        MountError::Denied { .. } => Code::PermissionDenied,
+        MountError::Damaged { .. } => Code::DataLoss,
+        MountError::Slow { .. } => Code::DeadlineExceeded,
+        MountError::Refused { .. } => Code::InvalidArgument,
+        // Trying again is right for all of these: the engine may come up, the store or the kernel may recover.
+        MountError::Unavailable { .. }
+        | MountError::NoEngine { .. }
+        | MountError::Kernel { .. }
+        | MountError::Table(_) => Code::Unavailable,
+    }
+}
+
+#[deny(clippy::wildcard_enum_match_arm)]
+fn admin_code(failure: &AdminError) -> Code {
+    match failure {
+        AdminError::Name(_) | AdminError::Capacity { .. } => Code::InvalidArgument,
+        AdminError::PageToken { .. } => Code::Aborted,
+        AdminError::NotFound { .. } | AdminError::NoNode { .. } => Code::NotFound,
+        AdminError::AlreadyExists { .. } => Code::AlreadyExists,
+        // CSI: "operation pending for volume".
+        AdminError::Deleting { .. } => Code::Aborted,
+        AdminError::InUse { .. } | AdminError::PublishedElsewhere { .. } => Code::FailedPrecondition,
+        AdminError::NodeRecord { .. } => Code::DataLoss,
+        AdminError::Store(ProbeError::Bucket(source)) | AdminError::Bucket(source) => bucket_code(source),
+        AdminError::Store(ProbeError::Unfit { .. }) => Code::Unimplemented,
+        AdminError::Head(source) => head_code(source),
+    }
+}
+
+#[deny(clippy::wildcard_enum_match_arm)]
+fn head_code(failure: &HeadError) -> Code {
+    match failure {
+        HeadError::Missing => Code::NotFound,
+        HeadError::Exists => Code::AlreadyExists,
+        // No waiting helps, only a newer program: so not FAILED_PRECONDITION.
+        HeadError::Format { .. } => Code::Unimplemented,
+        HeadError::Corrupt { .. } => Code::DataLoss,
+        HeadError::TooLong { .. } => Code::InvalidArgument,
+        HeadError::Deleting { .. } | HeadError::Contended => Code::Aborted,
+        HeadError::NoLease { .. } | HeadError::Published { .. } | HeadError::Fenced { .. } => Code::FailedPrecondition,
+        HeadError::Bucket(source) => bucket_code(source),
+    }
+}
+
+#[deny(clippy::wildcard_enum_match_arm)]
+fn bucket_code(failure: &BucketError) -> Code {
+    match failure {
+        BucketError::Denied { .. } => Code::PermissionDenied,
+        BucketError::Unsupported { .. } => Code::Unimplemented,
+        BucketError::Precondition { .. } => Code::Aborted,
+        BucketError::NotFound { .. }
+        | BucketError::NoBucket { .. }
+        | BucketError::Unavailable { .. }
+        | BucketError::Unexpected { .. } => Code::Unavailable,
+    }
+}
+
+/// What a status of the engine means to us (see proto/pannier/engine.proto for its codes).
+#[deny(clippy::wildcard_enum_match_arm)]
+pub(crate) fn from_engine(status: &Status) -> MountError {
+    let detail = status.message().to_owned();
+    match status.code() {
+        Code::NotFound => MountError::NoVolume { detail },
+        Code::FailedPrecondition => MountError::Held { detail },
+        Code::PermissionDenied | Code::Unauthenticated => MountError::Denied { detail },
+        Code::DataLoss => MountError::Damaged { detail },
+        Code::DeadlineExceeded | Code::Cancelled => MountError::Slow { detail },
+        Code::InvalidArgument | Code::AlreadyExists | Code::OutOfRange | Code::Unimplemented => {
+            MountError::Refused { detail }
+        }
+        Code::Ok | Code::Unknown | Code::ResourceExhausted | Code::Aborted | Code::Internal | Code::Unavailable => {
+            MountError::Unavailable { detail }
+        }
+    }
+}
+
+/// A controller call that Pannier does not have; kept here because it needs no state.
+///
+/// # Errors
+/// Always.
+pub(crate) fn not_offered<T>(rpc: &'static str) -> Result<Response<T>, Status> {
+    reply(rpc, "", Err(DriverError::NotOffered { rpc }))
+}
+
+/// What a volume's head tells a CSI caller.
+pub(crate) fn volume_of(head: &volume::head::Head) -> csi::Volume {
+    csi::Volume {
+        capacity_bytes: i64::try_from(head.capacity_bytes).unwrap_or(i64::MAX),
+        volume_id: head.volume.to_string(),
+        // The name is for people who read `nomad volume status`; no call depends on it. No topology: S3 is everywhere (rule 15).
+        volume_context: [("name".to_owned(), head.name.clone())].into(),
+        content_source: None,
+        accessible_topology: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_unavailable() -> BucketError {
+        BucketError::Unavailable {
+            key: "head".into(),
+            detail: "no route".into(),
+        }
+    }
+
+    #[test]
+    fn a_missing_bucket_never_counts_as_a_volume_that_is_gone() {
+        let no_bucket = BucketError::NoBucket { bucket: "b".into() };
+        assert_eq!(code_of(&no_bucket.into()), Code::Unavailable);
+        assert_eq!(
+            code_of(&AdminError::Bucket(all_unavailable()).into()),
+            Code::Unavailable
+        );
+    }
+
+    /// Rule 8: only what ends by waiting makes Nomad wait.
+    #[test]
+    fn only_a_volume_held_elsewhere_makes_nomad_wait() {
+        let held = AdminError::PublishedElsewhere {
+            volume: volume::volume_id::VolumeId::parse("v1").unwrap(),
+            node_id: volume::volume_id::NodeId::new("n2").unwrap(),
+            mode: volume::head::AccessMode::SingleNodeWriter,
+        };
+        assert_eq!(code_of(&held.into()), Code::FailedPrecondition);
+        let denied = BucketError::Denied {
+            key: "head".into(),
+            detail: "bad key".into(),
+        };
+        assert_eq!(code_of(&denied.into()), Code::PermissionDenied);
+    }
+
+    #[test]
+    fn a_failure_says_what_and_where() {
+        let status = reply::<()>("NodeStageVolume", "v1", Err(all_unavailable().into())).unwrap_err();
+        assert_eq!(status.code(), Code::Unavailable);
+        assert!(status.message().contains("head") && status.message().contains("no route"));
+    }
+}

@@ -1,0 +1,313 @@
+//! Makes what is mounted like what the record asks for, and takes mounts away.
+//!
+//! Invariant: each step may be the last one before a crash; doing all of them again from the record leads to the same end.
+//! Callers: the calls in `targets.rs`, and `watch.rs`. Absent: turns (the caller has the volume's).
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use tracing::{error, info, warn};
+use volume::volume_id::VolumeId;
+
+use super::judge::{TargetState, judge};
+use super::record::VolumeRecord;
+use super::{Right, Targets};
+use crate::deadlines::Progress;
+use crate::error::DriverError;
+use crate::mounter::{Answer, MountSpec, Served};
+use crate::mountinfo::{Device, MountPoint, top_at};
+
+/// 16 mounts on top of each other at one path. More than one is the trace of a bug or of an operator; above it we give up with an error.
+const STACKED_MAX: u32 = 16;
+
+/// 45 s: what is dirty has this long to reach the bucket, within the 60 s of a node call.
+const FLUSH_MAX: Duration = Duration::from_secs(45);
+
+const _: () = assert!(FLUSH_MAX.as_secs() < crate::deadlines::NODE_MAX.as_secs());
+
+/// What to do with a mount that serves, but can never write again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// Leave it: its users shall see the loss, and reads go on.
+    Keep,
+    /// Mount anew: a new user comes with a right of its own.
+    Replace,
+}
+
+impl Targets {
+    /// Takes over the right that a call came with. Where it is another one, the volume is flushed and unmounted, to be opened anew under it.
+    pub(super) async fn entitle(
+        &self,
+        record: &mut VolumeRecord,
+        right: &Right,
+        steps: &Progress,
+    ) -> Result<(), DriverError> {
+        let widened = record.read_only && !right.read_only;
+        if let (true, Some(path)) = (widened, record.published.keys().next()) {
+            return Err(DriverError::ReadOnlyInUse {
+                volume: record.volume.to_string(),
+                path: path.clone(),
+            });
+        }
+        if widened || record.lease != right.lease {
+            // The lease before was taken back although the volume stayed mounted (quirk N9). What was written under it is flushed if it still counts.
+            info!(volume = %record.volume, old = %record.lease, new = %right.lease, "mounting anew with another right");
+            self.end_all(record, steps).await?;
+            record.lease = right.lease;
+            record.read_only &= right.read_only;
+        }
+        if right.credentials.is_some() && record.credentials != right.credentials {
+            record.credentials.clone_from(&right.credentials);
+            if let Some(credentials) = &record.credentials {
+                let renewed = self.mounter.renew(&record.volume, credentials).await;
+                renewed.map_err(DriverError::mount(&record.volume))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Saves the record and converges. If that fails, `undo` takes back from the record what the call had added.
+    pub(super) async fn reach(
+        &self,
+        mut record: VolumeRecord,
+        steps: &Progress,
+        undo: impl FnOnce(&mut VolumeRecord),
+    ) -> Result<(), DriverError> {
+        self.records.save(&record)?;
+        let Err(failure) = self.converge(&record, Lost::Replace, steps).await else {
+            return Ok(());
+        };
+        undo(&mut record);
+        // The first failure is what the caller must hear of; what is left over is found by the watch.
+        let undone = if record.is_used() {
+            self.records.save(&record)
+        } else {
+            self.release(record, steps).await
+        };
+        if let Err(second) = undone {
+            warn!(error = ?second, "the record could not be taken back after a failure");
+        }
+        Err(failure)
+    }
+
+    /// Makes what is mounted like the record.
+    pub(super) async fn converge(
+        &self,
+        record: &VolumeRecord,
+        lost: Lost,
+        steps: &Progress,
+    ) -> Result<(), DriverError> {
+        let volume = &record.volume;
+        let device = match self.serving(record, lost, steps).await? {
+            Some(device) => device,
+            None => self.mount_home(record, steps).await?,
+        };
+        for (path, flags) in record.paths() {
+            let table = self.table(volume).await?;
+            match judge(&table, path, Some(device), *flags) {
+                TargetState::Mounted => continue,
+                TargetState::NotMounted => {}
+                TargetState::Stale | TargetState::OtherOptions => self.take_away(volume, path).await?,
+                TargetState::Foreign { fs_type, source } => {
+                    return Err(DriverError::ForeignMount {
+                        volume: volume.to_string(),
+                        path: path.clone(),
+                        fs_type,
+                        source_name: source,
+                    });
+                }
+            }
+            steps.at(format!("mounting the volume at {}", path.display()));
+            std::fs::create_dir_all(path).map_err(DriverError::file("make", path))?;
+            let bound = self.mounter.bind(&self.home(volume), path, *flags).await;
+            bound.map_err(DriverError::mount(volume))?;
+        }
+        Ok(())
+    }
+
+    /// The device of the volume's home, if it is mounted and works.
+    async fn serving(
+        &self,
+        record: &VolumeRecord,
+        lost: Lost,
+        steps: &Progress,
+    ) -> Result<Option<Device>, DriverError> {
+        let volume = &record.volume;
+        let home = self.home(volume);
+        let Some(device) = top_at(&self.table(volume).await?, &home).map(|mount| mount.device) else {
+            return Ok(None);
+        };
+        steps.at("asking the mount whether it is alive");
+        match self.mounter.probe(&home).await {
+            Answer::Dead | Answer::Gone => return Ok(None),
+            Answer::Silent => {
+                return Err(DriverError::Silent {
+                    volume: volume.to_string(),
+                    path: home,
+                });
+            }
+            Answer::Alive(_) => {}
+        }
+        let why = self.served(volume).await?.and_then(|served| served.lost);
+        match (why, lost) {
+            (Some(why), Lost::Replace) => {
+                warn!(%volume, why, "the mount can write no more: mounting anew");
+                self.end_all(record, steps).await?;
+                Ok(None)
+            }
+            (Some(_), Lost::Keep) | (None, _) => Ok(Some(device)),
+        }
+    }
+
+    /// Has the engine mount the volume, after what is dead is out of the way.
+    async fn mount_home(&self, record: &VolumeRecord, steps: &Progress) -> Result<Device, DriverError> {
+        let volume = &record.volume;
+        let home = self.home(volume);
+        self.end_all(record, steps).await?;
+        std::fs::create_dir_all(&home).map_err(DriverError::file("make", &home))?;
+        steps.at("waiting for the engine to open and mount the volume");
+        let spec = MountSpec {
+            volume: volume.clone(),
+            path: home.clone(),
+            read_only: record.read_only,
+            lease: record.lease,
+            credentials: record.credentials.clone(),
+        };
+        self.mounter.mount(&spec).await.map_err(DriverError::mount(volume))?;
+        info!(%volume, lease = %record.lease, read_only = record.read_only, "mounted");
+        let table = self.table(volume).await?;
+        let mounted = top_at(&table, &home).map(|mount| mount.device);
+        // The engine said it is mounted; if it is not here, then engine and plugin do not see the same mounts.
+        mounted.ok_or(DriverError::Silent {
+            volume: volume.to_string(),
+            path: home,
+        })
+    }
+
+    /// Takes all mounts of the volume away. The bind mounts first: while one is left, the engine cannot close the volume.
+    async fn end_all(&self, record: &VolumeRecord, steps: &Progress) -> Result<(), DriverError> {
+        steps.at("clearing the mounts of the volume");
+        for (path, _) in record.paths() {
+            self.take_away(&record.volume, path).await?;
+        }
+        self.end_home(&record.volume, steps).await
+    }
+
+    /// Flushes and unmounts the volume's home, and removes its directory. `Ok` if there is none.
+    pub(super) async fn end_home(&self, volume: &VolumeId, steps: &Progress) -> Result<(), DriverError> {
+        let home = self.home(volume);
+        steps.at("flushing the volume to the bucket and unmounting it");
+        if let Err(failure) = self.mounter.unmount(volume).await {
+            let why = self.served(volume).await?.and_then(|served| served.lost);
+            // What another node has taken over can never be flushed: insisting would keep the volume here for ever.
+            let Some(why) = why else {
+                return Err(DriverError::mount(volume)(failure));
+            };
+            error!(%volume, why, error = ?failure, "unmounting a volume whose last writes are lost");
+        }
+        self.take_away(volume, &home).await?;
+        match std::fs::remove_dir(&home) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DriverError::file("remove", home)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Makes what was written durable, if a mount is there that can.
+    pub(super) async fn flush(&self, record: &VolumeRecord) -> Result<(), DriverError> {
+        let volume = &record.volume;
+        let home = self.home(volume);
+        if record.read_only || top_at(&self.table(volume).await?, &home).is_none() {
+            return Ok(());
+        }
+        if let Some(why) = self.served(volume).await?.and_then(|served| served.lost) {
+            error!(%volume, why, "the last writes to the volume are lost");
+            return Ok(());
+        }
+        match self.mounter.probe(&home).await {
+            // Whatever the engine had not flushed when it died is lost; waiting brings it not back.
+            Answer::Dead | Answer::Gone => Ok(()),
+            Answer::Silent => Err(DriverError::Silent {
+                volume: volume.to_string(),
+                path: home,
+            }),
+            Answer::Alive(_) => {
+                let flushed = self.mounter.flush(&home, FLUSH_MAX).await;
+                flushed.map_err(DriverError::mount(volume))
+            }
+        }
+    }
+
+    /// Takes all FUSE mounts away that lie on top of `path`. A mount of somebody else stays.
+    pub(super) async fn take_away(&self, volume: &VolumeId, path: &Path) -> Result<(), DriverError> {
+        for _ in 0..STACKED_MAX {
+            let table = self.table(volume).await?;
+            match judge(&table, path, None, Default::default()) {
+                TargetState::NotMounted | TargetState::Foreign { .. } => return Ok(()),
+                TargetState::Stale | TargetState::Mounted | TargetState::OtherOptions => {}
+            }
+            let detached = self.mounter.detach(path).await;
+            detached.map_err(DriverError::mount(volume))?;
+        }
+        Err(DriverError::Silent {
+            volume: volume.to_string(),
+            path: path.to_owned(),
+        })
+    }
+
+    /// A path that the volume's record does not know: takes away only what is this volume, or dead and nobody's.
+    pub(super) async fn clear_unknown(&self, volume: &VolumeId, path: &Path) -> Result<(), DriverError> {
+        let table = self.table(volume).await?;
+        let Some(top) = top_at(&table, path) else {
+            return Ok(());
+        };
+        if self.owner_of(path)?.is_some() {
+            return Ok(());
+        }
+        let served = top_at(&table, &self.home(volume)).map(|mount| mount.device);
+        let ours = Some(top.device) == served;
+        let stale = judge(&table, path, served, Default::default()) == TargetState::Stale;
+        if ours || (stale && self.mounter.probe(path).await == Answer::Dead) {
+            return self.take_away(volume, path).await;
+        }
+        Ok(())
+    }
+
+    /// The volume whose record has this path.
+    pub(super) fn owner_of(&self, path: &Path) -> Result<Option<VolumeId>, DriverError> {
+        for volume in self.records.volumes()? {
+            // A damaged record is told of at the start and by calls for its own volume.
+            let Ok(Some(record)) = self.records.load(&volume) else {
+                continue;
+            };
+            if record.paths().any(|(known, _)| known == path) {
+                return Ok(Some(volume));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes the directory of a target (rule 14), unless it is a mount of somebody else or holds files.
+    pub(super) fn remove_target(&self, path: &Path) -> Result<(), DriverError> {
+        match std::fs::remove_dir(path) {
+            Ok(()) => Ok(()),
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(()),
+                io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty => {
+                    warn!(path = %path.display(), %error, "the target directory is not ours to remove");
+                    Ok(())
+                }
+                _ => Err(DriverError::file("remove", path)(error)),
+            },
+        }
+    }
+
+    async fn served(&self, volume: &VolumeId) -> Result<Option<Served>, DriverError> {
+        let served = self.mounter.served().await.map_err(DriverError::mount(volume))?;
+        Ok(served.into_iter().find(|served| served.volume == *volume))
+    }
+
+    pub(super) async fn table(&self, volume: &VolumeId) -> Result<Vec<MountPoint>, DriverError> {
+        self.mounter.table().await.map_err(DriverError::mount(volume))
+    }
+}

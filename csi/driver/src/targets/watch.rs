@@ -1,0 +1,156 @@
+//! Adopts what an earlier plugin left mounted, and repairs what dies while this one runs.
+//!
+//! A dead mount at one of Nomad's paths blocks Nomad before it calls us: its stat(2) of the path fails (rule 5). So dead mounts are found at the
+//! start, before the first call is served (rule 4), and every 10 s. Where the record asks for the volume it is mounted anew.
+//! Callers: `server.rs`. Absent: containers that hold a dead mount of their own; a new mount does not reach them.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{error, warn};
+use volume::volume_id::VolumeId;
+
+use super::Targets;
+use super::converge::Lost;
+use super::judge::fuse_below;
+use crate::deadlines::Progress;
+use crate::error::DriverError;
+use crate::mounter::Answer;
+
+/// 10 s: Nomad starts no task on a volume in that time (rule 5), and one look costs a read of the mount table and a statfs per volume.
+const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+/// 3 s: how long the start waits for volumes to be adopted. Nomad wants an answer within 2 s of the socket's life at best and 30 s at worst; what is
+/// slower (a store that is away) goes on behind the served socket.
+const ADOPT_MAX: Duration = Duration::from_secs(3);
+
+/// 5 min between two tries to repair a volume that another node holds. It begins with `WATCH_EVERY` and doubles.
+const PATIENCE_MAX: Duration = Duration::from_secs(300);
+
+/// When to look at a volume again that could not be repaired.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    until: Instant,
+    wait: Duration,
+}
+
+impl Targets {
+    /// Mounts again what the records ask for and clears what is dead. Returns when that is done, or after `ADOPT_MAX`: the rest goes on.
+    pub async fn adopt(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        let work = tokio::spawn(async move { this.look().await });
+        if tokio::time::timeout(ADOPT_MAX, work).await.is_err() {
+            warn!("volumes are still being adopted; serving already");
+        }
+    }
+
+    /// Looks every 10 s, for ever. Dropping it ends it.
+    pub async fn watch(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval_at(Instant::now() + WATCH_EVERY, WATCH_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.look().await;
+        }
+    }
+
+    /// One look at everything.
+    pub(super) async fn look(self: &Arc<Self>) {
+        match self.records.volumes() {
+            Ok(volumes) => {
+                join_all(volumes.iter().map(|volume| self.repair(volume))).await;
+            }
+            Err(error) => error!(?error, "the state folder cannot be read: {error}"),
+        }
+        for root in [Some(&self.homes), self.staging_root.as_ref()].into_iter().flatten() {
+            if let Err(error) = self.clear_dead(root).await {
+                warn!(?error, root = %root.display(), "dead mounts may be left: {error}");
+            }
+        }
+    }
+
+    async fn repair(self: &Arc<Self>, volume: &VolumeId) {
+        if self.wants_patience(volume) {
+            return;
+        }
+        // A call is at work on this volume: it converges by itself.
+        let Ok(_turn) = self.turn(volume).try_lock_owned() else {
+            return;
+        };
+        match self.repair_now(volume).await {
+            Ok(()) => self.forget_patience(volume),
+            Err(failure) => {
+                let wait = self.more_patience(volume);
+                warn!(%volume, ?failure, again_in_s = wait.as_secs(), "cannot be repaired yet: {failure}");
+            }
+        }
+    }
+
+    async fn repair_now(&self, volume: &VolumeId) -> Result<(), DriverError> {
+        let record = match self.records.load(volume) {
+            Ok(Some(record)) => record,
+            Ok(None) => return Ok(()),
+            Err(damaged @ DriverError::Record { .. }) => {
+                let aside = self.records.set_aside(volume)?;
+                error!(%volume, error = ?damaged, aside = %aside.display(), "a state file is damaged and was set aside");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let steps = Progress::new();
+        if record.is_used() {
+            self.converge(&record, Lost::Keep, &steps).await
+        } else {
+            // The last path is gone, but the flush after it failed.
+            self.release(record, &steps).await
+        }
+    }
+
+    /// Takes dead FUSE mounts away that no record knows: those that one does know are repaired.
+    async fn clear_dead(&self, root: &Path) -> Result<(), DriverError> {
+        let mount_error = |source| DriverError::Mount {
+            volume: "(none)".into(),
+            source,
+        };
+        let table = self.mounter.table().await.map_err(mount_error)?;
+        for mount in fuse_below(&table, root) {
+            let known = match mount.path.strip_prefix(&self.homes).ok().and_then(Path::to_str) {
+                Some(name) => VolumeId::parse(name).is_ok_and(|id| matches!(self.records.load(&id), Ok(Some(_)))),
+                None => self.owner_of(&mount.path)?.is_some(),
+            };
+            if !known && self.mounter.probe(&mount.path).await == Answer::Dead {
+                warn!(path = %mount.path.display(), source = mount.source, "clearing a dead mount");
+                self.mounter.detach(&mount.path).await.map_err(mount_error)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn wants_patience(&self, volume: &VolumeId) -> bool {
+        let patience = self.patience.lock().expect("nobody panics while holding the map");
+        patience
+            .get(volume)
+            .is_some_and(|patience| Instant::now() < patience.until)
+    }
+
+    fn forget_patience(&self, volume: &VolumeId) {
+        self.patience
+            .lock()
+            .expect("nobody panics while holding the map")
+            .remove(volume);
+    }
+
+    fn more_patience(&self, volume: &VolumeId) -> Duration {
+        let mut patience = self.patience.lock().expect("nobody panics while holding the map");
+        let wait = match patience.get(volume) {
+            Some(before) => (before.wait * 2).min(PATIENCE_MAX),
+            None => WATCH_EVERY,
+        };
+        let until = Instant::now() + wait;
+        patience.insert(volume.clone(), Patience { until, wait });
+        wait
+    }
+}

@@ -1,0 +1,34 @@
+# nomad volume create volume.hcl
+#
+# A volume for one writer at a time. It lives below the plugin's prefix in the bucket; nothing else is needed to mount it on another node.
+
+id        = "data"
+name      = "data"
+type      = "csi"
+plugin_id = "pannier"
+
+# Enforced: writes beyond it fail with "no space left on device". Leave both out for no limit.
+capacity_min = "10GiB"
+capacity_max = "10GiB"
+
+capability {
+  access_mode     = "single-node-writer"
+  attachment_mode = "file-system"
+}
+
+capability {
+  access_mode     = "single-node-reader-only"
+  attachment_mode = "file-system"
+}
+
+# All parameters that there are, with their defaults.
+parameters {
+  durability  = "remote"
+  compression = "none"
+}
+
+# For a volume with keys of its own, instead of the plugin's:
+# secrets {
+#   access_key_id     = "..."
+#   secret_access_key = "..."
+# }
