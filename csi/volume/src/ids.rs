@@ -81,6 +81,27 @@ impl ObjectId {
     }
 }
 
+impl ObjectId {
+    /// The object whose key this is, if it is one.
+    pub fn parse(key: &str) -> Option<Self> {
+        let number = |digits: &str| {
+            let plain = digits.len() == 16 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            plain.then(|| u64::from_str_radix(digits, 16).ok())?
+        };
+        let (kind, rest) = key.split_once('/')?;
+        let (first, second) = rest.split_once('/')?;
+        let object = match kind {
+            "j" => ObjectId::Journal(Epoch(number(first)?), JournalSeq(number(second)?)),
+            "s" => {
+                let (epoch, segment) = second.split_once('-')?;
+                ObjectId::Segment(Epoch(number(epoch)?), number(segment)?)
+            }
+            _ => return None,
+        };
+        (object.key() == key).then_some(object)
+    }
+}
+
 impl fmt::Display for ObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.key())

@@ -12,6 +12,7 @@ mod dirent;
 pub mod error;
 mod fetch;
 pub mod format;
+mod gc;
 pub mod head;
 pub mod ids;
 pub mod limits;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use crate::bucket::BucketRef;
 use crate::clock::{Clock, Timestamp};
 use crate::commit::{CommitHandle, DirtyState, Lost, SealedGeneration};
 use crate::error::FsError;
@@ -78,6 +79,8 @@ pub(crate) struct Mount {
     pub tree: Arc<dyn Tree>,
     /// `None` for a mount that only reads.
     pub commit: Option<CommitHandle>,
+    /// Where the journal, segments and tree are.
+    pub bucket: BucketRef,
     pub fetcher: Fetcher,
     pub readahead: Readahead,
     pub clock: Arc<dyn Clock>,

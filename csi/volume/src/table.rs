@@ -256,7 +256,12 @@ impl Tables {
 
     /// Content and rows that are not durable.
     pub fn dirty_bytes(&self) -> u64 {
-        self.open.bytes + self.flying_bytes
+        // The root directory that reading an unwritten volume shows is nothing to be written.
+        if self.read_only {
+            0
+        } else {
+            self.open.bytes + self.flying_bytes
+        }
     }
 
     /// True if writers must wait.
@@ -284,8 +289,12 @@ impl Tables {
         self.durable
     }
 
+    /// Up to where the tree contains everything.
+    pub fn applied(&self) -> Generation {
+        self.applied
+    }
+
     /// Notes that an object was deleted from the bucket.
-    #[allow(dead_code, reason = "garbage collection is next")]
     pub fn forget_object(&mut self, object: ObjectId) {
         if self.open.deleted_objects.insert(object) {
             self.open.bytes += ROW_BYTES;

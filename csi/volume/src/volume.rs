@@ -8,31 +8,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::Notify;
-use tokio::task::AbortHandle;
 use uuid::Uuid;
 
 use crate::attr::{
     Attr, Caller, CopyRange, Entry, Fallocate, NewNode, Place, RenameMode, SeekKind, SetAttr, StatFs, XattrMode,
 };
 use crate::bucket::BucketRef;
-use crate::cache::disk::DiskCache;
-use crate::clock::{Clock, Timestamp};
-use crate::commit::{self, CommitContext, CommitLimits, DirtyState, Lost};
+use crate::clock::Clock;
+use crate::commit::{CommitHandle, CommitLimits, CommitStats, Lost};
 use crate::error::FsError;
-use crate::fetch::Fetcher;
-use crate::head::{Claim, HeadFile};
 use crate::ids::{DirCookie, Epoch, InodeNo, Lease};
 use crate::limits::{DISK_CACHE_BYTES_MAX, FRAME_CACHE_BYTES_MAX, Limits};
-use crate::mount::{Mount, State};
-use crate::open::{OpenError, TreeConfig, open_reader, open_writer};
-use crate::readahead::Readahead;
-use crate::row::Counters;
-use crate::table::Tables;
-#[cfg(test)]
-use crate::tree::Tree;
+use crate::open::OpenError;
+use crate::ops;
 use crate::volume_id::NodeId;
-use crate::{ops, purge};
+
+mod mounting;
+
+use mounting::Inner;
 
 /// Where content that was read stays, to be read again without the bucket.
 #[derive(Debug, Clone)]
@@ -68,6 +61,8 @@ pub struct OpenOptions {
     pub cache: CacheConfig,
     /// How much may be in RAM.
     pub limits: Limits,
+    /// How much a commit gathers, and when it leaves.
+    pub commits: CommitLimits,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
 }
@@ -93,104 +88,15 @@ pub struct Volume {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
-struct Inner {
-    mount: Arc<Mount>,
-    /// The head to give back; `None` for a mount that only reads.
-    head: Option<HeadFile>,
-    /// Purge and garbage collection.
-    tasks: Vec<AbortHandle>,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
-    }
-}
-
 impl Volume {
     /// Opens the volume at the root of `bucket`, and takes it over from whoever wrote it, unless `read_only`.
     ///
     /// # Errors
     /// `OpenError`: what is missing, damaged, or who holds the volume.
     pub async fn open(bucket: BucketRef, options: OpenOptions) -> Result<Volume, OpenError> {
-        let OpenOptions {
-            node_id,
-            read_only,
-            claim,
-            cache,
-            limits,
-            clock,
-        } = options;
-        let disk = |uuid: Uuid| open_disk(&cache, uuid);
-        if read_only {
-            let opened = open_reader(bucket, TreeConfig::default()).await?;
-            let uuid = opened.head.uuid;
-            let tables = tables_of(opened.counters, (limits, true), opened.head.capacity_bytes, clock.now());
-            let mount = Mount {
-                state: Arc::new(State::new(tables)),
-                tree: opened.tree,
-                commit: None,
-                fetcher: Fetcher::new(opened.bucket.clone(), uuid, cache.ram_bytes, disk(uuid)),
-                readahead: Readahead::default(),
-                clock,
-                uuid,
-                epoch: opened.head.epoch,
-                read_only,
-                purge: Notify::new(),
-            };
-            return Ok(Self {
-                inner: Arc::new(Inner {
-                    mount: Arc::new(mount),
-                    head: None,
-                    tasks: Vec::new(),
-                }),
-            });
-        }
-        let session = Uuid::new_v4();
-        let claim = Claim {
-            node_id,
-            session,
-            lease: claim,
-            now: clock.now(),
-        };
-        let opened = open_writer(bucket, claim, TreeConfig::default()).await?;
-        let head = opened.taken.head;
-        let uuid = head.uuid;
-        let tables = tables_of(opened.counters, (limits, false), head.capacity_bytes, clock.now());
-        let state = Arc::new(State::new(tables));
-        let context = CommitContext {
-            bucket: opened.bucket.clone(),
-            tree: Arc::clone(&opened.tree),
-            volume: uuid,
-            writer: opened.writer,
-            epoch: opened.epoch,
-            next_seq: opened.next_seq,
-            durable: opened.durable,
-            limits: CommitLimits::default(),
-        };
-        let commit = commit::start(context, Arc::clone(&state) as Arc<dyn DirtyState>);
-        let mount = Arc::new(Mount {
-            state,
-            tree: opened.tree,
-            commit: Some(commit),
-            fetcher: Fetcher::new(opened.bucket.clone(), uuid, cache.ram_bytes, disk(uuid)),
-            readahead: Readahead::default(),
-            clock,
-            uuid,
-            epoch: opened.epoch,
-            read_only,
-            purge: Notify::new(),
-        });
-        let unsealed = mount.lock().unsealed_bytes();
-        mount.dirtied(unsealed);
-        let tasks = vec![tokio::spawn(purge::run(Arc::clone(&mount))).abort_handle()];
+        let opened = mounting::open(bucket, options).await?;
         Ok(Self {
-            inner: Arc::new(Inner {
-                mount,
-                head: Some(opened.head),
-                tasks,
-            }),
+            inner: Arc::new(opened),
         })
     }
 
@@ -202,26 +108,7 @@ impl Volume {
     /// # Errors
     /// `FsError::Lost` if the volume was lost before.
     pub async fn close(&self) -> Result<(), FsError> {
-        let mount = &self.inner.mount;
-        if !mount.lock().set_closed() {
-            return Ok(());
-        }
-        let ended = match &mount.commit {
-            Some(commit) => commit.shutdown().await.map_err(FsError::Lost),
-            None => Ok(()),
-        };
-        // The tree ends its own background work also where the volume was lost.
-        let closed = mount.tree.close().await;
-        self.inner.tasks.iter().for_each(AbortHandle::abort);
-        ended?;
-        closed?;
-        match &self.inner.head {
-            Some(head) => head
-                .release(mount.epoch)
-                .await
-                .map_err(|error| FsError::Head(Arc::new(error))),
-            None => Ok(()),
-        }
+        mounting::close(&self.inner).await
     }
 
     /// What the volume is.
@@ -243,6 +130,11 @@ impl Volume {
     /// Why nothing can be written any more, if so.
     pub fn lost(&self) -> Option<Lost> {
         self.inner.mount.lock().lost().cloned()
+    }
+
+    /// What was sent to the bucket so far; `None` for a mount that only reads.
+    pub fn commit_stats(&self) -> Option<CommitStats> {
+        self.inner.mount.commit.as_ref().map(CommitHandle::stats)
     }
 
     /// Changes how many bytes the files of this mount may take; `None` takes the limit away.
@@ -508,98 +400,5 @@ impl Volume {
     /// `Invalid` where the ranges overlap in one file; those of `read` and `write`.
     pub async fn copy_file_range(&self, range: CopyRange) -> Result<u64, FsError> {
         ops::copy::copy_file_range(&self.inner.mount, range).await
-    }
-}
-
-#[cfg(test)]
-impl Volume {
-    /// A new volume whose commits the test makes.
-    pub(crate) fn without_commits(tree: Arc<dyn Tree>, bucket: BucketRef, limits: Limits, uuid: Uuid) -> Self {
-        let clock = Arc::new(crate::ops::tests::Steps::default());
-        let tables = tables_of(None, (limits, false), 0, clock.now());
-        Self::of_tables(tables, tree, bucket, uuid)
-    }
-
-    /// The same, with what an earlier mount has left.
-    pub(crate) fn reopened(tree: Arc<dyn Tree>, bucket: BucketRef, counters: Counters, uuid: Uuid) -> Self {
-        let tables = tables_of(Some(counters), (Limits::default(), false), 0, Timestamp::default());
-        Self::of_tables(tables, tree, bucket, uuid)
-    }
-
-    fn of_tables(tables: Tables, tree: Arc<dyn Tree>, bucket: BucketRef, uuid: Uuid) -> Self {
-        let mount = Mount {
-            state: Arc::new(State::new(tables)),
-            tree,
-            commit: None,
-            fetcher: Fetcher::new(bucket, uuid, FRAME_CACHE_BYTES_MAX, None),
-            readahead: Readahead::default(),
-            clock: Arc::new(crate::ops::tests::Steps::default()),
-            uuid,
-            epoch: Epoch(1),
-            read_only: false,
-            purge: Notify::new(),
-        };
-        Self {
-            inner: Arc::new(Inner {
-                mount: Arc::new(mount),
-                head: None,
-                tasks: Vec::new(),
-            }),
-        }
-    }
-
-    pub(crate) fn state(&self) -> Arc<State> {
-        Arc::clone(&self.inner.mount.state)
-    }
-
-    /// Drops all rows that may be dropped.
-    pub(crate) fn drop_clean_rows(&self) {
-        self.inner.mount.lock().shrink_to(0);
-    }
-
-    pub(crate) fn table_bytes(&self) -> u64 {
-        self.inner.mount.lock().bytes()
-    }
-
-    /// Does what the purge task does, once.
-    pub(crate) async fn purge_all(&self) {
-        purge::run_once(&self.inner.mount).await.expect("purging works");
-    }
-}
-
-/// The tables of a volume as it was found; a new one gets its root directory.
-fn tables_of(
-    counters: Option<Counters>,
-    (limits, read_only): (Limits, bool),
-    capacity_bytes: u64,
-    now: Timestamp,
-) -> Tables {
-    let fresh = Counters {
-        next_ino: InodeNo::ROOT.0,
-        ..Counters::default()
-    };
-    let mut tables = Tables::new(counters.unwrap_or(fresh), limits, read_only);
-    tables.set_capacity_bytes((capacity_bytes > 0).then_some(capacity_bytes));
-    if counters.is_none() {
-        let root = tables.add_inode(ops::make::root_row(now));
-        assert_eq!(root, InodeNo::ROOT, "the first inode of a volume is its root");
-        tables.know_empty_directory(root);
-    }
-    tables
-}
-
-/// The cache on disk, or none where it cannot be had: a mount works without.
-fn open_disk(cache: &CacheConfig, uuid: Uuid) -> Option<DiskCache> {
-    let dir = cache.dir.as_ref()?.join(uuid.simple().to_string());
-    match DiskCache::open(&dir, cache.disk_bytes) {
-        Ok(Some(disk)) => Some(disk),
-        Ok(None) => {
-            tracing::warn!(dir = %dir.display(), "another program uses this cache folder: frames are kept in RAM only");
-            None
-        }
-        Err(error) => {
-            tracing::warn!(%error, dir = %dir.display(), "the cache folder cannot be used: frames are kept in RAM only");
-            None
-        }
     }
 }

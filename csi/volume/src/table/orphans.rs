@@ -68,7 +68,7 @@ impl Tables {
 
     /// Takes an orphan apart that nobody holds, if all of it is in RAM and small.
     fn purge_or_queue(&mut self, ino: InodeNo) -> bool {
-        if !self.orphans.contains(&ino) || self.read_only || self.lost.is_some() {
+        if !self.orphans.contains(&ino) || self.check_writable().is_err() {
             return false;
         }
         if self.extents_in_ram(ino) <= PURGE_EXTENTS_MAX && matches!(self.purge_step(ino), Ok(true)) {

@@ -1,0 +1,284 @@
+//! Garbage collection: objects that nothing refers to any more are deleted from the bucket.
+//!
+//! An object may go when (a) no extent refers to any of its bytes in a state of the tree that is durable, and (b) the
+//! commit that made it is in the durable tree, so that no replay needs it: neither its rows nor the proof that its
+//! segments landed. Seals are never deleted: they are what stops a writer that was taken over.
+//!
+//! Dead objects are found by their counters in the tree, and journal objects that hold rows alone by their place in the
+//! journal. Nothing is listed, except once after a crash, to find what the crashed writer left that no row names.
+//! Invariant: an object that could not be judged stays. Caller: `volume.rs`. Absent: repacking of half-dead objects.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt};
+
+use crate::bucket::{BucketError, ListRequest, ObjectMeta};
+use crate::error::FsError;
+use crate::format::seal::is_seal;
+use crate::ids::{Epoch, Generation, JournalSeq, ObjectId};
+use crate::mount::Mount;
+use crate::row::{Applied, Key, ObjectStats, Row};
+
+/// 5 s between rounds. A round with nothing new to look at makes no request at all.
+const ROUND_EVERY: Duration = Duration::from_secs(5);
+
+/// 1,000 counters are read at a time, and at most 16 times in a round: a TiB of segments is seen in four rounds.
+const STATS_ROWS: usize = 1_000;
+/// See `STATS_ROWS`.
+const SCANS_PER_ROUND: usize = 16;
+
+/// 500 objects are deleted in a round at most: writing must not starve behind deletes.
+const DELETES_PER_ROUND: usize = 500;
+
+/// 8 deletes at a time.
+const DELETES_AT_ONCE: usize = 8;
+
+/// 4 KiB: a seal is shorter. A longer object needs no look at its bytes to be told from one.
+const SEAL_BYTES_MAX: u64 = 4_096;
+
+/// What a collector knows between its rounds.
+#[derive(Debug)]
+pub(crate) struct Collector {
+    mount: Arc<Mount>,
+    /// Journal objects of our epoch before it were judged.
+    journal_next: JournalSeq,
+    /// Where the next scan of the counters begins; `None` when all were seen since `scanned`.
+    cursor: Option<Key>,
+    /// What the tree contained when the last scan of all counters began.
+    scanned: Option<Applied>,
+    /// Objects found dead, and a state of the tree in which they were.
+    dead: BTreeMap<ObjectId, Applied>,
+    /// Objects deleted, and the generation that drops their counters.
+    deleted: BTreeMap<ObjectId, Generation>,
+    /// Where the search for what a crash left goes on; `None` where there is nothing to search.
+    sweep: Option<Sweep>,
+}
+
+/// A listing under way.
+#[derive(Debug, Default)]
+struct Sweep {
+    segments: bool,
+    page: Option<String>,
+}
+
+impl Collector {
+    /// `after_crash`: the mount before did not end cleanly.
+    pub fn new(mount: Arc<Mount>, after_crash: bool) -> Self {
+        Self {
+            mount,
+            journal_next: JournalSeq(1),
+            cursor: None,
+            scanned: None,
+            dead: BTreeMap::new(),
+            deleted: BTreeMap::new(),
+            sweep: after_crash.then(Sweep::default),
+        }
+    }
+
+    /// Collects until the mount ends.
+    pub async fn run(mut self) {
+        loop {
+            tokio::time::sleep(ROUND_EVERY).await;
+            if let Err(error) = self.round().await {
+                tracing::warn!(%error, volume = %self.mount.uuid, "garbage could not be collected; the next round tries again");
+            }
+        }
+    }
+
+    /// One bounded round.
+    ///
+    /// # Errors
+    /// The tree's or the bucket's. What was not deleted is found again.
+    pub async fn round(&mut self) -> Result<(), FsError> {
+        let Some(durable) = self.mount.commit.as_ref().map(|commit| commit.durable_applied()) else {
+            return Ok(());
+        };
+        let mut room = DELETES_PER_ROUND;
+        self.trim_journal(durable, &mut room).await?;
+        self.find_dead().await?;
+        let ready: Vec<ObjectId> = self
+            .dead
+            .iter()
+            .filter(|(_, seen)| reaches(durable, **seen))
+            .map(|(id, _)| *id)
+            .take(room)
+            .collect();
+        room -= ready.len();
+        for object in self.delete(ready).await? {
+            self.dead.remove(&object);
+            let generation = self.drop_counters(object);
+            self.deleted.insert(object, generation);
+        }
+        if durable.epoch == self.mount.epoch && room > 0 {
+            self.sweep_page().await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the journal objects that only the next open's sweep would find, after everything is flushed.
+    ///
+    /// # Errors
+    /// As `round`.
+    pub async fn finish(mount: &Arc<Mount>, flushed: Applied) -> Result<(), FsError> {
+        let mut collector = Self::new(Arc::clone(mount), false);
+        collector.trim_journal(flushed, &mut usize::MAX.clone()).await
+    }
+
+    /// Judges journal objects that the durable tree contains: those without live content go.
+    async fn trim_journal(&mut self, durable: Applied, room: &mut usize) -> Result<(), FsError> {
+        if durable.epoch != self.mount.epoch {
+            return Ok(());
+        }
+        let mut going = Vec::new();
+        let mut next = self.journal_next;
+        while next <= durable.seq && going.len() < *room {
+            let object = ObjectId::Journal(durable.epoch, next);
+            // One with counters is found by them, when it is dead.
+            if self.stats(object).await?.is_none() && !self.deleted.contains_key(&object) {
+                going.push(object);
+            }
+            next = next.next();
+        }
+        *room -= going.len();
+        self.delete(going).await?;
+        self.journal_next = next;
+        Ok(())
+    }
+
+    async fn stats(&self, object: ObjectId) -> Result<Option<ObjectStats>, FsError> {
+        match self.mount.tree.get(&Key::ObjectStats(object)).await? {
+            Some(Row::ObjectStats(stats)) => Ok(Some(stats)),
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Reads counters on from where the last round ended, if the tree has changed since they were all read.
+    async fn find_dead(&mut self) -> Result<(), FsError> {
+        let first = Key::ObjectStats(ObjectId::Journal(Epoch(0), JournalSeq(0)));
+        let end = Key::ObjectStats(ObjectId::Segment(Epoch(u64::MAX), u64::MAX));
+        let applied_generation = self.mount.lock().applied();
+        self.deleted.retain(|_, generation| *generation > applied_generation);
+        if self.cursor.is_none() {
+            let applied = self.mount.tree.applied();
+            if self.scanned == Some(applied) {
+                return Ok(());
+            }
+            self.scanned = Some(applied);
+            self.cursor = Some(first);
+        }
+        for _ in 0..SCANS_PER_ROUND {
+            let Some(from) = self.cursor.take() else { return Ok(()) };
+            let rows = self.mount.tree.scan(&from, &end, STATS_ROWS).await?;
+            let seen = self.mount.tree.applied();
+            let full = rows.len() == STATS_ROWS;
+            for (key, row) in rows {
+                let (Key::ObjectStats(object), Row::ObjectStats(stats)) = (&key, row) else {
+                    continue;
+                };
+                if stats.live_bytes <= 0 && !self.deleted.contains_key(object) {
+                    self.dead.entry(*object).or_insert(seen);
+                }
+                self.cursor = full.then(|| Key::ObjectStats(after(*object)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes objects and returns those that are gone.
+    async fn delete(&self, objects: Vec<ObjectId>) -> Result<Vec<ObjectId>, FsError> {
+        let answers: Vec<(ObjectId, Result<(), BucketError>)> = stream::iter(objects)
+            .map(|object| async move { (object, self.mount.bucket.delete(&object.key()).await) })
+            .buffer_unordered(DELETES_AT_ONCE)
+            .collect()
+            .await;
+        let mut gone = Vec::new();
+        for (object, answer) in answers {
+            match answer {
+                Ok(()) => gone.push(object),
+                Err(error) => tracing::warn!(%error, %object, "a dead object could not be deleted; it is tried again"),
+            }
+        }
+        Ok(gone)
+    }
+
+    fn drop_counters(&self, object: ObjectId) -> Generation {
+        let mut tables = self.mount.lock();
+        tables.forget_object(object);
+        let (generation, unsealed) = (tables.newest_generation(), tables.unsealed_bytes());
+        drop(tables);
+        self.mount.dirtied(unsealed);
+        generation
+    }
+
+    /// Looks at one page of what is in the bucket, for what earlier writers left that no row names. Their commits are all
+    /// in the durable tree by now, so what has no counters is referred to by nothing.
+    async fn sweep_page(&mut self) -> Result<(), FsError> {
+        let Some(sweep) = &self.sweep else { return Ok(()) };
+        let prefix = if sweep.segments { "s/" } else { "j/" }.to_owned();
+        let request = ListRequest {
+            prefix,
+            page: sweep.page.clone(),
+            ..ListRequest::default()
+        };
+        let page = self.mount.bucket.list(&request).await?;
+        let mut going = Vec::new();
+        for found in &page.objects {
+            if let Some(object) = self.leftover(found).await? {
+                going.push(object);
+            }
+        }
+        let count = going.len();
+        if self.delete(going).await?.len() < count {
+            return Ok(());
+        }
+        self.sweep = match (page.next, sweep.segments) {
+            (Some(next), segments) => Some(Sweep {
+                segments,
+                page: Some(next),
+            }),
+            (None, false) => Some(Sweep {
+                segments: true,
+                page: None,
+            }),
+            (None, true) => None,
+        };
+        Ok(())
+    }
+
+    async fn leftover(&self, found: &ObjectMeta) -> Result<Option<ObjectId>, FsError> {
+        let Some(object) = ObjectId::parse(&found.key) else {
+            return Ok(None);
+        };
+        let (ObjectId::Journal(epoch, _) | ObjectId::Segment(epoch, _)) = object;
+        if epoch >= self.mount.epoch || self.stats(object).await?.is_some() {
+            return Ok(None);
+        }
+        if found.size_bytes <= SEAL_BYTES_MAX {
+            match self.mount.bucket.get(&found.key, None).await {
+                Ok(found) if is_seal(&found.body) => return Ok(None),
+                Ok(_) => {}
+                Err(BucketError::NotFound { .. }) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(object))
+    }
+}
+
+/// True if `state` contains everything that `other` contains.
+fn reaches(state: Applied, other: Applied) -> bool {
+    (state.epoch, state.seq) >= (other.epoch, other.seq)
+}
+
+/// The smallest object after this one.
+fn after(object: ObjectId) -> ObjectId {
+    match object {
+        ObjectId::Journal(epoch, seq) => ObjectId::Journal(epoch, seq.next()),
+        ObjectId::Segment(epoch, number) => ObjectId::Segment(epoch, number + 1),
+    }
+}
+
+#[cfg(test)]
+mod tests;

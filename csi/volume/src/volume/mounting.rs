@@ -1,0 +1,277 @@
+//! The life of a mount: from a bucket to a running volume, and back to a bucket that is complete.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+use uuid::Uuid;
+
+use super::{CacheConfig, OpenOptions};
+use crate::bucket::BucketRef;
+use crate::cache::disk::DiskCache;
+use crate::clock::Timestamp;
+use crate::commit::{self, CommitContext, DirtyState};
+use crate::error::FsError;
+use crate::fetch::Fetcher;
+use crate::gc::Collector;
+use crate::head::{Claim, HeadFile};
+use crate::ids::InodeNo;
+use crate::limits::Limits;
+use crate::mount::{Mount, State};
+use crate::open::{OpenError, TreeConfig, open_reader, open_writer};
+use crate::readahead::Readahead;
+use crate::row::Counters;
+use crate::table::Tables;
+use crate::{ops, purge};
+
+/// A mount and what runs beside it.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub mount: Arc<Mount>,
+    /// The head to give back; `None` for a mount that only reads.
+    head: Option<HeadFile>,
+    /// Purge and garbage collection.
+    tasks: Vec<AbortHandle>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// See `Volume::open`.
+pub(super) async fn open(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenError> {
+    if options.read_only {
+        read(bucket, options).await
+    } else {
+        write(bucket, options).await
+    }
+}
+
+async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenError> {
+    let opened = open_reader(bucket, TreeConfig::default()).await?;
+    let head = opened.head;
+    let tables = tables_of(
+        opened.counters,
+        (options.limits, true),
+        head.capacity_bytes,
+        options.clock.now(),
+    );
+    let mount = Mount {
+        state: Arc::new(State::new(tables)),
+        tree: opened.tree,
+        commit: None,
+        fetcher: fetcher(&opened.bucket, head.uuid, &options.cache),
+        bucket: opened.bucket,
+        readahead: Readahead::default(),
+        clock: options.clock,
+        uuid: head.uuid,
+        epoch: head.epoch,
+        read_only: true,
+        purge: Notify::new(),
+    };
+    Ok(Inner {
+        mount: Arc::new(mount),
+        head: None,
+        tasks: Vec::new(),
+    })
+}
+
+async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenError> {
+    let session = Uuid::new_v4();
+    let claim = Claim {
+        node_id: options.node_id,
+        session,
+        lease: options.claim,
+        now: options.clock.now(),
+    };
+    let opened = open_writer(bucket, claim, TreeConfig::default()).await?;
+    let (head, after_crash) = (opened.taken.head, !opened.taken.clean);
+    let tables = tables_of(
+        opened.counters,
+        (options.limits, false),
+        head.capacity_bytes,
+        options.clock.now(),
+    );
+    let state = Arc::new(State::new(tables));
+    let context = CommitContext {
+        bucket: opened.bucket.clone(),
+        tree: Arc::clone(&opened.tree),
+        volume: head.uuid,
+        writer: opened.writer,
+        epoch: opened.epoch,
+        next_seq: opened.next_seq,
+        durable: opened.durable,
+        limits: options.commits,
+    };
+    let commit = commit::start(context, Arc::clone(&state) as Arc<dyn DirtyState>);
+    let mount = Arc::new(Mount {
+        state,
+        tree: opened.tree,
+        commit: Some(commit),
+        fetcher: fetcher(&opened.bucket, head.uuid, &options.cache),
+        bucket: opened.bucket,
+        readahead: Readahead::default(),
+        clock: options.clock,
+        uuid: head.uuid,
+        epoch: opened.epoch,
+        read_only: false,
+        purge: Notify::new(),
+    });
+    // The root directory of a new volume.
+    let unsealed = mount.lock().unsealed_bytes();
+    mount.dirtied(unsealed);
+    let purging = tokio::spawn(purge::run(Arc::clone(&mount)));
+    let collecting = tokio::spawn(Collector::new(Arc::clone(&mount), after_crash).run());
+    let tasks = vec![purging.abort_handle(), collecting.abort_handle()];
+    Ok(Inner {
+        mount,
+        head: Some(opened.head),
+        tasks,
+    })
+}
+
+/// See `Volume::close`.
+pub(super) async fn close(inner: &Inner) -> Result<(), FsError> {
+    let mount = &inner.mount;
+    if !mount.lock().set_closed() {
+        return Ok(());
+    }
+    inner.tasks.iter().for_each(AbortHandle::abort);
+    let ended = match &mount.commit {
+        Some(commit) => commit.shutdown().await.map_err(FsError::Lost),
+        None => Ok(()),
+    };
+    if let (Some(commit), Ok(())) = (&mount.commit, &ended)
+        && let Err(error) = Collector::finish(mount, commit.durable_applied()).await
+    {
+        tracing::warn!(%error, volume = %mount.uuid, "the journal could not be trimmed at the end; what stays is small");
+    }
+    // The tree ends its own background work also where the volume was lost.
+    let closed = mount.tree.close().await;
+    ended?;
+    closed?;
+    match &inner.head {
+        Some(head) => head
+            .release(mount.epoch)
+            .await
+            .map_err(|error| FsError::Head(Arc::new(error))),
+        None => Ok(()),
+    }
+}
+
+/// The tables of a volume as it was found; a new one gets its root directory.
+fn tables_of(
+    counters: Option<Counters>,
+    (limits, read_only): (Limits, bool),
+    capacity_bytes: u64,
+    now: Timestamp,
+) -> Tables {
+    let fresh = Counters {
+        next_ino: InodeNo::ROOT.0,
+        ..Counters::default()
+    };
+    let mut tables = Tables::new(counters.unwrap_or(fresh), limits, read_only);
+    tables.set_capacity_bytes((capacity_bytes > 0).then_some(capacity_bytes));
+    if counters.is_none() {
+        let root = tables.add_inode(ops::make::root_row(now));
+        assert_eq!(root, InodeNo::ROOT, "the first inode of a volume is its root");
+        tables.know_empty_directory(root);
+    }
+    tables
+}
+
+fn fetcher(bucket: &BucketRef, uuid: Uuid, cache: &CacheConfig) -> Fetcher {
+    Fetcher::new(bucket.clone(), uuid, cache.ram_bytes, open_disk(cache, uuid))
+}
+
+/// The cache on disk, or none where it cannot be had: a mount works without.
+fn open_disk(cache: &CacheConfig, uuid: Uuid) -> Option<DiskCache> {
+    let dir = cache.dir.as_ref()?.join(uuid.simple().to_string());
+    match DiskCache::open(&dir, cache.disk_bytes) {
+        Ok(Some(disk)) => Some(disk),
+        Ok(None) => {
+            tracing::warn!(dir = %dir.display(), "another program uses this cache folder: frames are kept in RAM only");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, dir = %dir.display(), "the cache folder cannot be used: frames are kept in RAM only");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod by_hand {
+    //! Volumes whose commits a test makes by hand, and the background work done when a test wants it.
+
+    use super::*;
+    use crate::ids::Epoch;
+    use crate::limits::FRAME_CACHE_BYTES_MAX;
+    use crate::ops::tests::Steps;
+    use crate::tree::Tree;
+    use crate::volume::Volume;
+
+    impl Volume {
+        /// A new volume whose commits the test makes.
+        pub(crate) fn without_commits(tree: Arc<dyn Tree>, bucket: BucketRef, limits: Limits, uuid: Uuid) -> Self {
+            Self::of_tables(
+                tables_of(None, (limits, false), 0, Timestamp::default()),
+                tree,
+                bucket,
+                uuid,
+            )
+        }
+
+        /// The same, with what an earlier mount has left.
+        pub(crate) fn reopened(tree: Arc<dyn Tree>, bucket: BucketRef, counters: Counters, uuid: Uuid) -> Self {
+            let tables = tables_of(Some(counters), (Limits::default(), false), 0, Timestamp::default());
+            Self::of_tables(tables, tree, bucket, uuid)
+        }
+
+        fn of_tables(tables: Tables, tree: Arc<dyn Tree>, bucket: BucketRef, uuid: Uuid) -> Self {
+            let mount = Mount {
+                state: Arc::new(State::new(tables)),
+                tree,
+                commit: None,
+                fetcher: Fetcher::new(bucket.clone(), uuid, FRAME_CACHE_BYTES_MAX, None),
+                bucket,
+                readahead: Readahead::default(),
+                clock: Arc::new(Steps::default()),
+                uuid,
+                epoch: Epoch(1),
+                read_only: false,
+                purge: Notify::new(),
+            };
+            let inner = Inner {
+                mount: Arc::new(mount),
+                head: None,
+                tasks: Vec::new(),
+            };
+            Self { inner: Arc::new(inner) }
+        }
+
+        pub(crate) fn state(&self) -> Arc<State> {
+            Arc::clone(&self.inner.mount.state)
+        }
+
+        pub(crate) fn mount(&self) -> Arc<Mount> {
+            Arc::clone(&self.inner.mount)
+        }
+
+        /// Drops all rows that may be dropped.
+        pub(crate) fn drop_clean_rows(&self) {
+            self.inner.mount.lock().shrink_to(0);
+        }
+
+        pub(crate) fn table_bytes(&self) -> u64 {
+            self.inner.mount.lock().bytes()
+        }
+
+        /// Does what the purge task does, once.
+        pub(crate) async fn purge_all(&self) {
+            purge::run_once(&self.inner.mount).await.expect("purging works");
+        }
+    }
+}
