@@ -1,0 +1,540 @@
+//! A world: a bucket whose requests take their time, a volume on it, and the model of what it must hold.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tests::model::{Content, Model, NodeId, Refused, digest, text};
+use uuid::Uuid;
+use volume::attr::{Caller, CopyRange, Fallocate, Place, RenameMode, SetAttr, XattrMode};
+use volume::bucket::memory::MemoryBucket;
+use volume::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta};
+use volume::clock::{Clock, Timestamp};
+use volume::commit::CommitLimits;
+use volume::error::FsError;
+use volume::head::{Head, HeadFile, HeadWriter, NewHead, Parameters};
+use volume::ids::{DirCookie, InodeNo};
+use volume::limits::Limits;
+use volume::row::FileKind;
+use volume::volume::{CacheConfig, OpenOptions, Volume};
+use volume::volume_id::{NodeId as HostId, VolumeId};
+
+const CALLER: Caller = Caller { uid: 7, gid: 7 };
+
+/// Names are few, so that operations meet each other.
+const NAMES: [&[u8]; 6] = [b"a", b"b", b"c", b"d", b"e", b"a longer name, with \xff bytes that are no text"];
+
+/// A random number from a seed: xorshift, the same for ever.
+#[derive(Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
+        if from.is_empty() { None } else { Some(from[self.below(from.len() as u64) as usize]) }
+    }
+}
+
+/// The bucket as one mount sees it: every request takes its time before and after its effect, until the mount's machine
+/// dies; then nothing more comes through.
+#[derive(Debug)]
+struct Wire {
+    bucket: Arc<MemoryBucket>,
+    dead: AtomicBool,
+    dice: AtomicU64,
+}
+
+impl Wire {
+    async fn pass(&self) {
+        let mut dice = Dice(self.dice.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed) | 1);
+        dice.below(2);
+        tokio::time::sleep(Duration::from_millis(dice.below(20))).await;
+        if self.dead.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[async_trait]
+impl Bucket for Wire {
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Object, BucketError> {
+        self.pass().await;
+        self.bucket.get(key, range).await
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError> {
+        self.pass().await;
+        self.bucket.head(key).await
+    }
+
+    async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
+        self.pass().await;
+        let answer = self.bucket.put_if_absent(key, body).await;
+        self.pass().await;
+        answer
+    }
+
+    async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {
+        self.pass().await;
+        let answer = self.bucket.put_if_match(key, body, expected).await;
+        self.pass().await;
+        answer
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), BucketError> {
+        self.pass().await;
+        self.bucket.delete(key).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {
+        self.pass().await;
+        self.bucket.list(request).await
+    }
+}
+
+/// Time for stamps; nothing is decided by it.
+#[derive(Debug, Default)]
+struct Ticks(AtomicU64);
+
+impl Clock for Ticks {
+    fn now(&self) -> Timestamp {
+        Timestamp { seconds: self.0.fetch_add(1, Ordering::Relaxed) as i64, nanos: 0 }
+    }
+}
+
+/// A volume, and what it must hold.
+pub struct World {
+    seed: u64,
+    step: u32,
+    dice: Dice,
+    bucket: Arc<MemoryBucket>,
+    wire: Arc<Wire>,
+    volume: Volume,
+    model: Model,
+    inos: BTreeMap<NodeId, InodeNo>,
+    /// The model at the last fsync and after each operation since.
+    history: Vec<Model>,
+    done: Vec<String>,
+}
+
+impl World {
+    /// A new volume.
+    pub async fn new(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let bucket = Arc::new(MemoryBucket::new());
+        let head = Head::new(NewHead {
+            name: "v".to_owned(),
+            volume: VolumeId::of_name("v").expect("a plain name"),
+            uuid: Uuid::from_u128(u128::from(seed) + 1),
+            capacity_bytes: 0,
+            parameters: Parameters::default(),
+            now: Timestamp::default(),
+        });
+        let file = HeadFile::new(Arc::clone(&bucket) as BucketRef, HeadWriter::new(Uuid::from_u128(6)));
+        file.create(head).await.expect("a new head");
+        let (wire, volume) = open(&bucket, &mut dice).await;
+        let model = Model::new();
+        let inos = BTreeMap::from([(NodeId::ROOT, InodeNo::ROOT)]);
+        let history = vec![model.clone()];
+        Self { seed, step: 0, dice, bucket, wire, volume, model, inos, history, done: Vec::new() }
+    }
+
+    /// Something happens.
+    pub async fn step(&mut self) {
+        self.step += 1;
+        match self.dice.below(100) {
+            0..12 => self.make().await,
+            12..45 => self.change_content().await,
+            45..52 => self.unlink().await,
+            52..60 => self.rename().await,
+            60..64 => self.link().await,
+            64..70 => self.attributes().await,
+            70..76 => self.open_or_close().await,
+            76..82 => self.compare_one().await,
+            82..90 => self.sync().await,
+            90..92 => tokio::time::sleep(Duration::from_millis(self.dice.below(3_000))).await,
+            92..94 => self.compare("at rest", &[self.model.clone()]).await,
+            94..97 => self.crash().await,
+            97..98 => self.take_over().await,
+            _ => self.restart().await,
+        }
+    }
+
+    fn at(&self) -> String {
+        let first = self.done.len().saturating_sub(12);
+        format!("seed {}, step {}, after {:#?}", self.seed, self.step, &self.done[first..])
+    }
+
+    fn ino(&self, id: NodeId) -> InodeNo {
+        self.inos[&id]
+    }
+
+    /// Both answered: they must agree.
+    fn agree<A, B>(&mut self, what: String, volume: Result<A, FsError>, model: Result<B, Refused>) -> Option<(A, B)> {
+        self.done.push(what);
+        let told = volume.map_err(refused_of);
+        match (told, model) {
+            (Ok(a), Ok(b)) => {
+                self.history.push(self.model.clone());
+                Some((a, b))
+            }
+            (Err(a), Err(b)) if a == b => None,
+            (a, b) => panic!("volume: {:?}, model: {:?}, {}", a.map(drop), b.map(drop), self.at()),
+        }
+    }
+
+    async fn make(&mut self) {
+        let dir = self.dice.pick(&self.model.directories()).expect("the root is there");
+        let name = self.dice.pick(&NAMES).expect("names");
+        let parent = self.ino(dir);
+        let mode = 0o600 + self.dice.below(0o100) as u16;
+        let (told, content) = match self.dice.below(5) {
+            0 | 1 => {
+                let told = self.volume.mkdir(parent, name, mode, CALLER).await;
+                (told, Content::Directory(BTreeMap::new()))
+            }
+            2 => (
+                self.volume.symlink(parent, name, b"target", CALLER).await,
+                Content::Symlink(b"target".to_vec()),
+            ),
+            _ => {
+                let told = self.volume.create(parent, name, mode, CALLER).await;
+                if let Ok(attr) = &told {
+                    self.volume.release(attr.ino);
+                }
+                (told, Content::File(Vec::new()))
+            }
+        };
+        let mode = if matches!(content, Content::Symlink(_)) { 0o777 } else { mode };
+        let made = self.model.make(dir, name, content, mode);
+        if let Some((attr, id)) = self.agree(format!("make {} in {dir:?}", text(name)), told, made) {
+            self.volume.forget(attr.ino, 1);
+            self.inos.insert(id, attr.ino);
+        }
+    }
+
+    async fn change_content(&mut self) {
+        let Some(file) = self.dice.pick(&self.model.files()) else { return };
+        let ino = self.ino(file);
+        let (offset, len) = match self.dice.below(4) {
+            0 => (self.dice.below(5_000), self.dice.below(3_000)),
+            1 => (self.dice.below(300_000), self.dice.below(100)),
+            2 => (self.model.bytes(file).len() as u64, self.dice.below(20_000)),
+            _ => (self.dice.below(200_000), self.dice.below(150_000)),
+        };
+        let (at, count) = (offset as usize, len as usize);
+        let told = match self.dice.below(10) {
+            0..6 => {
+                let data: Vec<u8> = (0..count).map(|i| (i as u64 * 7 + u64::from(self.step)) as u8).collect();
+                self.model.write(file, at, &data);
+                self.volume.write(ino, offset, data.into()).await
+            }
+            6 => {
+                self.model.truncate(file, at);
+                let change = SetAttr { size: Some(offset), ..SetAttr::default() };
+                self.volume.setattr(ino, &change).await.map(drop)
+            }
+            7 => {
+                self.model.zero(file, at, count + 1, false);
+                self.volume.fallocate(ino, Fallocate::PunchHole, offset, len + 1).await
+            }
+            8 => {
+                self.model.zero(file, at, count + 1, true);
+                self.volume.fallocate(ino, Fallocate::ZeroRange { keep_size: false }, offset, len + 1).await
+            }
+            _ => return self.copy(file, offset, len).await,
+        };
+        self.agree(format!("content of {file:?} ({ino}) at {offset}+{len}"), told, Ok(()));
+    }
+
+    async fn copy(&mut self, to: NodeId, to_offset: u64, len_bytes: u64) {
+        let from = self.dice.pick(&self.model.files()).expect("there is one");
+        let from_offset = self.dice.below(100_000);
+        if from == to {
+            return;
+        }
+        let bytes = self.model.bytes(from);
+        let start = (from_offset as usize).min(bytes.len());
+        let end = (start + len_bytes as usize).min(bytes.len());
+        let data = bytes[start..end].to_vec();
+        self.model.write(to, to_offset as usize, &data);
+        let range = CopyRange { from: self.ino(from), from_offset, to: self.ino(to), to_offset, len_bytes };
+        let told = self.volume.copy_file_range(range).await;
+        let what = format!("copy {from:?} at {from_offset} to {to:?} at {to_offset}+{len_bytes}");
+        if let Some((copied, ())) = self.agree(what, told, Ok(())) {
+            assert_eq!(copied, data.len() as u64, "{}", self.at());
+        }
+    }
+
+    async fn unlink(&mut self) {
+        let dir = self.dice.pick(&self.model.directories()).expect("the root is there");
+        let name = self.dice.pick(&NAMES).expect("names");
+        let (told, model) = match self.dice.below(2) {
+            0 => (self.volume.unlink(self.ino(dir), name).await, self.model.unlink(dir, name)),
+            _ => (self.volume.rmdir(self.ino(dir), name).await, self.model.rmdir(dir, name)),
+        };
+        self.agree(format!("unlink {} in {dir:?}", text(name)), told, model);
+    }
+
+    async fn rename(&mut self) {
+        let directories = self.model.directories();
+        let (from, to) = (self.dice.pick(&directories).expect("root"), self.dice.pick(&directories).expect("root"));
+        let (name, new_name) = (self.dice.pick(&NAMES).expect("names"), self.dice.pick(&NAMES).expect("names"));
+        let mode = self.dice.pick(&[RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
+        let mode = mode.expect("modes");
+        let (source, target) = (Place { dir: self.ino(from), name }, Place { dir: self.ino(to), name: new_name });
+        let told = self.volume.rename(source, target, mode).await;
+        let (replace, exchange) = (mode != RenameMode::NoReplace, mode == RenameMode::Exchange);
+        let model = self.model.rename((from, name), (to, new_name), replace, exchange);
+        self.agree(format!("rename {} in {from:?} to {} in {to:?} {mode:?}", text(name), text(new_name)), told, model);
+    }
+
+    async fn link(&mut self) {
+        let nodes: Vec<NodeId> = self.model.files().into_iter().chain(self.model.directories()).collect();
+        let id = self.dice.pick(&nodes).expect("the root is there");
+        let dir = self.dice.pick(&self.model.directories()).expect("the root is there");
+        let name = self.dice.pick(&NAMES).expect("names");
+        let told = self.volume.link(self.ino(id), self.ino(dir), name).await;
+        let model = self.model.link(id, dir, name);
+        if let Some((attr, ())) = self.agree(format!("link {id:?} as {} in {dir:?}", text(name)), told, model) {
+            self.volume.forget(attr.ino, 1);
+        }
+    }
+
+    async fn attributes(&mut self) {
+        let nodes: Vec<NodeId> = self.model.files().into_iter().chain(self.model.directories()).collect();
+        let id = self.dice.pick(&nodes).expect("the root is there");
+        let ino = self.ino(id);
+        let name = self.dice.pick(&[&b"user.a"[..], b"user.b"]).expect("names");
+        match self.dice.below(3) {
+            0 => {
+                let mode = self.dice.below(0o1000) as u16;
+                let change = SetAttr { mode: Some(mode), ..SetAttr::default() };
+                let told = self.volume.setattr(ino, &change).await;
+                self.model.chmod(id, mode);
+                self.agree(format!("chmod {id:?}"), told, Ok(()));
+            }
+            1 => {
+                let value = vec![self.step as u8; self.dice.below(300) as usize];
+                let told = self.volume.setxattr(ino, name, value.clone().into(), XattrMode::Any).await;
+                self.model.set_xattr(id, name, &value);
+                self.agree(format!("setxattr {id:?}"), told, Ok(()));
+            }
+            _ => {
+                let told = self.volume.removexattr(ino, name).await;
+                let model = self.model.remove_xattr(id, name);
+                self.agree(format!("removexattr {id:?}"), told, model);
+            }
+        }
+    }
+
+    async fn open_or_close(&mut self) {
+        if let Some(id) = self.dice.pick(&self.model.open_nodes())
+            && self.dice.below(2) == 0
+        {
+            self.volume.release(self.ino(id));
+            self.model.close(id);
+            self.done.push(format!("close {id:?}"));
+            self.history.push(self.model.clone());
+        } else if let Some(id) = self.dice.pick(&self.model.files())
+            && !self.model.is_open(id)
+        {
+            self.volume.open_file(self.ino(id), false).await.expect("it exists");
+            self.model.open(id);
+            self.done.push(format!("open {id:?}"));
+        }
+    }
+
+    async fn compare_one(&mut self) {
+        let Some(file) = self.dice.pick(&self.model.files()) else { return };
+        let bytes = self.model.bytes(file);
+        let (offset, len) = (self.dice.below(320_000) as usize, self.dice.below(200_000) as usize);
+        let expected = &bytes[offset.min(bytes.len())..(offset + len).min(bytes.len())];
+        let told = self.volume.read(self.ino(file), offset as u64, len as u32).await;
+        let told = told.unwrap_or_else(|error| panic!("{error}: {file:?} at {offset}+{len}, {}", self.at())).concat();
+        assert!(told == expected, "{file:?} at {offset}+{len} is not what was written, {}", self.at());
+    }
+
+    async fn sync(&mut self) {
+        self.volume.fsync(InodeNo::ROOT).await.expect("nobody has taken the volume");
+        self.done.push("fsync".to_owned());
+        self.history = vec![self.model.clone()];
+    }
+
+    /// Closes and opens again.
+    pub async fn restart(&mut self) {
+        self.volume.close().await.expect("nobody has taken the volume");
+        let (wire, volume) = open(&self.bucket, &mut self.dice).await;
+        (self.wire, self.volume) = (wire, volume);
+        self.done.push("restart".to_owned());
+        self.compare("after a restart", &[self.model.after_restart()]).await;
+    }
+
+    /// The machine dies: a part of the requests in flight takes effect.
+    async fn crash(&mut self) {
+        tokio::time::sleep(Duration::from_millis(self.dice.below(60))).await;
+        self.wire.dead.store(true, Ordering::Relaxed);
+        let (wire, volume) = open(&self.bucket, &mut self.dice).await;
+        (self.wire, self.volume) = (wire, volume);
+        self.done.push("crash".to_owned());
+        self.compare_prefix("after a crash").await;
+    }
+
+    /// Another mount takes the volume while this one works on.
+    async fn take_over(&mut self) {
+        let (wire, volume) = open(&self.bucket, &mut self.dice).await;
+        let old = std::mem::replace(&mut self.volume, volume);
+        self.wire = wire;
+        let name = b"written by the one who was taken over";
+        if old.mkdir(InodeNo::ROOT, name, 0o700, CALLER).await.is_ok() {
+            let told = old.fsync(InodeNo::ROOT).await;
+            assert!(matches!(told, Err(FsError::Lost(_))), "an acknowledgement after the take-over: {told:?}, {}", self.at());
+        }
+        drop(old);
+        self.done.push("take-over".to_owned());
+        self.compare_prefix("after a take-over").await;
+    }
+
+    async fn compare_prefix(&mut self, when: &str) {
+        let moments: Vec<Model> = self.history.iter().rev().map(Model::after_restart).collect();
+        self.compare(when, &moments).await;
+    }
+
+    /// The volume must be one of these; from then on it is that one.
+    async fn compare(&mut self, when: &str, moments: &[Model]) {
+        let lines = self.lines().await;
+        let Some(found) = moments.iter().find(|model| model.lines() == lines) else {
+            let newest = moments[0].lines();
+            let missing: Vec<&String> = newest.iter().filter(|line| !lines.contains(line)).collect();
+            let extra: Vec<&String> = lines.iter().filter(|line| !newest.contains(line)).collect();
+            panic!(
+                "{when} the volume is none of {} moments; against the newest it lacks {missing:#?} and has {extra:#?}, {}",
+                moments.len(),
+                self.at()
+            );
+        };
+        if when != "at rest" {
+            self.model = found.clone();
+            self.history = vec![found.clone()];
+            self.inos = BTreeMap::from([(NodeId::ROOT, InodeNo::ROOT)]);
+            self.learn_inos().await;
+        }
+    }
+
+    async fn learn_inos(&mut self) {
+        let mut left = vec![NodeId::ROOT];
+        while let Some(dir) = left.pop() {
+            for (name, id) in self.model.names(dir).clone() {
+                let attr = self.volume.lookup(self.ino(dir), &name).await.expect("the trees are the same");
+                self.volume.forget(attr.ino, 1);
+                self.inos.insert(id, attr.ino);
+                if matches!(self.model.node(id).content, Content::Directory(_)) {
+                    left.push(id);
+                }
+            }
+        }
+    }
+
+    /// The volume as `Model::lines` would tell it.
+    async fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut groups: BTreeMap<InodeNo, usize> = BTreeMap::new();
+        let mut left = vec![(InodeNo::ROOT, String::new())];
+        while let Some((ino, path)) = left.pop() {
+            let attr = self.volume.getattr(ino).await.unwrap_or_else(|error| panic!("{error} at {path}, {}", self.at()));
+            let mut xattrs = Vec::new();
+            for name in self.volume.listxattr(ino).await.expect("a list of attributes") {
+                let value = self.volume.getxattr(ino, &name).await.expect("a listed attribute");
+                xattrs.push(format!("{}={}", text(&name), digest(&value)));
+            }
+            let count = groups.len();
+            let group = *groups.entry(ino).or_insert(count);
+            let what = match attr.kind {
+                FileKind::Directory => {
+                    let names = self.names(ino).await;
+                    left.extend(names.iter().rev().map(|(name, ino)| (*ino, format!("{path}/{}", text(name)))));
+                    format!("directory {} names", names.len())
+                }
+                FileKind::Symlink => format!("link to {}", text(&self.volume.readlink(ino).await.expect("a link"))),
+                _ => {
+                    let content = self.volume.read(ino, 0, u32::MAX).await;
+                    let content = content.unwrap_or_else(|error| panic!("{error} at {path}, {}", self.at())).concat();
+                    assert_eq!(content.len() as u64, attr.size, "length of {path}, {}", self.at());
+                    format!("file {} bytes {}", content.len(), digest(&content))
+                }
+            };
+            let (mode, nlink) = (attr.mode, attr.nlink);
+            lines.push(format!("{path}/ #{group} {what} mode {mode:o} nlink {nlink} {}", xattrs.join(",")));
+        }
+        lines
+    }
+
+    async fn names(&self, dir: InodeNo) -> BTreeMap<Bytes, InodeNo> {
+        let (mut names, mut after) = (BTreeMap::new(), DirCookie(0));
+        loop {
+            let page = self.volume.readdir(dir, after, 3, true).await.expect("a listing");
+            let Some(last) = page.last() else { return names };
+            after = last.cookie;
+            for entry in page.into_iter().filter(|entry| !matches!(&entry.name[..], b"." | b"..")) {
+                let told = entry.attr.as_ref().map(|attr| (attr.ino, attr.kind));
+                assert_eq!(told, Some((entry.ino, entry.kind)), "{}", self.at());
+                assert!(names.insert(entry.name, entry.ino).is_none(), "listed twice, {}", self.at());
+            }
+        }
+    }
+}
+
+async fn open(bucket: &Arc<MemoryBucket>, dice: &mut Dice) -> (Arc<Wire>, Volume) {
+    let wire = Arc::new(Wire {
+        bucket: Arc::clone(bucket),
+        dead: AtomicBool::new(false),
+        dice: AtomicU64::new(dice.below(u64::MAX >> 12)),
+    });
+    let table_bytes_max = dice.pick(&[0, 5_000, 64 << 20]).expect("sizes");
+    let commits = CommitLimits {
+        cut_after: Duration::from_millis(1 + dice.below(2_000)),
+        inline_bytes_max: 1 + dice.below(100_000),
+        segment_bytes_max: 50_000 + dice.below(100_000),
+        tree_flush_commits: 1 + dice.below(20),
+        ..CommitLimits::default()
+    };
+    let options = OpenOptions {
+        node_id: HostId::new("node").expect("a plain name"),
+        read_only: false,
+        claim: None,
+        cache: CacheConfig { ram_bytes: dice.below(400_000), ..CacheConfig::default() },
+        limits: Limits { table_bytes_max, dirty_bytes_max: 100_000 + dice.below(1_000_000) },
+        commits,
+        clock: Arc::new(Ticks::default()),
+    };
+    let opened = Volume::open(Arc::clone(&wire) as BucketRef, options).await;
+    (wire, opened.unwrap_or_else(|error| panic!("the volume does not open: {error}")))
+}
+
+fn refused_of(error: FsError) -> Refused {
+    match error {
+        FsError::NotFound => Refused::NotFound,
+        FsError::Exists => Refused::Exists,
+        FsError::NotDirectory => Refused::NotDirectory,
+        FsError::IsDirectory => Refused::IsDirectory,
+        FsError::NotEmpty => Refused::NotEmpty,
+        FsError::Invalid(_) => Refused::Invalid,
+        FsError::NotPermitted => Refused::NotPermitted,
+        FsError::NoAttribute => Refused::NoAttribute,
+        other => panic!("no model refuses with {other:?}"),
+    }
+}
