@@ -82,14 +82,24 @@ impl Default for Model {
 
 fn node(content: Content, mode: u16, parent: NodeId) -> Node {
     let nlink = if matches!(content, Content::Directory(_)) { 2 } else { 1 };
-    Node { content, nlink, parent, mode, xattrs: BTreeMap::new() }
+    Node {
+        content,
+        nlink,
+        parent,
+        mode,
+        xattrs: BTreeMap::new(),
+    }
 }
 
 impl Model {
     /// An empty root.
     pub fn new() -> Self {
         let root = node(Content::Directory(BTreeMap::new()), 0o755, NodeId::ROOT);
-        Self { nodes: BTreeMap::from([(NodeId::ROOT, root)]), open: BTreeSet::new(), next: 1 }
+        Self {
+            nodes: BTreeMap::from([(NodeId::ROOT, root)]),
+            open: BTreeSet::new(),
+            next: 1,
+        }
     }
 
     /// A node that exists.
@@ -109,13 +119,19 @@ impl Model {
 
     /// All directories that have a name, in order.
     pub fn directories(&self) -> Vec<NodeId> {
-        let living = self.nodes.iter().filter(|(_, node)| matches!(node.content, Content::Directory(_)) && node.nlink > 0);
+        let living = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| matches!(node.content, Content::Directory(_)) && node.nlink > 0);
         living.map(|(id, _)| *id).collect()
     }
 
     /// All files, also those that are open without a name.
     pub fn files(&self) -> Vec<NodeId> {
-        let files = self.nodes.iter().filter(|(_, node)| matches!(node.content, Content::File(_)));
+        let files = self
+            .nodes
+            .iter()
+            .filter(|(_, node)| matches!(node.content, Content::File(_)));
         files.map(|(id, _)| *id).collect()
     }
 
@@ -384,14 +400,22 @@ impl Model {
         let node = &self.nodes[&id];
         let count = groups.len();
         let group = *groups.entry(id).or_insert(count);
-        let xattrs: Vec<String> =
-            node.xattrs.iter().map(|(name, value)| format!("{}={}", text(name), digest(value))).collect();
+        let xattrs: Vec<String> = node
+            .xattrs
+            .iter()
+            .map(|(name, value)| format!("{}={}", text(name), digest(value)))
+            .collect();
         let what = match &node.content {
             Content::File(bytes) => format!("file {} bytes {}", bytes.len(), digest(bytes)),
             Content::Directory(names) => format!("directory {} names", names.len()),
             Content::Symlink(target) => format!("link to {}", text(target)),
         };
-        lines.push(format!("{path}/ #{group} {what} mode {:o} nlink {} {}", node.mode, node.nlink, xattrs.join(",")));
+        lines.push(format!(
+            "{path}/ #{group} {what} mode {:o} nlink {} {}",
+            node.mode,
+            node.nlink,
+            xattrs.join(",")
+        ));
         if let Content::Directory(names) = &node.content {
             for (name, child) in names {
                 self.describe(*child, &format!("{path}/{}", text(name)), groups, lines);

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use volume::attr::SetAttr;
 use volume::bucket::{BucketError, BucketRef};
 use volume::clock::Clock;
+use volume::commit::CommitLimits;
 use volume::error::FsError;
 use volume::head::{Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters};
 use volume::ids::{InodeNo, Lease};
@@ -154,6 +155,7 @@ async fn open_in(spec: &OpenSpec, stores: &Stores) -> Result<Opened, Refusal> {
         claim: spec.lease,
         cache: spec.cache.clone(),
         limits: Limits::default(),
+        commits: CommitLimits::default(),
         clock: Arc::new(SystemClock),
     };
     let volume = Volume::open(root, options).await?;

@@ -1,120 +1,38 @@
 //! A world: a bucket whose requests take their time, a volume on it, and the model of what it must hold.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use tests::model::{Content, Model, NodeId, Refused, digest, text};
 use uuid::Uuid;
 use volume::attr::{Caller, CopyRange, Fallocate, Place, RenameMode, SetAttr, XattrMode};
+use volume::bucket::BucketRef;
 use volume::bucket::memory::MemoryBucket;
-use volume::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta};
-use volume::clock::{Clock, Timestamp};
-use volume::commit::CommitLimits;
+use volume::clock::Timestamp;
 use volume::error::FsError;
 use volume::head::{Head, HeadFile, HeadWriter, NewHead, Parameters};
 use volume::ids::{DirCookie, InodeNo};
-use volume::limits::Limits;
 use volume::row::FileKind;
-use volume::volume::{CacheConfig, OpenOptions, Volume};
-use volume::volume_id::{NodeId as HostId, VolumeId};
+use volume::volume::Volume;
+use volume::volume_id::VolumeId;
+
+mod machine;
+
+use machine::{Dice, Wire, open};
 
 const CALLER: Caller = Caller { uid: 7, gid: 7 };
 
 /// Names are few, so that operations meet each other.
-const NAMES: [&[u8]; 6] = [b"a", b"b", b"c", b"d", b"e", b"a longer name, with \xff bytes that are no text"];
-
-/// A random number from a seed: xorshift, the same for ever.
-#[derive(Debug)]
-pub struct Dice(u64);
-
-impl Dice {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) % bound
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
-        if from.is_empty() { None } else { Some(from[self.below(from.len() as u64) as usize]) }
-    }
-}
-
-/// The bucket as one mount sees it: every request takes its time before and after its effect, until the mount's machine
-/// dies; then nothing more comes through.
-#[derive(Debug)]
-struct Wire {
-    bucket: Arc<MemoryBucket>,
-    dead: AtomicBool,
-    dice: AtomicU64,
-}
-
-impl Wire {
-    async fn pass(&self) {
-        let mut dice = Dice(self.dice.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed) | 1);
-        dice.below(2);
-        tokio::time::sleep(Duration::from_millis(dice.below(20))).await;
-        if self.dead.load(Ordering::Relaxed) {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-#[async_trait]
-impl Bucket for Wire {
-    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Object, BucketError> {
-        self.pass().await;
-        self.bucket.get(key, range).await
-    }
-
-    async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError> {
-        self.pass().await;
-        self.bucket.head(key).await
-    }
-
-    async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
-        self.pass().await;
-        let answer = self.bucket.put_if_absent(key, body).await;
-        self.pass().await;
-        answer
-    }
-
-    async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {
-        self.pass().await;
-        let answer = self.bucket.put_if_match(key, body, expected).await;
-        self.pass().await;
-        answer
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), BucketError> {
-        self.pass().await;
-        self.bucket.delete(key).await
-    }
-
-    async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {
-        self.pass().await;
-        self.bucket.list(request).await
-    }
-}
-
-/// Time for stamps; nothing is decided by it.
-#[derive(Debug, Default)]
-struct Ticks(AtomicU64);
-
-impl Clock for Ticks {
-    fn now(&self) -> Timestamp {
-        Timestamp { seconds: self.0.fetch_add(1, Ordering::Relaxed) as i64, nanos: 0 }
-    }
-}
+const NAMES: [&[u8]; 6] = [
+    b"a",
+    b"b",
+    b"c",
+    b"d",
+    b"e",
+    b"a longer name, with \xff bytes that are no text",
+];
 
 /// A volume, and what it must hold.
 pub struct World {
@@ -150,7 +68,18 @@ impl World {
         let model = Model::new();
         let inos = BTreeMap::from([(NodeId::ROOT, InodeNo::ROOT)]);
         let history = vec![model.clone()];
-        Self { seed, step: 0, dice, bucket, wire, volume, model, inos, history, done: Vec::new() }
+        Self {
+            seed,
+            step: 0,
+            dice,
+            bucket,
+            wire,
+            volume,
+            model,
+            inos,
+            history,
+            done: Vec::new(),
+        }
     }
 
     /// Something happens.
@@ -166,7 +95,7 @@ impl World {
             70..76 => self.open_or_close().await,
             76..82 => self.compare_one().await,
             82..90 => self.sync().await,
-            90..92 => tokio::time::sleep(Duration::from_millis(self.dice.below(3_000))).await,
+            90..92 => tokio::time::sleep(Duration::from_millis(self.dice.below(40))).await,
             92..94 => self.compare("at rest", &[self.model.clone()]).await,
             94..97 => self.crash().await,
             97..98 => self.take_over().await,
@@ -176,7 +105,12 @@ impl World {
 
     fn at(&self) -> String {
         let first = self.done.len().saturating_sub(12);
-        format!("seed {}, step {}, after {:#?}", self.seed, self.step, &self.done[first..])
+        format!(
+            "seed {}, step {}, after {:#?}",
+            self.seed,
+            self.step,
+            &self.done[first..]
+        )
     }
 
     fn ino(&self, id: NodeId) -> InodeNo {
@@ -219,7 +153,11 @@ impl World {
                 (told, Content::File(Vec::new()))
             }
         };
-        let mode = if matches!(content, Content::Symlink(_)) { 0o777 } else { mode };
+        let mode = if matches!(content, Content::Symlink(_)) {
+            0o777
+        } else {
+            mode
+        };
         let made = self.model.make(dir, name, content, mode);
         if let Some((attr, id)) = self.agree(format!("make {} in {dir:?}", text(name)), told, made) {
             self.volume.forget(attr.ino, 1);
@@ -228,7 +166,9 @@ impl World {
     }
 
     async fn change_content(&mut self) {
-        let Some(file) = self.dice.pick(&self.model.files()) else { return };
+        let Some(file) = self.dice.pick(&self.model.files()) else {
+            return;
+        };
         let ino = self.ino(file);
         let (offset, len) = match self.dice.below(4) {
             0 => (self.dice.below(5_000), self.dice.below(3_000)),
@@ -239,13 +179,18 @@ impl World {
         let (at, count) = (offset as usize, len as usize);
         let told = match self.dice.below(10) {
             0..6 => {
-                let data: Vec<u8> = (0..count).map(|i| (i as u64 * 7 + u64::from(self.step)) as u8).collect();
+                let data: Vec<u8> = (0..count)
+                    .map(|i| (i as u64 * 7 + u64::from(self.step)) as u8)
+                    .collect();
                 self.model.write(file, at, &data);
                 self.volume.write(ino, offset, data.into()).await
             }
             6 => {
                 self.model.truncate(file, at);
-                let change = SetAttr { size: Some(offset), ..SetAttr::default() };
+                let change = SetAttr {
+                    size: Some(offset),
+                    ..SetAttr::default()
+                };
                 self.volume.setattr(ino, &change).await.map(drop)
             }
             7 => {
@@ -254,7 +199,9 @@ impl World {
             }
             8 => {
                 self.model.zero(file, at, count + 1, true);
-                self.volume.fallocate(ino, Fallocate::ZeroRange { keep_size: false }, offset, len + 1).await
+                self.volume
+                    .fallocate(ino, Fallocate::ZeroRange { keep_size: false }, offset, len + 1)
+                    .await
             }
             _ => return self.copy(file, offset, len).await,
         };
@@ -272,7 +219,13 @@ impl World {
         let end = (start + len_bytes as usize).min(bytes.len());
         let data = bytes[start..end].to_vec();
         self.model.write(to, to_offset as usize, &data);
-        let range = CopyRange { from: self.ino(from), from_offset, to: self.ino(to), to_offset, len_bytes };
+        let range = CopyRange {
+            from: self.ino(from),
+            from_offset,
+            to: self.ino(to),
+            to_offset,
+            len_bytes,
+        };
         let told = self.volume.copy_file_range(range).await;
         let what = format!("copy {from:?} at {from_offset} to {to:?} at {to_offset}+{len_bytes}");
         if let Some((copied, ())) = self.agree(what, told, Ok(())) {
@@ -284,23 +237,57 @@ impl World {
         let dir = self.dice.pick(&self.model.directories()).expect("the root is there");
         let name = self.dice.pick(&NAMES).expect("names");
         let (told, model) = match self.dice.below(2) {
-            0 => (self.volume.unlink(self.ino(dir), name).await, self.model.unlink(dir, name)),
-            _ => (self.volume.rmdir(self.ino(dir), name).await, self.model.rmdir(dir, name)),
+            0 => (
+                self.volume.unlink(self.ino(dir), name).await,
+                self.model.unlink(dir, name),
+            ),
+            _ => (
+                self.volume.rmdir(self.ino(dir), name).await,
+                self.model.rmdir(dir, name),
+            ),
         };
         self.agree(format!("unlink {} in {dir:?}", text(name)), told, model);
     }
 
     async fn rename(&mut self) {
         let directories = self.model.directories();
-        let (from, to) = (self.dice.pick(&directories).expect("root"), self.dice.pick(&directories).expect("root"));
-        let (name, new_name) = (self.dice.pick(&NAMES).expect("names"), self.dice.pick(&NAMES).expect("names"));
-        let mode = self.dice.pick(&[RenameMode::Replace, RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange]);
+        let (from, to) = (
+            self.dice.pick(&directories).expect("root"),
+            self.dice.pick(&directories).expect("root"),
+        );
+        let (name, new_name) = (
+            self.dice.pick(&NAMES).expect("names"),
+            self.dice.pick(&NAMES).expect("names"),
+        );
+        let mode = self.dice.pick(&[
+            RenameMode::Replace,
+            RenameMode::Replace,
+            RenameMode::NoReplace,
+            RenameMode::Exchange,
+        ]);
         let mode = mode.expect("modes");
-        let (source, target) = (Place { dir: self.ino(from), name }, Place { dir: self.ino(to), name: new_name });
+        let (source, target) = (
+            Place {
+                dir: self.ino(from),
+                name,
+            },
+            Place {
+                dir: self.ino(to),
+                name: new_name,
+            },
+        );
         let told = self.volume.rename(source, target, mode).await;
         let (replace, exchange) = (mode != RenameMode::NoReplace, mode == RenameMode::Exchange);
         let model = self.model.rename((from, name), (to, new_name), replace, exchange);
-        self.agree(format!("rename {} in {from:?} to {} in {to:?} {mode:?}", text(name), text(new_name)), told, model);
+        self.agree(
+            format!(
+                "rename {} in {from:?} to {} in {to:?} {mode:?}",
+                text(name),
+                text(new_name)
+            ),
+            told,
+            model,
+        );
     }
 
     async fn link(&mut self) {
@@ -323,14 +310,20 @@ impl World {
         match self.dice.below(3) {
             0 => {
                 let mode = self.dice.below(0o1000) as u16;
-                let change = SetAttr { mode: Some(mode), ..SetAttr::default() };
+                let change = SetAttr {
+                    mode: Some(mode),
+                    ..SetAttr::default()
+                };
                 let told = self.volume.setattr(ino, &change).await;
                 self.model.chmod(id, mode);
                 self.agree(format!("chmod {id:?}"), told, Ok(()));
             }
             1 => {
                 let value = vec![self.step as u8; self.dice.below(300) as usize];
-                let told = self.volume.setxattr(ino, name, value.clone().into(), XattrMode::Any).await;
+                let told = self
+                    .volume
+                    .setxattr(ino, name, value.clone().into(), XattrMode::Any)
+                    .await;
                 self.model.set_xattr(id, name, &value);
                 self.agree(format!("setxattr {id:?}"), told, Ok(()));
             }
@@ -360,17 +353,28 @@ impl World {
     }
 
     async fn compare_one(&mut self) {
-        let Some(file) = self.dice.pick(&self.model.files()) else { return };
+        let Some(file) = self.dice.pick(&self.model.files()) else {
+            return;
+        };
         let bytes = self.model.bytes(file);
         let (offset, len) = (self.dice.below(320_000) as usize, self.dice.below(200_000) as usize);
         let expected = &bytes[offset.min(bytes.len())..(offset + len).min(bytes.len())];
         let told = self.volume.read(self.ino(file), offset as u64, len as u32).await;
-        let told = told.unwrap_or_else(|error| panic!("{error}: {file:?} at {offset}+{len}, {}", self.at())).concat();
-        assert!(told == expected, "{file:?} at {offset}+{len} is not what was written, {}", self.at());
+        let told = told
+            .unwrap_or_else(|error| panic!("{error}: {file:?} at {offset}+{len}, {}", self.at()))
+            .concat();
+        assert!(
+            told == expected,
+            "{file:?} at {offset}+{len} is not what was written, {}",
+            self.at()
+        );
     }
 
     async fn sync(&mut self) {
-        self.volume.fsync(InodeNo::ROOT).await.expect("nobody has taken the volume");
+        self.volume
+            .fsync(InodeNo::ROOT)
+            .await
+            .expect("nobody has taken the volume");
         self.done.push("fsync".to_owned());
         self.history = vec![self.model.clone()];
     }
@@ -386,8 +390,8 @@ impl World {
 
     /// The machine dies: a part of the requests in flight takes effect.
     async fn crash(&mut self) {
-        tokio::time::sleep(Duration::from_millis(self.dice.below(60))).await;
-        self.wire.dead.store(true, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(self.dice.below(8))).await;
+        self.wire.cut();
         let (wire, volume) = open(&self.bucket, &mut self.dice).await;
         (self.wire, self.volume) = (wire, volume);
         self.done.push("crash".to_owned());
@@ -402,7 +406,11 @@ impl World {
         let name = b"written by the one who was taken over";
         if old.mkdir(InodeNo::ROOT, name, 0o700, CALLER).await.is_ok() {
             let told = old.fsync(InodeNo::ROOT).await;
-            assert!(matches!(told, Err(FsError::Lost(_))), "an acknowledgement after the take-over: {told:?}, {}", self.at());
+            assert!(
+                matches!(told, Err(FsError::Lost(_))),
+                "an acknowledgement after the take-over: {told:?}, {}",
+                self.at()
+            );
         }
         drop(old);
         self.done.push("take-over".to_owned());
@@ -439,7 +447,11 @@ impl World {
         let mut left = vec![NodeId::ROOT];
         while let Some(dir) = left.pop() {
             for (name, id) in self.model.names(dir).clone() {
-                let attr = self.volume.lookup(self.ino(dir), &name).await.expect("the trees are the same");
+                let attr = self
+                    .volume
+                    .lookup(self.ino(dir), &name)
+                    .await
+                    .expect("the trees are the same");
                 self.volume.forget(attr.ino, 1);
                 self.inos.insert(id, attr.ino);
                 if matches!(self.model.node(id).content, Content::Directory(_)) {
@@ -455,7 +467,11 @@ impl World {
         let mut groups: BTreeMap<InodeNo, usize> = BTreeMap::new();
         let mut left = vec![(InodeNo::ROOT, String::new())];
         while let Some((ino, path)) = left.pop() {
-            let attr = self.volume.getattr(ino).await.unwrap_or_else(|error| panic!("{error} at {path}, {}", self.at()));
+            let attr = self
+                .volume
+                .getattr(ino)
+                .await
+                .unwrap_or_else(|error| panic!("{error} at {path}, {}", self.at()));
             let mut xattrs = Vec::new();
             for name in self.volume.listxattr(ino).await.expect("a list of attributes") {
                 let value = self.volume.getxattr(ino, &name).await.expect("a listed attribute");
@@ -466,19 +482,29 @@ impl World {
             let what = match attr.kind {
                 FileKind::Directory => {
                     let names = self.names(ino).await;
-                    left.extend(names.iter().rev().map(|(name, ino)| (*ino, format!("{path}/{}", text(name)))));
+                    left.extend(
+                        names
+                            .iter()
+                            .rev()
+                            .map(|(name, ino)| (*ino, format!("{path}/{}", text(name)))),
+                    );
                     format!("directory {} names", names.len())
                 }
                 FileKind::Symlink => format!("link to {}", text(&self.volume.readlink(ino).await.expect("a link"))),
                 _ => {
                     let content = self.volume.read(ino, 0, u32::MAX).await;
-                    let content = content.unwrap_or_else(|error| panic!("{error} at {path}, {}", self.at())).concat();
+                    let content = content
+                        .unwrap_or_else(|error| panic!("{error} at {path}, {}", self.at()))
+                        .concat();
                     assert_eq!(content.len() as u64, attr.size, "length of {path}, {}", self.at());
                     format!("file {} bytes {}", content.len(), digest(&content))
                 }
             };
             let (mode, nlink) = (attr.mode, attr.nlink);
-            lines.push(format!("{path}/ #{group} {what} mode {mode:o} nlink {nlink} {}", xattrs.join(",")));
+            lines.push(format!(
+                "{path}/ #{group} {what} mode {mode:o} nlink {nlink} {}",
+                xattrs.join(",")
+            ));
         }
         lines
     }
@@ -489,40 +515,20 @@ impl World {
             let page = self.volume.readdir(dir, after, 3, true).await.expect("a listing");
             let Some(last) = page.last() else { return names };
             after = last.cookie;
-            for entry in page.into_iter().filter(|entry| !matches!(&entry.name[..], b"." | b"..")) {
+            for entry in page
+                .into_iter()
+                .filter(|entry| !matches!(&entry.name[..], b"." | b".."))
+            {
                 let told = entry.attr.as_ref().map(|attr| (attr.ino, attr.kind));
                 assert_eq!(told, Some((entry.ino, entry.kind)), "{}", self.at());
-                assert!(names.insert(entry.name, entry.ino).is_none(), "listed twice, {}", self.at());
+                assert!(
+                    names.insert(entry.name, entry.ino).is_none(),
+                    "listed twice, {}",
+                    self.at()
+                );
             }
         }
     }
-}
-
-async fn open(bucket: &Arc<MemoryBucket>, dice: &mut Dice) -> (Arc<Wire>, Volume) {
-    let wire = Arc::new(Wire {
-        bucket: Arc::clone(bucket),
-        dead: AtomicBool::new(false),
-        dice: AtomicU64::new(dice.below(u64::MAX >> 12)),
-    });
-    let table_bytes_max = dice.pick(&[0, 5_000, 64 << 20]).expect("sizes");
-    let commits = CommitLimits {
-        cut_after: Duration::from_millis(1 + dice.below(2_000)),
-        inline_bytes_max: 1 + dice.below(100_000),
-        segment_bytes_max: 50_000 + dice.below(100_000),
-        tree_flush_commits: 1 + dice.below(20),
-        ..CommitLimits::default()
-    };
-    let options = OpenOptions {
-        node_id: HostId::new("node").expect("a plain name"),
-        read_only: false,
-        claim: None,
-        cache: CacheConfig { ram_bytes: dice.below(400_000), ..CacheConfig::default() },
-        limits: Limits { table_bytes_max, dirty_bytes_max: 100_000 + dice.below(1_000_000) },
-        commits,
-        clock: Arc::new(Ticks::default()),
-    };
-    let opened = Volume::open(Arc::clone(&wire) as BucketRef, options).await;
-    (wire, opened.unwrap_or_else(|error| panic!("the volume does not open: {error}")))
 }
 
 fn refused_of(error: FsError) -> Refused {

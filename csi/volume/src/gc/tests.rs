@@ -80,7 +80,10 @@ impl World {
     async fn keys(&self, seals: bool) -> Vec<String> {
         let mut found = Vec::new();
         for key in self.bucket.keys() {
-            let Some(short) = key.strip_prefix(&self.data_prefix).filter(|short| ObjectId::parse(short).is_some()) else {
+            let Some(short) = key
+                .strip_prefix(&self.data_prefix)
+                .filter(|short| ObjectId::parse(short).is_some())
+            else {
                 continue;
             };
             if is_seal(&self.bucket.get(&key, None).await.unwrap().body) == seals {
@@ -185,7 +188,11 @@ fn an_object_with_one_live_byte_stays() {
             flush_tree(&volume).await;
         }
         volume.close().await.unwrap();
-        assert_eq!(world.objects().await, Vec::<String>::new(), "an empty volume keeps no object");
+        assert_eq!(
+            world.objects().await,
+            Vec::<String>::new(),
+            "an empty volume keeps no object"
+        );
     });
 }
 

@@ -1,0 +1,159 @@
+//! The machine that a volume is mounted on: its wire to the bucket, its clock, and chance.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use volume::bucket::memory::MemoryBucket;
+use volume::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta};
+use volume::clock::{Clock, Timestamp};
+use volume::commit::CommitLimits;
+use volume::limits::Limits;
+use volume::volume::{CacheConfig, OpenOptions, Volume};
+use volume::volume_id::NodeId as HostId;
+
+/// A random number from a seed: xorshift, the same for ever.
+#[derive(Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    /// The same seed, the same numbers.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number from 0 to below `bound`.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound
+    }
+
+    /// One of these, if there is any.
+    pub fn pick<T: Copy>(&mut self, from: &[T]) -> Option<T> {
+        if from.is_empty() {
+            None
+        } else {
+            Some(from[self.below(from.len() as u64) as usize])
+        }
+    }
+}
+
+/// The bucket as one mount sees it: every request takes its time before and after its effect, until the mount's machine
+/// dies; then nothing more comes through.
+#[derive(Debug)]
+pub struct Wire {
+    bucket: Arc<MemoryBucket>,
+    dead: AtomicBool,
+    dice: AtomicU64,
+}
+
+impl Wire {
+    /// The machine dies.
+    pub fn cut(&self) {
+        self.dead.store(true, Ordering::Relaxed);
+    }
+
+    async fn pass(&self) {
+        let mut dice = Dice(self.dice.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed) | 1);
+        dice.below(2);
+        match dice.below(2) {
+            0 => tokio::task::yield_now().await,
+            _ => tokio::time::sleep(Duration::from_micros(dice.below(2_000))).await,
+        }
+        if self.dead.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[async_trait]
+impl Bucket for Wire {
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Object, BucketError> {
+        self.pass().await;
+        self.bucket.get(key, range).await
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError> {
+        self.pass().await;
+        self.bucket.head(key).await
+    }
+
+    async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
+        self.pass().await;
+        let answer = self.bucket.put_if_absent(key, body).await;
+        self.pass().await;
+        answer
+    }
+
+    async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {
+        self.pass().await;
+        let answer = self.bucket.put_if_match(key, body, expected).await;
+        self.pass().await;
+        answer
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), BucketError> {
+        self.pass().await;
+        self.bucket.delete(key).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {
+        self.pass().await;
+        self.bucket.list(request).await
+    }
+}
+
+/// Time for stamps; nothing is decided by it.
+#[derive(Debug, Default)]
+struct Ticks(AtomicU64);
+
+impl Clock for Ticks {
+    fn now(&self) -> Timestamp {
+        Timestamp {
+            seconds: self.0.fetch_add(1, Ordering::Relaxed) as i64,
+            nanos: 0,
+        }
+    }
+}
+
+/// Opens the volume on a new machine, with limits of every size.
+pub async fn open(bucket: &Arc<MemoryBucket>, dice: &mut Dice) -> (Arc<Wire>, Volume) {
+    let wire = Arc::new(Wire {
+        bucket: Arc::clone(bucket),
+        dead: AtomicBool::new(false),
+        dice: AtomicU64::new(dice.below(u64::MAX >> 12)),
+    });
+    let table_bytes_max = dice.pick(&[0, 5_000, 64 << 20]).expect("sizes");
+    let commits = CommitLimits {
+        cut_after: Duration::from_millis(1 + dice.below(60)),
+        inline_bytes_max: 1 + dice.below(100_000),
+        segment_bytes_max: 50_000 + dice.below(100_000),
+        tree_flush_commits: 1 + dice.below(20),
+        ..CommitLimits::default()
+    };
+    let options = OpenOptions {
+        node_id: HostId::new("node").expect("a plain name"),
+        read_only: false,
+        claim: None,
+        cache: CacheConfig {
+            ram_bytes: dice.below(400_000),
+            ..CacheConfig::default()
+        },
+        limits: Limits {
+            table_bytes_max,
+            dirty_bytes_max: 100_000 + dice.below(1_000_000),
+        },
+        commits,
+        clock: Arc::new(Ticks::default()),
+    };
+    let opened = Volume::open(Arc::clone(&wire) as BucketRef, options).await;
+    (
+        wire,
+        opened.unwrap_or_else(|error| panic!("the volume does not open: {error}")),
+    )
+}
