@@ -3,6 +3,7 @@
 pub mod binaries;
 pub mod faulty_bucket;
 pub mod go_module;
+pub mod model;
 pub mod mounted;
 pub mod s3_proxy;
 pub mod s3_server;
