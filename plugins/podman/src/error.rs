@@ -172,6 +172,9 @@ impl DriverError {
         let hint = if text.contains("setrlimit") || text.contains("RLIMIT_") {
             "; this host allows less: set ulimit in the task or default_ulimit in the plugin's config, for example \
              ulimit { nofile = \"1024:4096\" nproc = \"4096:8192\" }"
+        } else if text.contains("broken pipe") {
+            // What crun says when conmon is gone: it could not open its log file, or a mount of the allocation.
+            "; conmon ended at once: does the Podman service see the allocation's directory, in its own mount namespace?"
         } else if text.contains("not a shared") {
             "; the host must share the mount: mount --make-rshared / (systemd does so by itself), or use propagation_mode \
              = \"private\""

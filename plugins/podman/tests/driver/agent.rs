@@ -59,7 +59,12 @@ impl Agent {
 
     /// Launches the plugin and tells it nothing.
     pub async fn launch() -> Self {
-        let host = Launch::new(Agreement::NOMAD, PLUGIN).start().await.unwrap();
+        Self::of(Launch::new(Agreement::NOMAD, PLUGIN)).await
+    }
+
+    /// Launches the plugin in a way of the test's own.
+    pub async fn of(launch: Launch) -> Self {
+        let host = launch.start().await.unwrap();
         let channel = host.channel();
         Self {
             host,

@@ -1,10 +1,11 @@
 //! What Nomad's agent relies on in the protocol itself. Most of these need no Podman.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use go_plugin::{Agreement, Launch};
 use prost::Message;
 use proto::google::rpc;
 use proto::nomad::base::{ConfigSchemaRequest, PluginInfoRequest, PluginType, SetConfigRequest};
@@ -13,7 +14,7 @@ use proto::nomad::driver::{FingerprintRequest, TaskEventsRequest};
 use proto::nomad::structs::attribute::Value as AttributeValue;
 use tonic::Code;
 
-use crate::agent::{Agent, Job, list, map, msgpack, within};
+use crate::agent::{Agent, Job, PLUGIN, list, map, msgpack, within};
 use crate::fixture::PodmanService;
 
 /// A Podman that is not there.
@@ -202,4 +203,29 @@ async fn three_hundred_open_streams_and_a_large_environment_are_no_limit() {
     let error = agent.start_task(&large).await.unwrap_err();
     assert!(error.message().contains("image name required"), "{error}");
     drop(open);
+}
+
+/// Goal: nothing that a job keeps secret is in the plugin's log, at any level.
+#[tokio::test]
+async fn secrets_are_not_logged() {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&lines);
+    let mut launch = Launch::new(Agreement::NOMAD, PLUGIN);
+    launch.variables.push(("RUST_LOG".into(), "trace".into()));
+    launch.log = Arc::new(move |line| seen.lock().unwrap().push(format!("{line:?}")));
+    let mut agent = Agent::of(launch).await;
+    let msgpack_config = msgpack(vec![("socket_path", NOWHERE.into())]);
+    let request = SetConfigRequest {
+        msgpack_config,
+        ..Default::default()
+    };
+    agent.base.set_config(request).await.unwrap();
+    let auth = map(vec![("username", "me".into()), ("password", "hush-password".into())]);
+    let mut job = Job::new("echo hush-argument").with("auth", auth);
+    job.task.env.insert("TOKEN".into(), "hush-environment".into());
+    agent.start_task(&job).await.unwrap_err();
+    agent.host.shutdown().await;
+    let lines = lines.lock().unwrap();
+    assert!(lines.iter().any(|line| line.contains("start failed")), "{lines:?}");
+    assert!(!lines.iter().any(|line| line.contains("hush")), "{lines:?}");
 }
