@@ -6,6 +6,7 @@ pub mod admin;
 pub mod attr;
 pub mod bucket;
 mod cache;
+pub mod check;
 pub mod clock;
 pub mod commit;
 mod dirent;

@@ -279,6 +279,14 @@ pub async fn open_reader(root: BucketRef, config: TreeConfig) -> Result<OpenedRe
     unreachable!("the last attempt returns")
 }
 
+/// The tree alone, without the tail of the journal: what can still be checked where the journal is damaged.
+pub(crate) async fn read_tree_only(bucket: &BucketRef, config: &TreeConfig) -> Result<Arc<dyn Tree>, OpenError> {
+    let below = SlateReader::open(bucket.clone(), config.cache_bytes).await?;
+    let applied = below.as_ref().map_or(NOTHING, |tree| tree.applied());
+    let below = below.map(|tree| Arc::new(tree) as Arc<dyn Tree>);
+    Ok(Arc::new(OverlayTree::new(below, applied)))
+}
+
 async fn read_state(
     bucket: &BucketRef,
     volume: Uuid,
