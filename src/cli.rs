@@ -10,6 +10,7 @@ pub mod engine;
 pub mod log;
 pub mod mount;
 pub mod store;
+pub mod try_job;
 pub mod volume;
 
 /// Why a subcommand ended without success, in words for a person.

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pannier::cli::{Failure, csi, engine, log, mount, volume};
+use pannier::cli::{Failure, csi, engine, log, mount, try_job, volume};
 
 /// Volumes in S3, mounted as POSIX file systems.
 #[derive(Parser)]
@@ -24,6 +24,8 @@ enum Command {
     Csi(csi::CsiArgs),
     /// Serve the mounts of a node (started by `pannier csi`)
     Engine(engine::EngineArgs),
+    /// Run a Nomad job and its volume on this machine, over Nomad's own protocols
+    Try(try_job::TryArgs),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +53,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Engine(args) => {
             log::to_file_or_stderr(args.log_file.as_deref(), "info")?;
             on_runtime(engine::run(args))
+        }
+        Command::Try(args) => {
+            log::to_stderr("warn")?;
+            on_runtime(try_job::run(args))
         }
     }
 }

@@ -87,7 +87,7 @@ impl CsiPlugin {
             .args(["csi", "--mode", "monolith", "--node-id", &launch.node_id])
             .arg("--endpoint")
             .arg(format!("unix://{}", socket.display()))
-            .arg("--state-dir")
+            .arg("--staging-root")
             .arg(&root)
             .args(&launch.arguments)
             .envs(launch.environment.iter().cloned())

@@ -397,7 +397,7 @@ fn csi_job_file(dir: &Path, options: &Options, store: &Store) -> String {
         "--node-id=try-node".to_owned(),
         format!("--bucket={}", store.bucket),
         format!("--prefix={}", store.prefix),
-        format!("--state-dir={}", base.display()),
+        format!("--staging-root={}", base.display()),
         format!("--engine-socket={}", dir.join("engine.sock").display()),
     ];
     arguments.extend(
