@@ -70,7 +70,10 @@ pub async fn run(args: TryArgs) -> Result<(), Failure> {
 }
 
 /// The program that was named, else NOMAD_BIN, else the first `nomad` in PATH.
-#[expect(clippy::disallowed_methods, reason = "this is the command's edge: the environment says where programs are")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the command's edge: the environment says where programs are"
+)]
 fn find_nomad(named: PathBuf) -> Result<PathBuf, Failure> {
     if !named.as_os_str().is_empty() {
         return Ok(named);
@@ -79,6 +82,8 @@ fn find_nomad(named: PathBuf) -> Result<PathBuf, Failure> {
         return Ok(path.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join("nomad")).find(|program| Path::exists(program));
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join("nomad"))
+        .find(|program| Path::exists(program));
     found.ok_or_else(|| Failure::new("there is no `nomad` in PATH; name it with --nomad PROGRAM or NOMAD_BIN"))
 }
