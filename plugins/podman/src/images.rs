@@ -1,10 +1,29 @@
-//! Getting the image of a task: local storage first, else a pull.
+//! Coming by a task's image: from local storage, from an archive, else by a pull.
+//!
+//! Tasks that want the same image at the same time share one pull. It goes on as long as one of them waits, and is given
+//! up with the last. Invariants: `localhost/` names are never pulled; credentials are asked for only when there is
+//! something to pull; each task keeps its own deadline, and hears of the pull in a few events, not in a line per layer.
+//! Absent: removing images.
 
-use std::path::Path;
-use std::sync::Arc;
+pub mod credentials;
+pub mod reference;
 
-use crate::podman::{Platform, Podman, PodmanError, PullFailure, PullRequest, RegistryAuth};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared, WeakShared};
+use tokio::sync::watch;
+
+use crate::podman::{Platform, Podman, PodmanError, PullRequest, RegistryAuth};
 use crate::task_config::ImageOptions;
+use credentials::{AuthError, AuthSources};
+use reference::{Reference, ReferenceError, Source};
+
+/// Two minutes between events about one pull: Nomad keeps the last ten events of a task.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(120);
 
 /// What image is wanted and who hears of the progress.
 pub struct ImageRequest<'a> {
@@ -12,53 +31,305 @@ pub struct ImageRequest<'a> {
     pub options: &'a ImageOptions,
     /// Where relative archives are.
     pub task_dir: &'a Path,
-    /// Hears each line of progress.
+    /// Hears what an operator should see, seldom.
     pub progress: &'a (dyn Fn(&str) + Send + Sync),
 }
 
-/// The images of a service.
-#[derive(Debug, Default)]
-pub struct Images;
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The job's `image` names none.
+    #[error(transparent)]
+    Reference(#[from] ReferenceError),
+    /// A name that is never pulled is not there.
+    #[error("{reference} is not in local storage, and localhost/ images are never pulled")]
+    NotLocal {
+        /// The name.
+        reference: String,
+    },
+    /// An archive without an image.
+    #[error("no image is in {}", path.display())]
+    EmptyArchive {
+        /// The archive.
+        path: PathBuf,
+    },
+    /// The credentials that the options name cannot be had.
+    #[error("no credentials to pull {reference} with: {source}")]
+    Auth {
+        /// The image.
+        reference: String,
+        /// Why.
+        #[source]
+        source: AuthError,
+    },
+    /// It took too long.
+    #[error("{reference} was not there within image_pull_timeout ({limit:?})")]
+    TimedOut {
+        /// The image.
+        reference: String,
+        /// The deadline.
+        limit: Duration,
+    },
+    /// Podman failed. Shared, because the tasks that waited for one pull share its failure.
+    #[error(transparent)]
+    Podman(#[from] Arc<PodmanError>),
+}
+
+impl ImageError {
+    /// Whether the same start may succeed later without anybody changing it.
+    #[must_use]
+    pub fn is_recoverable(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } => true,
+            // Helpers fail when the service that they ask is away.
+            Self::Auth { source, .. } => matches!(source, AuthError::Helper { .. }),
+            Self::Podman(error) => error.is_recoverable(),
+            Self::Reference(_) | Self::NotLocal { .. } | Self::EmptyArchive { .. } => false,
+        }
+    }
+}
+
+/// What makes two pulls the same.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PullKey {
+    reference: String,
+    always: bool,
+    tls_verify: Option<bool>,
+    platform: Platform,
+    auth: Option<RegistryAuth>,
+}
+
+type Pulled = Result<String, Arc<PodmanError>>;
+
+/// One pull that several may wait for.
+struct Flight {
+    pull: WeakShared<BoxFuture<'static, Pulled>>,
+    line: watch::Receiver<String>,
+}
+
+/// The images of one Podman service.
+#[derive(Default)]
+pub struct Images {
+    sources: AuthSources,
+    // Never held across an await. Pulls that nobody waits for any more are dropped with the next one.
+    flights: Mutex<HashMap<PullKey, Flight>>,
+}
+
+impl std::fmt::Debug for Images {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Images")
+            .field("sources", &self.sources)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Images {
+    /// With these sources of credentials.
+    #[must_use]
+    pub fn new(sources: AuthSources) -> Self {
+        Self {
+            sources,
+            flights: Mutex::default(),
+        }
+    }
+
     /// Makes sure that the image is there; returns its id.
     ///
     /// # Errors
-    /// Podman's.
-    pub async fn ensure(&self, podman: &Arc<dyn Podman>, request: ImageRequest<'_>) -> Result<String, PodmanError> {
-        let options = request.options;
-        if !options.force_pull
-            && let Some(image) = podman.inspect_image(&options.reference).await?
-        {
-            return Ok(image.id.unwrap_or_else(|| options.reference.clone()));
-        }
-        (request.progress)(&format!("Pulling image {}", options.reference));
-        let pull = PullRequest {
-            reference: options.reference.clone(),
-            always: options.force_pull,
-            tls_verify: options.tls_verify,
-            auth: options.auth.as_ref().map(|auth| RegistryAuth {
-                username: auth.username.clone(),
-                password: auth.password.clone(),
-                identity_token: None,
-            }),
-            platform: Platform {
-                arch: options.arch.clone(),
-                os: options.os.clone(),
-                variant: options.variant.clone(),
-            },
+    /// [`ImageError`], as its variants say.
+    pub async fn ensure(&self, podman: &Arc<dyn Podman>, request: ImageRequest<'_>) -> Result<String, ImageError> {
+        let limit = request.options.pull_timeout;
+        let reference = request.options.reference.clone();
+        let image = async {
+            match Source::parse(&request.options.reference, request.task_dir)? {
+                Source::Archive(path) => load(podman, &path, request.progress).await,
+                Source::Registry(reference) => self.find_or_pull(podman, &reference, &request).await,
+            }
         };
-        let pulled = tokio::time::timeout(options.pull_timeout, podman.pull_image(&pull, request.progress)).await;
-        pulled.unwrap_or_else(|_| {
-            let message = format!(
-                "the pull did not end within image_pull_timeout ({:?})",
-                options.pull_timeout
-            );
-            Err(PodmanError::Pull {
-                reference: pull.reference.clone(),
-                kind: PullFailure::Registry,
-                message,
-            })
-        })
+        tokio::time::timeout(limit, image)
+            .await
+            .unwrap_or(Err(ImageError::TimedOut { reference, limit }))
+    }
+
+    async fn find_or_pull(
+        &self,
+        podman: &Arc<dyn Podman>,
+        reference: &Reference,
+        request: &ImageRequest<'_>,
+    ) -> Result<String, ImageError> {
+        let options = request.options;
+        let local = find(&**podman, reference, options).await.map_err(Arc::new)?;
+        match local {
+            Some(id) if reference.is_local() || !options.force_pull => return Ok(id),
+            None if reference.is_local() => {
+                return Err(ImageError::NotLocal {
+                    reference: reference.full.clone(),
+                });
+            }
+            Some(_) | None => {}
+        }
+        let key = PullKey {
+            reference: reference.full.clone(),
+            // Not only if forced: an image of another platform under the name would satisfy Podman.
+            always: options.force_pull || options.wants_platform(),
+            tls_verify: options.tls_verify,
+            platform: options.platform(),
+            auth: self.credentials(reference, options).await?,
+        };
+        (request.progress)(&format!("Pulling image {}", reference.full));
+        let (pull, line) = self.join(podman, key);
+        Ok(told(pull, line, PROGRESS_INTERVAL, request.progress).await?)
+    }
+
+    /// Credentials of the job, else of the plugin's options, else none: Podman then uses its own.
+    async fn credentials(
+        &self,
+        reference: &Reference,
+        options: &ImageOptions,
+    ) -> Result<Option<RegistryAuth>, ImageError> {
+        if let Some(auth) = options.auth.as_ref().filter(|auth| !auth.username.is_empty()) {
+            let (username, password) = (auth.username.clone(), auth.password.clone());
+            return Ok(Some(RegistryAuth {
+                username,
+                password,
+                identity_token: None,
+            }));
+        }
+        match self.sources.find(reference).await {
+            Ok(auth) => Ok(auth),
+            Err(error) if options.auth_soft_fail => {
+                tracing::warn!(image = reference.full, %error, "pulling without credentials");
+                Ok(None)
+            }
+            Err(source) => Err(ImageError::Auth {
+                reference: reference.full.clone(),
+                source,
+            }),
+        }
+    }
+
+    /// The pull of this key that is under way, or a new one.
+    fn join(
+        &self,
+        podman: &Arc<dyn Podman>,
+        key: PullKey,
+    ) -> (Shared<BoxFuture<'static, Pulled>>, watch::Receiver<String>) {
+        let mut flights = self.flights();
+        flights.retain(|_, flight| flight.pull.upgrade().is_some());
+        if let Some(flight) = flights.get(&key)
+            && let Some(pull) = flight.pull.upgrade()
+            && pull.peek().is_none()
+        {
+            return (pull, flight.line.clone());
+        }
+        let (tell, line) = watch::channel(String::new());
+        let (podman, request) = (Arc::clone(podman), key.request());
+        let pull = async move {
+            let progress = |line: &str| {
+                tracing::debug!(image = request.reference, line, "pulling");
+                tell.send_replace(line.to_owned());
+            };
+            podman.pull_image(&request, &progress).await.map_err(Arc::new)
+        };
+        let pull = pull.boxed().shared();
+        let weak = pull.downgrade().expect("a future that was just made has not ended");
+        flights.insert(
+            key,
+            Flight {
+                pull: weak,
+                line: line.clone(),
+            },
+        );
+        (pull, line)
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<PullKey, Flight>> {
+        // A panic elsewhere cannot leave the map half changed: each change is one call.
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+impl PullKey {
+    fn request(&self) -> PullRequest {
+        PullRequest {
+            reference: self.reference.clone(),
+            always: self.always,
+            tls_verify: self.tls_verify,
+            auth: self.auth.clone(),
+            platform: self.platform.clone(),
+        }
+    }
+}
+
+impl ImageOptions {
+    fn platform(&self) -> Platform {
+        Platform {
+            arch: self.arch.clone(),
+            os: self.os.clone(),
+            variant: self.variant.clone(),
+        }
+    }
+
+    fn wants_platform(&self) -> bool {
+        self.platform() != Platform::default()
+    }
+}
+
+/// The local image's id, if it is of the wanted platform. By its full name first; a name without a registry may also be
+/// that of an image which was built or loaded here, or an id.
+async fn find(
+    podman: &dyn Podman,
+    reference: &Reference,
+    options: &ImageOptions,
+) -> Result<Option<String>, PodmanError> {
+    let mut names = vec![reference.full.as_str()];
+    if reference.is_short() {
+        names.push(&reference.written);
+    }
+    for name in names {
+        let Some(image) = podman.inspect_image(name).await? else {
+            continue;
+        };
+        let fits = |wanted: &Option<String>, got: &Option<String>| wanted.is_none() || wanted == got;
+        // Images do not reliably say their variant, so a wish for one is left to the pull.
+        let right =
+            fits(&options.arch, &image.architecture) && fits(&options.os, &image.os) && options.variant.is_none();
+        if right {
+            return Ok(Some(image.id.unwrap_or_else(|| name.to_owned())));
+        }
+    }
+    Ok(None)
+}
+
+/// Waits for a pull, telling what it does from time to time.
+async fn told(
+    mut pull: Shared<BoxFuture<'static, Pulled>>,
+    line: watch::Receiver<String>,
+    interval: Duration,
+    progress: &(dyn Fn(&str) + Send + Sync),
+) -> Pulled {
+    loop {
+        match tokio::time::timeout(interval, &mut pull).await {
+            Ok(pulled) => return pulled,
+            Err(_elapsed) => progress(&format!("Image pull progress: {}", line.borrow().as_str())),
+        }
+    }
+}
+
+async fn load(
+    podman: &Arc<dyn Podman>,
+    archive: &Path,
+    progress: &(dyn Fn(&str) + Send + Sync),
+) -> Result<String, ImageError> {
+    progress(&format!("Loading image {}", archive.display()));
+    let names = podman.load_image(archive).await.map_err(Arc::new)?;
+    let empty = || ImageError::EmptyArchive {
+        path: archive.to_owned(),
+    };
+    let name = names.first().ok_or_else(empty)?;
+    let image = podman.inspect_image(name).await.map_err(Arc::new)?.ok_or_else(empty)?;
+    Ok(image.id.unwrap_or_else(|| name.clone()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -17,17 +17,17 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::pidfd::PidFd;
 use crate::podman::LogConfiguration;
 use plan::LogLock;
 pub use plan::LogPlan;
@@ -279,8 +279,10 @@ async fn supervise(plan: &LogPlan, program: &RelayProgram, first: tokio::process
 async fn keep_open(plan: &LogPlan, keepers: &mut [Option<File>; 2]) -> ! {
     let mut wait = KEEP_OPEN_RETRY_MIN;
     loop {
+        // Never before the log process: were the plugin the only writer and killed, the reader would see an end.
+        let first = plan.position().is_begun();
         for (keeper, path) in keepers.iter_mut().zip([&plan.stdout, &plan.stderr]) {
-            if keeper.is_none() {
+            if first && keeper.is_none() {
                 *keeper = lane::open_fifo(path).ok();
             }
         }
@@ -295,16 +297,10 @@ async fn keep_open(plan: &LogPlan, keepers: &mut [Option<File>; 2]) -> ! {
 /// Returns once no process holds the directory's lock.
 async fn other_process_ended(plan: &LogPlan) -> io::Result<()> {
     while let Some(pid) = LogLock::holder(plan)? {
-        let pidfd = open_pidfd(pid)?;
+        let process = PidFd::open(Pid::from_raw(pid))?;
         // Only a process that still has the lock now is the one that the descriptor means.
         if LogLock::holder(plan)? == Some(pid) {
-            // SAFETY: the AsyncFd owns the descriptor, so it stays registered no longer than it is open.
-            let ended = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-            ended
-                .map_err(|error| error.into_parts().1)?
-                .readable()
-                .await?
-                .retain_ready();
+            process.ended().await?;
         }
     }
     Ok(())
@@ -315,11 +311,11 @@ async fn end_process(plan: &LogPlan) -> io::Result<()> {
     let Some(pid) = LogLock::holder(plan)? else {
         return Ok(());
     };
-    let pidfd = open_pidfd(pid)?;
+    let process = PidFd::open(Pid::from_raw(pid))?;
     if LogLock::holder(plan)? != Some(pid) {
         return Ok(());
     }
-    kill_by_pidfd(&pidfd)?;
+    process.signal(Signal::SIGKILL)?;
     let gone = tokio::time::timeout(KILL_LIMIT, other_process_ended(plan)).await;
     gone.unwrap_or_else(|_elapsed| Err(io::Error::other(format!("process {pid} does not end"))))
 }
@@ -347,37 +343,6 @@ fn spawn(plan: &LogPlan, program: &RelayProgram) -> io::Result<tokio::process::C
         });
     }
     tokio::process::Command::from(command).spawn()
-}
-
-fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two numbers and touches no memory.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    match i32::try_from(fd) {
-        // SAFETY: the kernel just gave us this descriptor; nobody else knows it.
-        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-fn kill_by_pidfd(pidfd: &OwnedFd) -> io::Result<()> {
-    use std::os::fd::AsRawFd as _;
-
-    // SAFETY: pidfd_send_signal takes numbers and a null pointer, which means no additional information.
-    let sent = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_raw_fd(),
-            libc::SIGKILL,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
-    };
-    let error = io::Error::last_os_error();
-    if sent == 0 || error.raw_os_error() == Some(libc::ESRCH) {
-        Ok(())
-    } else {
-        Err(error)
-    }
 }
 
 /// See `Log::writers` in `relay.rs`.

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::error::DriverError;
 use crate::events::{Clock, Events};
 use crate::images::Images;
+use crate::images::credentials::AuthSources;
 use crate::logs::RelayProgram;
 use crate::podman::{HostInfo, Podman};
 use crate::roster::Roster;
@@ -116,7 +117,10 @@ impl Settings {
                 Arc::new(Service {
                     name: socket.name.clone(),
                     podman,
-                    images: Images,
+                    images: Images::new(AuthSources {
+                        file: config.auth_file.clone(),
+                        helper: config.auth_helper.clone(),
+                    }),
                     info: RwLock::new(None),
                 })
             });

@@ -152,11 +152,11 @@ pub trait Podman: Debug + Send + Sync + 'static {
     /// [`PodmanError::Refused`] with the runtime's text if the command cannot be run.
     async fn start_exec(&self, session: &ExecSession, size: Option<TtySize>) -> Result<ExecStreams, PodmanError>;
 
-    /// Tells a session with tty its size. Sessions that have ended are a success.
+    /// Tells a session with tty its size; false if the command does not run, or does not run yet.
     ///
     /// # Errors
     /// Only of the connection.
-    async fn resize_exec(&self, session: &str, size: TtySize) -> Result<(), PodmanError>;
+    async fn resize_exec(&self, session: &str, size: TtySize) -> Result<bool, PodmanError>;
 
     /// The state of a session; `None` if Podman has forgotten it (it keeps them five minutes after their end).
     ///
@@ -228,7 +228,7 @@ pub struct Platform {
 }
 
 /// Credentials for a registry. `Debug` never shows them.
-#[derive(Clone, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
 pub struct RegistryAuth {
     /// The user's name; `<token>` by convention if only the token counts.
     pub username: String,

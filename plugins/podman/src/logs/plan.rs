@@ -162,6 +162,13 @@ pub(super) fn container_log(dir: &Path) -> PathBuf {
     dir.join("container.log")
 }
 
+impl Position {
+    /// Whether a log process has been at work, and so has opened every FIFO that had a reader.
+    pub(super) fn is_begun(&self) -> bool {
+        self.inode != 0
+    }
+}
+
 impl PositionFile {
     /// Opens it; a new or damaged one says "from the start".
     pub(super) fn open(plan: &LogPlan) -> io::Result<Self> {

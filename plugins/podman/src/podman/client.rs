@@ -144,7 +144,7 @@ impl Podman for Client {
         exec::start(self, session, size).await
     }
 
-    async fn resize_exec(&self, session: &str, size: TtySize) -> Result<(), PodmanError> {
+    async fn resize_exec(&self, session: &str, size: TtySize) -> Result<bool, PodmanError> {
         exec::resize(self, session, size).await
     }
 

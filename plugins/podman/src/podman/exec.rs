@@ -86,12 +86,14 @@ pub(super) async fn inspect(client: &Client, session: &str) -> Result<Option<Exe
     client.socket.send(&call).await?.json_if_found()
 }
 
-pub(super) async fn resize(client: &Client, session: &str, size: TtySize) -> Result<(), PodmanError> {
+pub(super) async fn resize(client: &Client, session: &str, size: TtySize) -> Result<bool, PodmanError> {
     let verb = format!("/resize?h={}&w={}", size.height, size.width);
     let call = Call::post(client.target_of("exec", session, &verb).await?).repeatable();
     match client.socket.send(&call).await?.ok() {
-        // 409, and 500 with 4.3: the command has ended, or has not begun. Nobody looks at its terminal then.
-        Ok(_) | Err(PodmanError::Conflict { .. } | PodmanError::NotFound { .. }) => Ok(()),
+        Ok(_) => Ok(true),
+        // 409, and 500 with 4.3: the command has ended, or has not begun. 4.3 says so for a moment after the first output
+        // has come already.
+        Err(PodmanError::Conflict { .. } | PodmanError::NotFound { .. }) => Ok(false),
         Err(error) => Err(error),
     }
 }

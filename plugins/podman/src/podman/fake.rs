@@ -38,6 +38,7 @@ pub struct FakePodman {
     /// Never held across an await.
     world: Mutex<World>,
     events: broadcast::Sender<ContainerEvent>,
+    pulls_held: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +54,7 @@ struct World {
     sessions: BTreeMap<String, ExecScript>,
     signals: Vec<(String, String)>,
     pulls: Vec<PullRequest>,
+    pulls_given_up: usize,
 }
 
 #[derive(Debug)]
@@ -83,6 +85,7 @@ impl FakePodman {
             socket_path: PathBuf::from("/run/podman/fake.sock"),
             world: Mutex::new(World::default()),
             events: broadcast::Sender::new(EVENTS_MAX),
+            pulls_held: watch::Sender::new(false),
         }
     }
 
@@ -137,6 +140,17 @@ impl FakePodman {
     #[must_use]
     pub fn pulls(&self) -> Vec<PullRequest> {
         self.world().pulls.clone()
+    }
+
+    /// Makes pulls wait, as a slow registry would, until this is called again with false.
+    pub fn hold_pulls(&self, hold: bool) {
+        self.pulls_held.send_replace(hold);
+    }
+
+    /// How many pulls nobody waited for to the end.
+    #[must_use]
+    pub fn pulls_given_up(&self) -> usize {
+        self.world().pulls_given_up
     }
 
     fn world(&self) -> std::sync::MutexGuard<'_, World> {
@@ -394,8 +408,15 @@ impl Podman for FakePodman {
 
     async fn pull_image(&self, pull: &PullRequest, progress: PullProgress<'_>) -> Result<String, PodmanError> {
         progress(&format!("Trying to pull {}...", pull.reference));
+        {
+            let mut world = self.world();
+            world.pulls.push(pull.clone());
+            world.pulls_given_up += 1;
+        }
+        // Counted as given up until it comes back here.
+        let _ = self.pulls_held.subscribe().wait_for(|held| !*held).await;
         let mut world = self.world();
-        world.pulls.push(pull.clone());
+        world.pulls_given_up -= 1;
         let Some(image) = world.registry.get(&pull.reference).cloned() else {
             return Err(PodmanError::Pull {
                 reference: pull.reference.clone(),
@@ -481,8 +502,8 @@ impl Podman for FakePodman {
         })
     }
 
-    async fn resize_exec(&self, _session: &str, _size: TtySize) -> Result<(), PodmanError> {
-        Ok(())
+    async fn resize_exec(&self, _session: &str, _size: TtySize) -> Result<bool, PodmanError> {
+        Ok(true)
     }
 
     async fn inspect_exec(&self, session: &str) -> Result<Option<ExecInfo>, PodmanError> {

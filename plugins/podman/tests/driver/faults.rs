@@ -148,7 +148,7 @@ impl Podman for Faulty {
     async fn start_exec(&self, session: &ExecSession, size: Option<TtySize>) -> Result<ExecStreams, PodmanError> {
         self.inner.start_exec(session, size).await
     }
-    async fn resize_exec(&self, session: &str, size: TtySize) -> Result<(), PodmanError> {
+    async fn resize_exec(&self, session: &str, size: TtySize) -> Result<bool, PodmanError> {
         self.inner.resize_exec(session, size).await
     }
     async fn inspect_exec(&self, session: &str) -> Result<Option<ExecInfo>, PodmanError> {

@@ -1,9 +1,5 @@
 //! The logs of a task, with the real log process: what the container wrote is what Nomad's reader gets.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-mod fixture;
-
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -12,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fixture::PodmanService;
+use crate::fixture::PodmanService;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, mkfifo};
 use podman_driver::logs::{LogPlan, RelayProgram, TaskLogs, log_configuration, log_dir};
@@ -347,7 +343,7 @@ async fn plugin_stand_in() {
 
 fn start_stand_in(bench: &Bench) -> Child {
     Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "plugin_stand_in", "--ignored"])
+        .args(["--exact", "logs::plugin_stand_in", "--ignored"])
         .env(STAND_IN_DIR, bench.dir.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

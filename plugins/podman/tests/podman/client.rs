@@ -1,13 +1,9 @@
 //! The client against a real Podman service.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-mod fixture;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fixture::{BUSYBOX, PodmanService};
+use crate::fixture::{BUSYBOX, PodmanService};
 use futures::StreamExt as _;
 use podman_driver::podman::{
     ContainerInfo, EventFilter, ExecChunk, ExecSpec, ExitStatus, Podman, PodmanError, PullFailure, PullRequest, TtySize,
@@ -231,10 +227,8 @@ async fn a_command_gets_stdin_and_its_end_and_gives_both_streams() {
         }
         let ended = podman.inspect_exec(&session.id).await.unwrap().unwrap();
         assert_eq!((ended.running, ended.exit_code), (Some(false), Some(3)));
-        podman
-            .resize_exec(&session.id, TtySize { height: 1, width: 1 })
-            .await
-            .unwrap();
+        let size = TtySize { height: 1, width: 1 };
+        assert!(!podman.resize_exec(&session.id, size).await.unwrap(), "it has ended");
     }
     podman.remove_container(&id, true).await.unwrap();
     assert!(
