@@ -1,10 +1,11 @@
 //! What operations on a mounted volume cost: requests, bytes and time, at the distance of a real bucket.
 //!
 //! MinIO stands behind a proxy that adds 20 ms to each PUT and 12 ms to each GET and counts what goes through. The limits of
-//! requests hold on any machine and are asserted. Times are printed beside the time of a bare PUT in the same run, and
-//! asserted with `--times`, on a machine that does nothing else.
+//! requests hold on any machine and are asserted, by `cargo test` too. Times are printed beside the time of a bare PUT in the
+//! same run. That of a synced append is asserted: of its tenth percentile always, which says what the volume itself adds, and
+//! of its median with `--times`, on a machine that does nothing else.
 //!
-//! `cargo bench -p tests --bench requests -- [--times] [--mib N]`
+//! `cargo test -p tests --bench requests -- [--times] [--mib N]`, or `cargo bench` for the optimised program.
 
 #![allow(clippy::disallowed_macros, reason = "a bench prints its table")]
 #![allow(clippy::unwrap_used, reason = "each step of a bench must succeed")]
@@ -31,6 +32,9 @@ const FILES: usize = 1_000;
 
 /// Bytes of an append, and of a small file.
 const SMALL_BYTES: usize = 4096;
+
+/// Who create and sync them at the same time, in the part that does.
+const WRITERS: usize = 25;
 
 /// What 1,000 files of 4 KiB and a sync may cost.
 const FILES_PUTS_MAX: u64 = 10;
@@ -85,7 +89,7 @@ struct Bench {
 impl Bench {
     fn start() -> Option<Self> {
         let runtime = Runtime::new().unwrap();
-        let server = runtime.block_on(S3Server::start(Kind::Minio))?;
+        let server = runtime.block_on(S3Server::start_in_ram(Kind::Minio))?;
         let proxy = runtime.block_on(async {
             server.bucket("bench").await;
             S3Proxy::start(server.endpoint(), Delays::REGION).await
@@ -196,8 +200,31 @@ fn create_files_and_sync(dir: &Path) -> Vec<Duration> {
     fs::create_dir(&folder).unwrap();
     let create = |n| timed(|| fs::write(folder.join(format!("{n:04}")), [n as u8; SMALL_BYTES]).unwrap());
     let times = (0..FILES).map(create).collect();
-    nix::unistd::syncfs(File::open(dir).unwrap()).unwrap();
+    // sync(2) makes the kernel hand over what it holds; it does not tell a FUSE server to make it durable. The fsync does,
+    // and of anything in the volume, because the journal is one order.
+    let root = File::open(dir).unwrap();
+    nix::unistd::syncfs(&root).unwrap();
+    root.sync_all().unwrap();
     times
+}
+
+/// Each writer makes its own files durable, one by one, as many small databases would.
+fn create_files_and_sync_each(dir: &Path) -> Vec<Duration> {
+    let folder = dir.join("synced");
+    fs::create_dir(&folder).unwrap();
+    let create = |writer: usize, n: usize| {
+        timed(|| {
+            let mut file = File::create_new(folder.join(format!("{writer}-{n}"))).unwrap();
+            file.write_all(&[n as u8; SMALL_BYTES]).unwrap();
+            file.sync_all().unwrap();
+        })
+    };
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| scope.spawn(move || (0..FILES / WRITERS).map(|n| create(writer, n)).collect::<Vec<_>>()))
+            .collect();
+        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
+    })
 }
 
 /// Bytes that do not compress and are not equal at any two places, without a random number for each.
@@ -286,6 +313,14 @@ fn main() {
         create_files_and_sync(&dir)
     });
     assert!(files.puts() <= FILES_PUTS_MAX, "1,000 files cost {} PUTs", files.puts());
+    let synced = bench.row("create 1,000 files with an fsync each, 25 writers", FILES, || {
+        create_files_and_sync_each(&dir)
+    });
+    assert!(
+        synced.puts() < FILES as u64 / 2,
+        "commits of many writers go together: {} PUTs",
+        synced.puts()
+    );
     let mib = arguments.mib;
     let large = bench.row(
         &format!("write {mib} MiB in sequence, then fsync"),
@@ -309,13 +344,12 @@ fn main() {
     assert!(mounted.unmount().success(), "SIGTERM unmounts");
 
     let limit = Delays::REGION.write.mul_f64(1.2) + Duration::from_millis(2);
-    let (median, bare) = (appends.quantile(50), bare.quantile(50));
-    println!("append and fsync: median {median:.1?}, limit {limit:.1?}, bare PUT {bare:.1?}");
-    if arguments.times {
-        assert!(
-            median <= limit,
-            "an append with fsync takes {median:?}, at most {limit:?} is allowed"
-        );
-    }
+    let (best, median, bare) = (appends.quantile(10), appends.quantile(50), bare.quantile(50));
+    println!("append and fsync: median {median:.1?}, 10 % {best:.1?}, limit {limit:.1?}; a bare PUT {bare:.1?}");
+    let judged = if arguments.times { median } else { best };
+    assert!(
+        judged <= limit,
+        "an append with fsync takes {judged:?}, at most {limit:?} is allowed"
+    );
     println!("1 passed, 0 failed");
 }

@@ -87,6 +87,19 @@ impl S3Server {
     /// # Panics
     /// If it is installed and does not work: that is a failure of the test.
     pub async fn start(kind: Kind) -> Option<Self> {
+        Self::start_below(kind, &std::env::temp_dir()).await
+    }
+
+    /// As `start`, with its objects in RAM where this host can: for benches that measure us and not the server's disk.
+    pub async fn start_in_ram(kind: Kind) -> Option<Self> {
+        let shared_memory = Path::new("/dev/shm");
+        match shared_memory.is_dir() {
+            true => Self::start_below(kind, shared_memory).await,
+            false => Self::start(kind).await,
+        }
+    }
+
+    async fn start_below(kind: Kind, folder: &Path) -> Option<Self> {
         let Some(program) = installed(kind.program()) else {
             skip(&format!(
                 "{} is not installed (`cargo xtask tools` installs it)",
@@ -95,7 +108,7 @@ impl S3Server {
             return None;
         };
         for _ in 0..STARTS_MAX {
-            let mut server = Self::spawn(kind, &program);
+            let mut server = Self::spawn(kind, &program, folder);
             if server.answers().await {
                 return Some(server);
             }
@@ -103,10 +116,10 @@ impl S3Server {
         panic!("{} did not start {STARTS_MAX} times", program.display());
     }
 
-    fn spawn(kind: Kind, program: &Path) -> Self {
+    fn spawn(kind: Kind, program: &Path, folder: &Path) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("pannier-s3-")
-            .tempdir()
+            .tempdir_in(folder)
             .expect("a temporary folder");
         let address = free_address();
         let mut command = kind
