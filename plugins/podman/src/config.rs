@@ -35,8 +35,8 @@ pub struct Config {
     pub sockets: BTreeMap<String, Socket>,
     /// Containers write no logs for Nomad.
     pub disable_log_collection: bool,
-    /// Deadline of one short call to Podman.
-    pub call_timeout: Duration,
+    /// Deadline of one call to Podman that is no wait, pull or stream; None: the client's own.
+    pub call_timeout: Option<Duration>,
     /// Name servers of containers whose group has no `dns` block.
     pub dns_servers: Vec<IpAddr>,
     /// Limits of containers whose task has no `ulimit` of that name.
@@ -54,9 +54,6 @@ pub struct Socket {
 
 /// The name of the socket that tasks use when they say nothing.
 pub const DEFAULT_SOCKET: &str = "default";
-
-/// 60 s, the default of users' present driver: a container create on a busy disk may take tens of seconds.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A mistake in the plugin's options: which key, what is wrong, what to write instead.
 #[derive(Debug, thiserror::Error)]
@@ -280,20 +277,16 @@ impl Reader {
         }
     }
 
-    fn call_timeout(&mut self) -> Duration {
-        let Some(Some(text)) = self.keep(|block| block.string("client_http_timeout")) else {
-            return CALL_TIMEOUT;
-        };
-        if text.is_empty() {
-            return CALL_TIMEOUT;
+    fn call_timeout(&mut self) -> Option<Duration> {
+        let key = "client_http_timeout";
+        let text = self.keep(|block| block.string("client_http_timeout")).flatten();
+        match units::duration(&text.filter(|text| !text.is_empty())?) {
+            Ok(limit) => Some(limit).filter(|limit| !limit.is_zero()),
+            Err(source) => {
+                self.errors.push(ConfigError::Duration { key, source });
+                None
+            }
         }
-        units::duration(&text).unwrap_or_else(|source| {
-            self.errors.push(ConfigError::Duration {
-                key: "client_http_timeout",
-                source,
-            });
-            CALL_TIMEOUT
-        })
     }
 
     fn dns_servers(&mut self) -> Vec<IpAddr> {
@@ -418,7 +411,7 @@ mod tests {
             Path::new("/run/podman/podman.sock")
         );
         assert!(config.volumes_enabled && config.gc_container && !config.recover_stopped);
-        assert_eq!(config.call_timeout, Duration::from_secs(60));
+        assert_eq!(config.call_timeout, None);
         let user = Config::default_for(1000);
         assert_eq!(
             user.sockets[DEFAULT_SOCKET].path,
@@ -459,7 +452,7 @@ mod tests {
         assert_eq!(config.default_rootless_mode.as_deref(), Some("pasta"));
         assert_eq!(config.sockets[DEFAULT_SOCKET].path, Path::new("/run/p.sock"));
         assert!(config.disable_log_collection);
-        assert_eq!(config.call_timeout, Duration::from_secs(5));
+        assert_eq!(config.call_timeout, Some(Duration::from_secs(5)));
         assert_eq!(config.default_ulimits["nofile"], Limit { soft: 10, hard: 20 });
     }
 

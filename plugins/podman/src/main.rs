@@ -53,8 +53,9 @@ fn main() -> ExitCode {
 /// The two services that Nomad calls. Nothing is connected or read yet: Nomad may only want to know who we are.
 fn routes() -> Routes {
     let uid = nix::unistd::geteuid().as_raw();
-    let connect: Connect =
-        Arc::new(|socket: &Path, _call_timeout: Duration| -> Arc<dyn Podman> { Arc::new(Client::new(socket)) });
+    let connect: Connect = Arc::new(|socket: &Path, call_limit: Option<Duration>| -> Arc<dyn Podman> {
+        Arc::new(Client::new(socket).with_call_limit(call_limit))
+    });
     let plugin = Plugin::new(Config::default_for(uid), connect, RelayProgram::default(), now);
     let base = BasePluginServer::new(BasePluginService::new(plugin.clone(), uid));
     let driver = DriverServer::new(DriverService::new(plugin));

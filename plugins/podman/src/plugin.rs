@@ -18,7 +18,7 @@ use crate::roster::Roster;
 use crate::task::Task;
 
 /// Makes the client of a Podman service from its socket and the deadline of short calls. Must not connect.
-pub type Connect = Arc<dyn Fn(&Path, Duration) -> Arc<dyn Podman> + Send + Sync>;
+pub type Connect = Arc<dyn Fn(&Path, Option<Duration>) -> Arc<dyn Podman> + Send + Sync>;
 
 /// The driver's state.
 #[derive(Debug, Clone)]

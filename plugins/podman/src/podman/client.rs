@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -29,6 +30,14 @@ impl Client {
             socket: Socket::new(socket_path),
             version: Mutex::new(None),
         }
+    }
+
+    /// The same client with another deadline for its calls: that of creating, starting, removing and asking. Waiting,
+    /// pulling and following have none in any case.
+    #[must_use]
+    pub fn with_call_limit(mut self, limit: Option<Duration>) -> Self {
+        self.socket.limit = limit;
+        self
     }
 
     /// Makes an image of a root file system (a tar stream, as `podman import`); returns its id.

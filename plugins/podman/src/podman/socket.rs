@@ -41,6 +41,8 @@ pub(super) type Body = UnsyncBoxBody<Bytes, BoxError>;
 #[derive(Debug, Clone)]
 pub(super) struct Socket {
     path: PathBuf,
+    /// The operator's deadline of calls that have one; `None`: each call's own.
+    pub(super) limit: Option<Duration>,
 }
 
 /// One request.
@@ -155,7 +157,10 @@ enum Broken {
 
 impl Socket {
     pub(super) fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into() }
+        Self {
+            path: path.into(),
+            limit: None,
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -217,7 +222,9 @@ impl Socket {
         call: &Call,
         work: impl Future<Output = Result<T, PodmanError>>,
     ) -> Result<T, PodmanError> {
-        let Some(limit) = call.limit else { return work.await };
+        let Some(own) = call.limit else { return work.await };
+        // The operator's limit is for calls that do something: whether the service is there at all is asked in less.
+        let limit = self.limit.filter(|_| own >= CALL_LIMIT).unwrap_or(own);
         match tokio::time::timeout(limit, work).await {
             Ok(done) => done,
             Err(_elapsed) => Err(PodmanError::TimedOut {

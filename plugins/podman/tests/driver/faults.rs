@@ -161,7 +161,7 @@ impl Podman for Faulty {
 
 fn plugin(podman: &Arc<Faulty>) -> Plugin {
     let podman: Arc<dyn Podman> = Arc::clone(podman) as Arc<dyn Podman>;
-    let connect: Connect = Arc::new(move |_: &Path, _: Duration| Arc::clone(&podman));
+    let connect: Connect = Arc::new(move |_: &Path, _: Option<Duration>| Arc::clone(&podman));
     Plugin::new(Config::default_for(0), connect, RelayProgram::default(), || {
         SystemTime::UNIX_EPOCH
     })

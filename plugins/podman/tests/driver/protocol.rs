@@ -229,3 +229,23 @@ async fn secrets_are_not_logged() {
     assert!(lines.iter().any(|line| line.contains("start failed")), "{lines:?}");
     assert!(!lines.iter().any(|line| line.contains("hush")), "{lines:?}");
 }
+
+/// Goal: `client_http_timeout` is the deadline of a call to a Podman that has stopped answering, and the start may be
+/// tried again.
+/// Method: a socket that takes connections and never answers.
+#[tokio::test]
+async fn a_podman_that_does_not_answer_in_time_is_given_up_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("podman.sock");
+    let _silent = tokio::net::UnixListener::bind(&socket).unwrap();
+    let options = vec![
+        ("socket_path", socket.to_str().unwrap().into()),
+        ("client_http_timeout", "100ms".into()),
+    ];
+    let agent = Agent::with_options(options).await;
+    let begun = Instant::now();
+    let error = agent.start_task(&Job::new("true")).await.unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(20), "took {:?}", begun.elapsed());
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    assert!(!error.details().is_empty(), "{error}");
+}
