@@ -32,7 +32,7 @@ type world struct {
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: conformance protocol|podman -plugin PATH ..., conformance encode SCHEMA CONFIG")
+		fmt.Fprintln(os.Stderr, "usage: conformance protocol|podman|podman-calls -plugin PATH ..., conformance encode SCHEMA CONFIG")
 		os.Exit(2)
 	}
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
@@ -50,6 +50,8 @@ func main() {
 		checks = protocolChecks
 	case "podman":
 		checks = podmanChecks
+	case "podman-calls":
+		checks = podmanCallChecks
 	case "agent":
 		runAgent(w, *order)
 		return

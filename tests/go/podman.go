@@ -21,18 +21,25 @@ import (
 	"pannier.example/conformance/wire/structs"
 )
 
-// podmanChecks prove the driver for Podman: the whole life of a task under an agent and a plugin that come and go.
+// podmanChecks prove the driver for Podman: the life of a task under an agent and a plugin that come and go.
 var podmanChecks = []check{
 	{"the driver says what it is, quickly, as often as it is asked", podmanCards},
 	{"the node is described at once", podmanFingerprint},
 	{"a task runs to its end; code and both outputs are exact", podmanRun},
-	{"a running task is watched, entered, signalled and measured", podmanWatch},
 	{"a task is stopped by its own signal, and killed when it does not listen", podmanStop},
-	{"what cannot start is refused, and what is gone is no error", podmanRefusals},
 	{"a task survives the plugin's kill -9: same process, all logs, right exit code", podmanPluginKilled},
 	{"a task that ends while no plugin is there keeps its exit code and its logs", podmanEndsAlone},
 	{"a task survives an agent's kill -9: the plugin is reattached to", podmanAgentKilled},
 	{"a plugin that is told to go leaves its tasks", podmanGraceful},
+	{"a task that floods its output loses no byte while the plugin is killed three times", podmanFlood},
+	{"nothing of all this is left: no process, no socket", podmanLeftovers},
+}
+
+// podmanCallChecks prove the calls that look into a running task, and those that must fail.
+var podmanCallChecks = []check{
+	{"a running task is watched, entered, signalled and measured", podmanWatch},
+	{"what cannot start is refused, and what is gone is no error", podmanRefusals},
+	{"nothing of all this is left: no process, no socket", podmanLeftovers},
 }
 
 // counting writes numbered lines to both outputs until it is asked to end, and then exits with 42.
@@ -301,6 +308,55 @@ func podmanGraceful(w *world) {
 	equal("pid", t.pid(), pid)
 	podmanFinishCounting(w, b, t)
 	b.end()
+}
+
+// podmanFlood writes as fast as a shell can, far more than all buffers hold, so that each kill falls into a write.
+func podmanFlood(w *world) {
+	const rounds, lines = 60, 20000
+	a := w.launchPodman()
+	t, handle := w.start(a, fmt.Sprintf(`i=0; while [ $i -lt %d ]; do seq 1 %d; i=$((i+1)); done; exit 11`, rounds, lines), "")
+	for n := range 3 {
+		eventually("more output", func() bool { return len(t.logs.stdout.text()) > (n+1)<<18 })
+		a.killPlugin()
+		a = w.launchPodman()
+		must(a.driver.RecoverTask(soon(), afterRestart(handle)))
+	}
+	equal("exit code", receive("its end", a.waiting(t.id)).ExitCode, 11)
+	w.destroy(a, t)
+	var round strings.Builder
+	for n := range lines {
+		fmt.Fprintln(&round, n+1)
+	}
+	got := t.logs.stdout.finished()
+	equal("bytes", len(got), rounds*round.Len())
+	demand(got == strings.Repeat(round.String(), rounds), "the bytes are not those that were written")
+	a.end()
+}
+
+// podmanLeftovers comes last: every check before it destroyed its tasks and ended its plugins.
+func podmanLeftovers(w *world) {
+	deadline := time.Now().Add(5 * time.Second)
+	left := w.leftovers()
+	for left != "" && time.Now().Before(deadline) {
+		time.Sleep(20 * time.Millisecond)
+		left = w.leftovers()
+	}
+	equal("processes", left, "")
+	sockets, _ := filepath.Glob(filepath.Join(w.folder, "plugin-*"))
+	equal("sockets", len(sockets), 0)
+}
+
+// leftovers are the processes whose command line names this run's folder.
+func (w *world) leftovers() string {
+	var left strings.Builder
+	entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, entry := range entries {
+		line, _ := os.ReadFile(entry)
+		if strings.Contains(string(line), w.folder) {
+			fmt.Fprintln(&left, entry, strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	return left.String()
 }
 
 // containers is what Podman itself says is there.

@@ -4,9 +4,13 @@
     reason = "what the Go program prints is the test's own output"
 )]
 
+#[path = "../../plugins/podman/tests/fixture/mod.rs"]
+mod fixture;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use fixture::{BUSYBOX, PodmanService};
 use pannier::try_job::{driver_config, hcl_reader::Source, job_file};
 use prost::Message;
 use tests::binaries::{Program, built};
@@ -40,6 +44,24 @@ fn the_protocol_is_the_one_that_hashicorps_client_speaks() {
         .arg("protocol")
         .arg("-plugin")
         .arg(built(Program::Example("timer"))));
+}
+
+/// Goal: a task under Podman outlives the plugin and the agent. Method: HashiCorp's client runs the driver against a Podman
+/// service of this test's own, kills either at the worst moment, and takes the task over again.
+#[test]
+fn the_podman_driver_keeps_its_tasks_under_hashicorps_client() {
+    let Some(conformance) = conformance() else { return };
+    let Some(podman) = PodmanService::start() else { return };
+    let driver = built(Program::Binary("nomad-driver-podman"));
+    let mut command = Command::new(conformance);
+    command
+        .arg("podman")
+        .arg("-plugin")
+        .arg(driver)
+        .arg("-socket")
+        .arg(podman.socket())
+        .args(["-image", BUSYBOX]);
+    run(&mut command);
 }
 
 /// Goal: `pannier try` sends a driver what Nomad would. Method: the same configuration through ours and through the libraries
