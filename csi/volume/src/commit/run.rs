@@ -4,10 +4,12 @@
 //! Callers: `commit::start`. Absent: when to cut (`pace.rs`), how to put (`put.rs`), the tree (`apply.rs`).
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
@@ -108,40 +110,29 @@ pub(super) fn spawn(
 }
 
 /// Says that the loop has ended, however it did.
-struct End {
-    state: Arc<dyn DirtyState>,
-    shared: Arc<Shared>,
-}
+struct End(Arc<Shared>);
 
 impl Drop for End {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let why = Lost::Journal {
-                detail: "the commit loop has panicked, see the log".to_owned(),
-            };
-            self.shared.lose(&*self.state, &why);
-        }
-        self.shared.progress.send_modify(|progress| progress.ended = true);
+        self.0.progress.send_modify(|progress| progress.ended = true);
     }
 }
 
 impl CommitLoop {
     async fn live(mut self, applying: JoinHandle<()>) {
-        let _end = End {
-            state: self.state.clone(),
-            shared: self.shared.clone(),
+        let _end = End(self.shared.clone());
+        let panicked = |what: &str| Lost::Journal {
+            detail: format!("{what} has panicked, see the log"),
         };
-        match self.run().await {
-            Ok(()) => {
+        match AssertUnwindSafe(self.run()).catch_unwind().await {
+            Ok(Ok(())) => {
                 drop(self.applier);
                 if applying.await.is_err_and(|error| error.is_panic()) {
-                    let why = Lost::Journal {
-                        detail: "the applier of commits has panicked, see the log".to_owned(),
-                    };
-                    self.shared.lose(&*self.state, &why);
+                    self.shared.lose(&*self.state, &panicked("the applier of commits"));
                 }
             }
-            Err(why) => self.shared.lose(&*self.state, &why),
+            Ok(Err(why)) => self.shared.lose(&*self.state, &why),
+            Err(_) => self.shared.lose(&*self.state, &panicked("the commit loop")),
         }
     }
 
@@ -283,9 +274,10 @@ impl CommitLoop {
         self.state.durable(generation);
         self.shared.stats().commits += 1;
         self.shared.gave_to_backlog(commit.rows_bytes);
-        // If the applier has ended, the tree has failed, and that is told by `lost`.
-        let _ = self.applier.send(commit);
-        Ok(())
+        // Where the tree has failed, the applier has told why, and that reason stays.
+        self.applier.send(commit).map_err(|_| Lost::Journal {
+            detail: "the applier of commits has ended".to_owned(),
+        })
     }
 }
 

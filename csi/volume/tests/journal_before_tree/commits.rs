@@ -193,3 +193,25 @@ fn a_mount_after_a_clean_close_replays_nothing() {
         second.close().await;
     });
 }
+
+#[test]
+fn a_tree_that_fails_ends_the_mount_with_its_reason_and_loses_nothing() {
+    runtime(0).block_on(async {
+        let (memory, _, mount) = mounted(limits()).await;
+        let issued = Issued::default();
+        mount.act(&issued);
+        mount.sync(&issued).await.unwrap();
+        mount.commit.wait_applied(Generation(1)).await.unwrap();
+        mount.opened.tree.close().await.unwrap();
+        mount.act(&issued);
+        mount.sync(&issued).await.expect("the journal is sound");
+        let lost = mount.commit.wait_applied(Generation(2)).await.unwrap_err();
+        assert!(lost.to_string().contains("the metadata tree failed"), "{lost}");
+        mount.act(&issued);
+        assert_eq!(mount.sync(&issued).await, Err(lost));
+        drop(mount);
+        let second = Mount::open(memory, "second", limits()).await.unwrap();
+        assert_eq!(second.found, 2);
+        second.judge(&issued).await;
+    });
+}
