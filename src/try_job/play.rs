@@ -57,6 +57,12 @@ pub async fn run(options: &Options) -> Result<(), TryError> {
             )));
         }
     }
+    // Before anything is started: a file that is wrong costs no time.
+    let plan = options
+        .job
+        .as_deref()
+        .map(|file| Plan::read(file, &options.volumes))
+        .transpose()?;
     leftovers::sweep(&options.state_dir).await?;
     std::fs::create_dir_all(&options.state_dir).map_err(|source| TryError::State {
         path: options.state_dir.clone(),
@@ -69,6 +75,7 @@ pub async fn run(options: &Options) -> Result<(), TryError> {
         .await?;
     let mut run = Run {
         options,
+        plan,
         report,
         interrupt,
         host,
@@ -95,8 +102,31 @@ async fn prepare(options: &Options) -> Result<HostSetup, TryError> {
         .map_err(|error| TryError::Machine(error.to_string()))
 }
 
+/// A job file of the user's, with its volumes.
+struct Plan {
+    job: Job,
+    source: Source,
+    volumes: Vec<VolumeFile>,
+}
+
+impl Plan {
+    fn read(file: &Path, volumes: &[PathBuf]) -> Result<Self, TryError> {
+        let (job, source) = job_file::read(file)?;
+        let volumes: Vec<VolumeFile> = volumes
+            .iter()
+            .map(|file| volume_file::read(file))
+            .collect::<Result<_, _>>()?;
+        let mut wanted = job.groups.iter().flat_map(|group| &group.volumes);
+        if let Some(missing) = wanted.find(|wanted| !volumes.iter().any(|volume| volume.id == wanted.source)) {
+            return Err(TryError::NoVolumeFile(missing.source.clone()));
+        }
+        Ok(Self { job, source, volumes })
+    }
+}
+
 struct Run<'a> {
     options: &'a Options,
+    plan: Option<Plan>,
     report: Report,
     interrupt: Interrupt,
     host: HostSetup,
@@ -147,7 +177,7 @@ impl Run<'_> {
     /// Builds the image of the default run, plays, and takes the image away again.
     async fn with_image(&mut self, store: &Store) -> Result<(), TryError> {
         self.interrupt.check()?;
-        if self.options.job.is_some() {
+        if self.plan.is_some() {
             return self.with_driver(store).await;
         }
         let tree = self
@@ -192,8 +222,8 @@ impl Run<'_> {
         let driver = DriverHost::start(&launch, &self.report).await?;
         let mut stage = Stage::new(self.report, self.interrupt.clone(), self.options.state_dir.clone());
         stage.set_driver(driver);
-        let result = match &self.options.job {
-            Some(file) => self.play_file(&mut stage, store, file).await,
+        let result = match &self.plan {
+            Some(plan) => self.play_file(&mut stage, store, plan).await,
             None => self.play_default(&mut stage, store).await,
         };
         if matches!(result, Err(TryError::Interrupted)) {
@@ -223,20 +253,13 @@ impl Run<'_> {
     }
 
     /// One job file on one node, with the volumes that files describe.
-    async fn play_file(&self, stage: &mut Stage, store: &Store, file: &Path) -> Result<(), TryError> {
-        let (job, source) = job_file::read(file)?;
-        let volumes: Vec<VolumeFile> = self
-            .options
-            .volumes
-            .iter()
-            .map(|file| volume_file::read(file))
-            .collect::<Result<_, _>>()?;
-        self.report.chapter(format!("Node one: {}", file.display()));
+    async fn play_file(&self, stage: &mut Stage, store: &Store, plan: &Plan) -> Result<(), TryError> {
+        self.report.chapter(format!("Node one: {}", plan.source.file.display()));
         stage.enter_node(&self.node(store, "try-node-1")).await?;
-        for volume in &volumes {
+        for volume in &plan.volumes {
             stage.create_volume(volume).await?;
         }
-        stage.play(&job, &source).await?;
+        stage.play(&plan.job, &plan.source).await?;
         self.finish(stage).await
     }
 

@@ -102,9 +102,17 @@ fn tools() -> Result<(), StepError> {
     install_pjdfstest()
 }
 
+/// As the tests build them, so that nothing is compiled twice with other features.
 fn build_binaries() -> Result<(), StepError> {
     Step::cargo("build pannier and nomad-driver-podman")
-        .args(["build", "--package", "pannier", "--package", "podman-driver"])
+        .args([
+            "build",
+            "--workspace",
+            "--bin",
+            "pannier",
+            "--bin",
+            "nomad-driver-podman",
+        ])
         .run()
 }
 
