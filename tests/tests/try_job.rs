@@ -41,7 +41,7 @@ impl Place {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        built(Program::Binary("nomad-driver-podman"));
+        let _ = built(Program::Binary("nomad-driver-podman"));
         let mut command = Command::new(built(Program::Binary("pannier")));
         command.arg("try").arg("--state-dir").arg(self.state()).args(arguments);
         command
