@@ -26,6 +26,9 @@ const STOP_MAX: Duration = Duration::from_secs(20);
 /// 20 ms between two looks.
 const POLL: Duration = Duration::from_millis(20);
 
+/// 50 bytes: the longest path that Podman takes for its run-time state, because unix sockets lie below it.
+const RUNROOT_BYTES_MAX: usize = 50;
+
 /// Why the machine could not be prepared, and what would help.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -51,6 +54,14 @@ pub enum HostError {
     Service {
         /// Its output.
         log: String,
+    },
+    /// Podman refuses long paths for its run-time state.
+    #[error(
+        "the path {path} is too long: Podman takes at most {RUNROOT_BYTES_MAX} bytes there; use a shorter state directory"
+    )]
+    TooLong {
+        /// The path.
+        path: PathBuf,
     },
     /// A system call or file failed.
     #[error("cannot {what} {path}: {source}")]
@@ -164,6 +175,10 @@ impl HostSetup {
         }
         let dir = state_dir.join("podman");
         self.socket = dir.join("podman.sock");
+        let runroot = dir.join("run");
+        if runroot.as_os_str().len() > RUNROOT_BYTES_MAX {
+            return Err(HostError::TooLong { path: runroot });
+        }
         configure(&dir)?;
         let child = launch(&dir, &self.socket)?;
         self.service = Some(Service {
@@ -251,7 +266,7 @@ fn launch(dir: &Path, socket: &Path) -> Result<Child, HostError> {
     let mut command = std::process::Command::new("podman");
     for (option, place) in [
         ("--root", "root"),
-        ("--runroot", "runroot"),
+        ("--runroot", "run"),
         ("--tmpdir", "tmp"),
         ("--network-config-dir", "networks"),
     ] {

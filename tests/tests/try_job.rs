@@ -30,7 +30,7 @@ impl Place {
             return None;
         }
         let dir = tempfile::Builder::new()
-            .prefix("pannier-try-test-")
+            .prefix("try-test-")
             .tempdir_in("/var/tmp")
             .unwrap();
         Some(Self { dir })
@@ -175,7 +175,11 @@ job "small" {
 #[test]
 fn a_job_file_with_an_unknown_key_is_refused_by_name_and_line() {
     let Some(place) = Place::new() else { return };
-    let job = place.write("job.hcl", &JOB.replace("type = \"batch\"", "tpye = \"batch\""));
+    let job = place.write(
+        "job.hcl",
+        &JOB.replace("OPTION", "")
+            .replace("type = \"batch\"", "tpye = \"batch\""),
+    );
     let output = place.run(&["--job", &job]);
     let (_, stderr) = text(&output);
     assert!(!output.status.success());
