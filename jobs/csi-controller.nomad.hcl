@@ -1,7 +1,9 @@
 # nomad job run -var bucket=BUCKET csi-controller.nomad.hcl
 #
-# The controller creates, publishes and deletes volumes. It keeps nothing but keys that volumes bring along, so any number may run.
-# Credentials: the AWS SDK's usual chain of the host (instance role, /root/.aws), or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in env.
+# The controller creates, publishes and deletes volumes. It keeps nothing but keys that volumes bring along, so any
+# number may run.
+# Credentials: the AWS SDK's usual chain of the host (instance role, /root/.aws), or AWS_ACCESS_KEY_ID and
+# AWS_SECRET_ACCESS_KEY in env.
 
 variable "bucket" {
   type        = string

@@ -1,8 +1,10 @@
 # nomad job run -var bucket=BUCKET csi-node.nomad.hcl
 #
-# The node plugin mounts volumes on every client. The engine that serves the mounts is a process of its own, which this task starts when the first
+# The node plugin mounts volumes on every client. The engine that serves the mounts is a process of its own, which
+# this task starts when the first
 # volume is mounted and which goes on when the task ends: stopping or updating this job interrupts no mount.
-# Credentials: the AWS SDK's usual chain of the host (instance role, /root/.aws), or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in env.
+# Credentials: the AWS SDK's usual chain of the host (instance role, /root/.aws), or AWS_ACCESS_KEY_ID and
+# AWS_SECRET_ACCESS_KEY in env.
 
 variable "bucket" {
   type        = string
@@ -52,7 +54,8 @@ job "pannier-node" {
         type      = "node"
         mount_dir = "/csi"
 
-        # raw_exec sees the host's paths, so this must be the folder as the host has it: then plugin, engine and Nomad mean the same by a path.
+        # raw_exec sees the host's paths, so this must be the folder as the host has it: then plugin, engine and Nomad
+        # mean the same by a path.
         stage_publish_base_dir = "${var.data_dir}/client/csi/node/pannier"
       }
 

@@ -1,7 +1,8 @@
 //! `pannier csi`: the CSI plugin that Nomad runs.
 //!
-//! Options come from flags, the environment (`PANNIER_…`, and Nomad's `CSI_ENDPOINT`) and a file in HCL, in this order of precedence.
-//! Ending it, by SIGTERM or otherwise, unmounts nothing: the engine is a process of its own, and the next plugin adopts its mounts.
+//! Options come from flags, the environment (`PANNIER_…`, and Nomad's `CSI_ENDPOINT`) and a file in HCL, in this
+//! order of precedence. Ending it, by SIGTERM or otherwise, unmounts nothing: the engine is a process of its own, and
+//! the next plugin adopts its mounts.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -229,6 +230,28 @@ mod tests {
         assert_eq!(check(&nomad, FILE).unwrap().endpoint, Path::new("/csi/csi.sock"));
         let both = [&nomad[..], &["--endpoint", "unix:///run/ours.sock"]].concat();
         assert_eq!(check(&both, FILE).unwrap().endpoint, Path::new("/run/ours.sock"));
+    }
+
+    /// The job files of `jobs/` set options by environment; one that is misspelt there would be ignored in silence.
+    #[test]
+    fn every_variable_of_the_job_files_is_an_option() {
+        use clap::CommandFactory;
+        let command = Line::command();
+        let known: Vec<_> = command
+            .get_arguments()
+            .filter_map(|arg| arg.get_env()?.to_str())
+            .collect();
+        for file in ["csi-controller.nomad.hcl", "csi-node.nomad.hcl"] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs").join(file);
+            let text = std::fs::read_to_string(&path).unwrap();
+            hcl::parse(&text).unwrap_or_else(|error| panic!("{file}: {error}"));
+            let words = text.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit() && c != '_');
+            let used: Vec<_> = words.filter(|word| word.starts_with("PANNIER_")).collect();
+            assert!(used.len() >= 5, "{file} sets {used:?}");
+            for word in used {
+                assert!(known.contains(&word), "{file}: {word} is none of {known:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Models, faulty fakes, conformance, system tests and benches
 
 pub mod binaries;
+pub mod csi_plugin;
 pub mod faulty_bucket;
 pub mod go_module;
 pub mod model;

@@ -43,7 +43,8 @@ impl Capability {
     /// Judges the capability of a call.
     ///
     /// # Errors
-    /// `Missing` if there is none or it lacks type or mode; `Invalid` for a type, mode, option or file system type that is not offered.
+    /// `Missing` if there is none or it lacks type or mode; `Invalid` for a type, mode, option or file system type
+    /// that is not offered.
     pub fn check(given: Option<&VolumeCapability>) -> Result<Self, DriverError> {
         let given = given.ok_or(DriverError::Missing {
             field: "volume_capability",

@@ -1,7 +1,8 @@
 //! Where the controller finds the cluster's volumes: the `Clusters` port, and S3 behind it.
 //!
-//! Nomad hands a volume's own keys over with most calls, so there is one client per set of keys; they are kept, because making one costs a
-//! pool of connections. Callers: `controller.rs`, `server.rs`. Absent: what is asked of the bucket (`volume::admin`).
+//! Nomad hands a volume's own keys over with most calls, so there is one client per set of keys; they are kept,
+//! because making one costs a pool of connections. Callers: `controller.rs`, `server.rs`. Absent: what is asked of
+//! the bucket (`volume::admin`).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -18,7 +19,8 @@ use crate::error::DriverError;
 
 pub mod fixed;
 
-/// 32 sets of keys at a time. Beyond it all are dropped and made anew as needed: many volumes with keys of their own only cost handshakes.
+/// 32 sets of keys at a time. Beyond it all are dropped and made anew as needed: many volumes with keys of their own
+/// only cost handshakes.
 const CLIENTS_MAX: usize = 32;
 
 /// The admin verbs, for whichever keys a call brings.

@@ -1,7 +1,7 @@
 //! The options of `pannier csi`: as they are written, and as they are used.
 //!
-//! Invariant: all mistakes are told at once, each by the name of its key. Callers: the command line, which fills a `RawConfig` from flags,
-//! environment and file, in this order of precedence. Absent: reading any of the three.
+//! Invariant: all mistakes are told at once, each by the name of its key. Callers: the command line, which fills a
+//! `RawConfig` from flags, environment and file, in this order of precedence. Absent: reading any of the three.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,9 @@
-//! The controller service: decode, call `volume::admin`, encode. What it promises is in the bucket, so any number of controllers may run.
+//! The controller service: decode, call `volume::admin`, encode. What it promises is in the bucket, so any number of
+//! controllers may run.
 //!
-//! Invariants: a volume is never published to a node while another one holds it (rule 8); unpublishing needs nothing of the node
-//! (rule 9); a volume in use is never deleted (rule 7). Callers: the server. Absent: anything that touches a mount.
+//! Invariants: a volume is never published to a node while another one holds it (rule 8); unpublishing needs nothing
+//! of the node (rule 9); a volume in use is never deleted (rule 7). Callers: the server. Absent: anything that
+//! touches a mount.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -107,8 +109,9 @@ impl ControllerService {
         let node_id = NodeId::new(&request.node_id).map_err(|_| DriverError::NoNode {
             node: request.node_id.clone(),
         })?;
-        // Not `request.readonly`: a reader of a writer's volume gets a read-only bind mount, so readers and writers may come and go on one
-        // node (rule 12). Only a volume that nobody on the node may write is opened for reading.
+        // Not `request.readonly`: a reader of a writer's volume gets a read-only bind mount, so readers and writers
+        // may come and go on one node (rule 12). Only a volume that nobody on the node may write is opened for
+        // reading.
         let read_only = capability.mode == AccessMode::SingleNodeReaderOnly;
         let admin = self.admin(&volume, &request.secrets).await?;
         let lease = admin

@@ -1,7 +1,8 @@
 //! The secrets of a volume: S3 keys that Nomad hands over with most calls.
 //!
 //! Invariant: a secret's value is in no log line, error or `Debug` output. Callers: controller and node.
-//! Absent: where they are kept (`targets/record.rs`, files of mode 0600), and the plugin's own credentials (the SDK's chain).
+//! Absent: where they are kept (`targets/record.rs`, files of mode 0600), and the plugin's own credentials (the SDK's
+//! chain).
 
 use std::collections::HashMap;
 use std::fmt;

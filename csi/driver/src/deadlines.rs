@@ -1,7 +1,7 @@
 //! How long a call may take, and what it was doing when it took longer.
 //!
-//! Nomad's node calls have no deadline of their own (rule 1): one that hangs freezes its volume on the node for ever. So every
-//! call ends within these limits, with a status that names the step it was at.
+//! Nomad's node calls have no deadline of their own (rule 1): one that hangs freezes its volume on the node for ever.
+//! So every call ends within these limits, with a status that names the step it was at.
 //! Callers: the three services. Absent: the limits of single steps (a probe, a mount), which are with those steps.
 
 use std::future::Future;
@@ -10,14 +10,12 @@ use std::time::Duration;
 
 use crate::error::DriverError;
 
-/// 110 s: Nomad gives a controller call 120 s in all, dialling included. Ending first, our text arrives and not Nomad's.
+/// 110 s: Nomad gives a controller call 120 s in all, dialling included. Ending first, our text arrives and not
+/// Nomad's.
 pub const CONTROLLER_MAX: Duration = Duration::from_secs(110);
 
 /// 60 s: a node call that Nomad may repeat. What goes on behind it ends by itself, and the next call finds it done.
 pub const NODE_MAX: Duration = Duration::from_secs(60);
-
-/// 4 s: what is answered from memory. Nomad gives Probe 5 s.
-pub const IDENTITY_MAX: Duration = Duration::from_secs(4);
 
 const _: () = assert!(CONTROLLER_MAX.as_secs() < 120, "Nomad's own limit must not come first");
 
@@ -101,7 +99,7 @@ mod tests {
             error.to_string(),
             "NodeStageVolume did not end within 60 s: it was waiting for the engine"
         );
-        assert_eq!(within("Probe", IDENTITY_MAX, async |_| Ok(7)).await.unwrap(), 7);
+        assert_eq!(within("NodeGetInfo", NODE_MAX, async |_| Ok(7)).await.unwrap(), 7);
     }
 
     #[tokio::test(start_paused = true)]

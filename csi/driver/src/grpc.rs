@@ -1,9 +1,10 @@
-//! THE map from failures to status codes, and back from those of the engine. Codes appear in no other file of this crate.
+//! THE map from failures to status codes, and back from those of the engine. Codes appear in no other file of this
+//! crate.
 //!
 //! Nomad gives some codes a meaning of its own (plugins/csi/client.go), which decides most choices here:
 //! - INTERNAL is never used: Nomad hides its message behind "check the plugin allocation logs".
-//! - FAILED_PRECONDITION of ControllerPublish makes Nomad try the claim again for 24 h (rule 8), so it is for "held elsewhere" only;
-//!   what no waiting helps against has another code. Of DeleteVolume it says "in use".
+//! - FAILED_PRECONDITION of ControllerPublish makes Nomad try the claim again for 24 h (rule 8), so it is for "held
+//!   elsewhere" only; what no waiting helps against has another code. Of DeleteVolume it says "in use".
 //! - NOT_FOUND of an unpublish or unstage counts as done, so a bucket that is missing is not NOT_FOUND.
 //! - ABORTED of a list says "bad token".
 
@@ -166,7 +167,8 @@ pub(crate) fn volume_of(head: &volume::head::Head) -> csi::Volume {
     csi::Volume {
         capacity_bytes: i64::try_from(head.capacity_bytes).unwrap_or(i64::MAX),
         volume_id: head.volume.to_string(),
-        // The name is for people who read `nomad volume status`; no call depends on it. No topology: S3 is everywhere (rule 15).
+        // The name is for people who read `nomad volume status`; no call depends on it. No topology: S3 is everywhere
+        // (rule 15).
         volume_context: [("name".to_owned(), head.name.clone())].into(),
         content_source: None,
         accessible_topology: Vec::new(),

@@ -1,13 +1,15 @@
 //! The identity service: who this plugin is and what it offers.
 //!
-//! Invariant: everything is answered from memory. Nomad restarts a plugin that does not answer Probe in time, so a store that is away must not show here.
+//! Invariant: everything is answered from memory. Nomad restarts a plugin that does not answer Probe in time, so a
+//! store that is away must not show here.
 
 use async_trait::async_trait;
 use proto::csi::v1 as csi;
 use proto::csi::v1::identity_server::Identity;
 use tonic::{Request, Response, Status};
 
-/// What Nomad stores as the plugin's identity. It may never change (rule 16): volumes of a plugin of another name cannot be updated.
+/// What Nomad stores as the plugin's identity. It may never change (rule 16): volumes of a plugin of another name
+/// cannot be updated.
 pub const PLUGIN_NAME: &str = "pannier.csi";
 
 /// The identity service.

@@ -1,7 +1,8 @@
 //! Keys of volumes, for the calls that Nomad makes without secrets: ControllerUnpublishVolume among them (rule 9).
 //!
-//! One file per volume, mode 0600, below the state folder. A controller on another node has not seen them: then the plugin's own credentials must do,
-//! and where they do not, the store's refusal says so. Callers: `controller.rs`. Absent: the node's copy (`targets/record.rs`).
+//! One file per volume, mode 0600, below the state folder. A controller on another node has not seen them: then the
+//! plugin's own credentials must do, and where they do not, the store's refusal says so. Callers: `controller.rs`.
+//! Absent: the node's copy (`targets/record.rs`).
 
 use std::path::PathBuf;
 

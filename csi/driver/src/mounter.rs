@@ -1,7 +1,8 @@
 //! The `Mounter` port: what the node service needs of the engine and of the kernel, in its own words.
 //!
-//! The engine mounts each volume once, at a place of ours; staging and publishing are bind mounts of that. So there is one
-//! FUSE mount per volume on a node, whatever number of paths Nomad asks for (rule 11), and taking a path away disturbs no other.
+//! The engine mounts each volume once, at a place of ours; staging and publishing are bind mounts of that. So there
+//! is one FUSE mount per volume on a node, whatever number of paths Nomad asks for (rule 11), and taking a path away
+//! disturbs no other.
 //! Callers: `targets.rs`. Implementations: `mounter/engine.rs` (real), `mounter/fake.rs` (tests).
 //! Absent: what should be mounted (`targets/record.rs`), and any state.
 

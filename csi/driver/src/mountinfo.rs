@@ -2,7 +2,7 @@
 //!
 //! Invariant: nothing here touches a mount point. Reading mountinfo cannot hang on a mount whose server is gone, as
 //! stat(2) or statfs(2) would, so every decision of `targets.rs` begins with it.
-//! Callers: `mounter/kernel.rs` reads it, `targets/` judges it. Absent: whether a mount answers (see `Mounter::liveness`).
+//! Callers: `mounter/kernel.rs` reads it, `targets/` judges it. Absent: whether a mount answers (see `Mounter::probe`).
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;

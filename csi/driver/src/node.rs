@@ -1,6 +1,7 @@
 //! The node service: decode, call `targets.rs`, encode.
 //!
-//! Invariant: every call ends within `NODE_MAX` (rule 1), and repeating it any number of times changes nothing (rule 20).
+//! Invariant: every call ends within `NODE_MAX` (rule 1), and repeating it any number of times changes nothing (rule
+//! 20).
 //! Callers: the server. Absent: decisions about mounts.
 
 use std::path::{Path, PathBuf};
@@ -137,7 +138,8 @@ impl NodeService {
     }
 }
 
-/// The fields of a call that takes something away. A volume whose id cannot be one is nowhere: `NoVolume`, which Nomad counts as done.
+/// The fields of a call that takes something away. A volume whose id cannot be one is nowhere: `NoVolume`, which
+/// Nomad counts as done.
 fn volume_at(field: &'static str, volume: &str, path: &str) -> Result<(VolumeId, PathBuf), DriverError> {
     required("volume_id", volume)?;
     required(field, path)?;
@@ -196,7 +198,8 @@ impl Node for NodeService {
     }
 
     async fn node_get_info(&self, _: Request<csi::NodeGetInfoRequest>) -> Reply<csi::NodeGetInfoResponse> {
-        // Whoever asks for the node's id is about to publish to it. But an answer must come while the store is away, too.
+        // Whoever asks for the node's id is about to publish to it. But an answer must come while the store is away,
+        // too.
         self.registry.settled().await;
         Ok(Response::new(csi::NodeGetInfoResponse {
             node_id: self.node_id.to_string(),

@@ -1,6 +1,7 @@
 //! Makes this node known in the bucket, so that controllers tell its id from one that somebody misspelt.
 //!
-//! Invariant: the plugin never waits for it longer than a moment: a store that is away delays the first publish, not the plugin's start.
+//! Invariant: the plugin never waits for it longer than a moment: a store that is away delays the first publish, not
+//! the plugin's start.
 //! Callers: `node.rs`, `server.rs`. Absent: whether a node is alive; only leases and epochs decide that.
 
 use std::time::Duration;

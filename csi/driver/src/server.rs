@@ -1,7 +1,8 @@
 //! The plugin as a process: one unix socket with the services of its mode.
 //!
-//! Invariant: what an earlier plugin left mounted is adopted before the first call is served (rule 4). Ending the plugin unmounts nothing (rule 17):
-//! whoever runs `serve` just drops it. Callers: `pannier csi`, and tests. Absent: reading options (`config.rs`), and signals.
+//! Invariant: what an earlier plugin left mounted is adopted before the first call is served (rule 4). Ending the
+//! plugin unmounts nothing (rule 17): whoever runs `serve` just drops it. Callers: `pannier csi`, and tests. Absent:
+//! reading options (`config.rs`), and signals.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};

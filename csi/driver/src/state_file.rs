@@ -1,7 +1,7 @@
 //! Small files of the node's state, for their owner alone.
 //!
-//! Invariant: whoever reads a file sees its old content or its new, never a part, also after a crash of the machine; and nobody but the
-//! owner can open it, because it may hold keys. Callers: `targets/record.rs`, `keyring.rs`.
+//! Invariant: whoever reads a file sees its old content or its new, never a part, also after a crash of the machine;
+//! and nobody but the owner can open it, because it may hold keys. Callers: `targets/record.rs`, `keyring.rs`.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};

@@ -1,15 +1,18 @@
 //! What is mounted on this node, and who uses it: the state machine behind the node service.
 //!
-//! For each volume there is one mount by the engine (its home, below the state folder), and bind mounts of it: one per staging path,
-//! one per target path. `record.rs` holds what should be, the kernel's table what is, `converge.rs` makes the second like the first.
-//! Every call changes the record and converges, so repeating it, or doing it after a crash half way, leads to the same end (rule 20).
+//! For each volume there is one mount by the engine (its home, below the state folder), and bind mounts of it: one
+//! per staging path, one per target path. `record.rs` holds what should be, the kernel's table what is, `converge.rs`
+//! makes the second like the first. Every call changes the record and converges, so repeating it, or doing it after a
+//! crash half way, leads to the same end (rule 20).
 //!
 //! Invariants:
-//! - The home goes when the last path has gone, whatever order Nomad takes them away in (rule 3: it unstages too early).
+//! - The home goes when the last path has gone, whatever order Nomad takes them away in (rule 3: it unstages too
+//!   early).
 //! - No path is reported as taken away before what was written through it is in the bucket (rule 10).
 //! - Calls for one volume run one after another; duplicates wait and then find the work done.
 //!
-//! Callers: `node.rs`, and the server for `adopt` and `watch`. Absent: gRPC, and what a lease means (the engine checks it).
+//! Callers: `node.rs`, and the server for `adopt` and `watch`. Absent: gRPC, and what a lease means (the engine
+//! checks it).
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -106,7 +109,8 @@ impl Targets {
     /// Mounts a volume at a staging path. Repeating it changes nothing.
     ///
     /// # Errors
-    /// `ReadOnlyInUse`, `ForeignMount`, `Silent`, `Mount`, `File`, `Record`. A path that was not staged before is then not staged.
+    /// `ReadOnlyInUse`, `ForeignMount`, `Silent`, `Mount`, `File`, `Record`. A path that was not staged before is
+    /// then not staged.
     pub async fn stage(self: &Arc<Self>, place: Place, progress: &Progress) -> Result<(), DriverError> {
         let (this, steps) = (Arc::clone(self), progress.clone());
         let volume = place.volume.clone();
@@ -219,7 +223,8 @@ impl Targets {
         let not_staged = || DriverError::NotStaged {
             volume: place.volume.to_string(),
         };
-        // Not the staging path of this call is asked for, but any use: a premature unstage (rule 3) may have come between.
+        // Not the staging path of this call is asked for, but any use: a premature unstage (rule 3) may have come
+        // between.
         let mut record = self.records.load(&place.volume)?.ok_or_else(not_staged)?;
         if !record.is_used() {
             return Err(not_staged());
@@ -334,8 +339,8 @@ fn effective(record: &VolumeRecord, place: &Place) -> BindFlags {
     }
 }
 
-/// The path as the kernel's table has it: absolute, without symbolic links in front of its last part. That part itself is not looked at,
-/// because it may be a mount that is dead.
+/// The path as the kernel's table has it: absolute, without symbolic links in front of its last part. That part
+/// itself is not looked at, because it may be a mount that is dead.
 fn resolved(path: &Path) -> Result<PathBuf, DriverError> {
     let plain = path
         .components()

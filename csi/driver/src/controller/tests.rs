@@ -198,7 +198,8 @@ async fn what_a_volume_cannot_be_created_as_is_named() {
     assert!(world.list(0, "").await.unwrap().entries.is_empty());
 }
 
-/// Rule 8: publishing is the only place to fence, and FAILED_PRECONDITION makes Nomad wait for the other node to let go.
+/// Rule 8: publishing is the only place to fence, and FAILED_PRECONDITION makes Nomad wait for the other node to let
+/// go.
 #[tokio::test]
 async fn a_volume_is_published_to_one_node_at_a_time() {
     let world = World::new().await;
@@ -253,7 +254,8 @@ async fn readers_and_writers_of_one_node_share_its_lease() {
     assert!(!format!("{offered:?}").contains("PublishReadonly"));
 }
 
-/// Rule 9: unpublishing has no secrets, may come first, twice, for a dead node or for nothing at all; it always converges.
+/// Rule 9: unpublishing has no secrets, may come first, twice, for a dead node or for nothing at all; it always
+/// converges.
 #[tokio::test]
 async fn unpublishing_always_converges() {
     let world = World::new().await;

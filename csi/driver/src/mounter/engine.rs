@@ -1,7 +1,8 @@
 //! The real mounter: `pannier engine` over its unix socket, and the kernel.
 //!
-//! Invariant: an engine is started only when none listens, and only to mount. Asking what is served, or unmounting, finds "nothing" where
-//! no engine runs. Callers: `targets.rs` through the port. Absent: status codes (`grpc.rs`) and how the process is made (`spawn.rs`).
+//! Invariant: an engine is started only when none listens, and only to mount. Asking what is served, or unmounting,
+//! finds "nothing" where no engine runs. Callers: `targets.rs` through the port. Absent: status codes (`grpc.rs`) and
+//! how the process is made (`spawn.rs`).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,8 @@ const START_MAX: Duration = Duration::from_secs(15);
 /// 20 ms between looks for the socket of a new engine; it usually listens at the first or second.
 const START_LOOK: Duration = Duration::from_millis(20);
 
-/// 40 s: opening a volume that was not closed replays its journal. Above it the call says so, and the next one finds it done or under way.
+/// 40 s: opening a volume that was not closed replays its journal. Above it the call says so, and the next one finds
+/// it done or under way.
 const MOUNT_MAX: Duration = Duration::from_secs(40);
 
 /// 45 s: what is dirty has this long to reach the bucket. It leaves room within the 60 s of a node call for the rest.

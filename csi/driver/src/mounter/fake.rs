@@ -1,7 +1,8 @@
 //! An engine and a mount table in memory, for tests of what is above the port.
 //!
-//! It behaves: what is mounted is in the table, a bind shares its source's device, an engine that ends leaves its mounts dead, and a new one
-//! begins with none. Tests make it fail on purpose by the methods of `FakeMounter` itself. Absent: file content, and leases.
+//! It behaves: what is mounted is in the table, a bind shares its source's device, an engine that ends leaves its
+//! mounts dead, and a new one begins with none. Tests make it fail on purpose by the methods of `FakeMounter` itself.
+//! Absent: file content, and leases.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The kernel's half of the port: mount table, bind mounts, and looking at a mount that may be dead.
 //!
-//! Invariant: no system call that can wait for a FUSE server runs on the async threads, and no path has more than one such
-//! call waiting, so a mount that never answers costs one thread and not one per probe.
+//! Invariant: no system call that can wait for a FUSE server runs on the async threads, and no path has more than one
+//! such call waiting, so a mount that never answers costs one thread and not one per probe.
 //! Callers: `engine.rs`. Absent: the engine.
 
 use std::collections::HashSet;
@@ -19,7 +19,8 @@ use super::{Answer, MountError, Usage};
 use crate::capability::BindFlags;
 use crate::mountinfo::{self, MountPoint};
 
-/// 2 s: the engine answers statfs from memory, so a healthy mount needs microseconds. Longer only delays the start of the plugin.
+/// 2 s: the engine answers statfs from memory, so a healthy mount needs microseconds. Longer only delays the start of
+/// the plugin.
 const PROBE_MAX: Duration = Duration::from_secs(2);
 
 /// The mount table of this process, and probes under way.
@@ -168,7 +169,8 @@ mod tests {
         kernel.flush(dir.path(), PROBE_MAX).await.unwrap();
     }
 
-    /// Goal: flags of a bind mount hold, and taking it away twice is once. Method: real mounts; skipped without the right to mount.
+    /// Goal: flags of a bind mount hold, and taking it away twice is once. Method: real mounts; skipped without the
+    /// right to mount.
     #[tokio::test]
     async fn a_read_only_bind_refuses_writes_and_is_taken_away_twice() {
         let kernel = Kernel::default();

@@ -1,7 +1,8 @@
 //! Starts an engine process that outlives this plugin.
 //!
-//! Invariant: nothing that ends the plugin ends the engine. It gets a session of its own, no terminal or pipe of ours, and it
-//! leaves the plugin's control group, because Nomad kills that group as a whole when the plugin's task stops.
+//! Invariant: nothing that ends the plugin ends the engine. It gets a session of its own, no terminal or pipe of
+//! ours, and it leaves the plugin's control group, because Nomad kills that group as a whole when the plugin's task
+//! stops.
 //! Callers: `engine.rs`. Absent: talking to it, and ending it.
 
 use std::fs::{self, File, OpenOptions};
@@ -43,7 +44,8 @@ pub(super) fn detached(command: &EngineCommand) -> io::Result<u32> {
         .stderr(Stdio::from(log))
         // The address of our own socket is not the engine's business.
         .env_remove("CSI_ENDPOINT");
-    // SAFETY: between fork and exec only setsid(2) is called, which is async-signal-safe, allocates nothing and takes no lock.
+    // SAFETY: between fork and exec only setsid(2) is called, which is async-signal-safe, allocates nothing and takes
+    // no lock.
     unsafe {
         process.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
     }

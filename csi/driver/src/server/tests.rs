@@ -170,8 +170,8 @@ async fn published(plugin: &Plugin) -> std::collections::HashMap<String, String>
     published.into_inner().publish_context
 }
 
-/// Goal: a volume's life over the wire, with the plugin killed and replaced in its middle. Method: Nomad's order of calls.
-/// Rules 4 and 17: the new plugin removes the old one's socket, adopts, and nothing was unmounted.
+/// Goal: a volume's life over the wire, with the plugin killed and replaced in its middle. Method: Nomad's order of
+/// calls. Rules 4 and 17: the new plugin removes the old one's socket, adopts, and nothing was unmounted.
 #[tokio::test]
 async fn a_volume_lives_on_over_a_restart_of_the_plugin() {
     let mut plugin = Plugin::start(memory()).await;

@@ -1,6 +1,7 @@
 //! Makes what is mounted like what the record asks for, and takes mounts away.
 //!
-//! Invariant: each step may be the last one before a crash; doing all of them again from the record leads to the same end.
+//! Invariant: each step may be the last one before a crash; doing all of them again from the record leads to the same
+//! end.
 //! Callers: the calls in `targets.rs`, and `watch.rs`. Absent: turns (the caller has the volume's).
 
 use std::io;
@@ -18,7 +19,8 @@ use crate::error::DriverError;
 use crate::mounter::{Answer, MountSpec, Served};
 use crate::mountinfo::{Device, MountPoint, top_at};
 
-/// 16 mounts on top of each other at one path. More than one is the trace of a bug or of an operator; above it we give up with an error.
+/// 16 mounts on top of each other at one path. More than one is the trace of a bug or of an operator; above it we
+/// give up with an error.
 const STACKED_MAX: u32 = 16;
 
 /// 45 s: what is dirty has this long to reach the bucket, within the 60 s of a node call.
@@ -36,7 +38,8 @@ pub(super) enum Lost {
 }
 
 impl Targets {
-    /// Takes over the right that a call came with. Where it is another one, the volume is flushed and unmounted, to be opened anew under it.
+    /// Takes over the right that a call came with. Where it is another one, the volume is flushed and unmounted, to
+    /// be opened anew under it.
     pub(super) async fn entitle(
         &self,
         record: &mut VolumeRecord,
@@ -51,7 +54,8 @@ impl Targets {
             });
         }
         if widened || record.lease != right.lease {
-            // The lease before was taken back although the volume stayed mounted (quirk N9). What was written under it is flushed if it still counts.
+            // The lease before was taken back although the volume stayed mounted (quirk N9). What was written under
+            // it is flushed if it still counts.
             info!(volume = %record.volume, old = %record.lease, new = %right.lease, "mounting anew with another right");
             self.end_all(record, steps).await?;
             record.lease = right.lease;
@@ -185,7 +189,8 @@ impl Targets {
         })
     }
 
-    /// Takes all mounts of the volume away. The bind mounts first: while one is left, the engine cannot close the volume.
+    /// Takes all mounts of the volume away. The bind mounts first: while one is left, the engine cannot close the
+    /// volume.
     async fn end_all(&self, record: &VolumeRecord, steps: &Progress) -> Result<(), DriverError> {
         steps.at("clearing the mounts of the volume");
         for (path, _) in record.paths() {

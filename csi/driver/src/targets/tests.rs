@@ -147,7 +147,8 @@ async fn the_same_call_at_the_same_time_gives_one_mount() {
     node.assert_clean();
 }
 
-/// Rule 3: Nomad unstages while other allocations still use the volume. It stays mounted for them, and goes with the last one.
+/// Rule 3: Nomad unstages while other allocations still use the volume. It stays mounted for them, and goes with the
+/// last one.
 #[tokio::test]
 async fn a_premature_unstage_leaves_the_volume_to_its_users() {
     let node = Node::new();
@@ -201,7 +202,8 @@ async fn a_new_plugin_adopts_what_is_mounted() {
     node.assert_clean();
 }
 
-/// Rules 4 and 5: plugin and engine died, or the machine was reset. Before the first call is served, no path of Nomad's is dead.
+/// Rules 4 and 5: plugin and engine died, or the machine was reset. Before the first call is served, no path of
+/// Nomad's is dead.
 #[tokio::test]
 async fn a_new_plugin_mounts_again_what_the_engine_left_dead() {
     let mut node = Node::new();
@@ -224,7 +226,8 @@ async fn a_new_plugin_mounts_again_what_the_engine_left_dead() {
     assert_eq!((again.lease, again.credentials), (Lease(7), place.right.credentials));
 }
 
-/// Rule 5: a mount that dies while the plugin runs is repaired by the watch, and a dead one that nobody knows is cleared.
+/// Rule 5: a mount that dies while the plugin runs is repaired by the watch, and a dead one that nobody knows is
+/// cleared.
 #[tokio::test(start_paused = true)]
 async fn the_watch_repairs_dead_mounts_and_clears_unknown_ones() {
     let node = Node::new();
@@ -246,7 +249,8 @@ async fn the_watch_repairs_dead_mounts_and_clears_unknown_ones() {
     watch.abort();
 }
 
-/// Rule 5: where the volume cannot be mounted again, its paths are at least no longer dead, and are asked for less and less often.
+/// Rule 5: where the volume cannot be mounted again, its paths are at least no longer dead, and are asked for less
+/// and less often.
 #[tokio::test(start_paused = true)]
 async fn paths_of_a_volume_that_another_node_took_are_cleared() {
     let node = Node::new();
@@ -307,7 +311,8 @@ async fn a_volume_that_was_taken_over_is_let_go() {
     assert!(!node.is_mounted("staging") && !node.is_mounted("target"));
 }
 
-/// Rule 9: the lease may be taken back and given anew while the mount stays. The volume is opened anew under the new one.
+/// Rule 9: the lease may be taken back and given anew while the mount stays. The volume is opened anew under the new
+/// one.
 #[tokio::test]
 async fn another_lease_opens_the_volume_anew() {
     let node = Node::new();

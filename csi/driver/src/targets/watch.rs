@@ -1,7 +1,8 @@
 //! Adopts what an earlier plugin left mounted, and repairs what dies while this one runs.
 //!
-//! A dead mount at one of Nomad's paths blocks Nomad before it calls us: its stat(2) of the path fails (rule 5). So dead mounts are found at the
-//! start, before the first call is served (rule 4), and every 10 s. Where the record asks for the volume it is mounted anew.
+//! A dead mount at one of Nomad's paths blocks Nomad before it calls us: its stat(2) of the path fails (rule 5). So
+//! dead mounts are found at the start, before the first call is served (rule 4), and every 10 s. Where the record
+//! asks for the volume it is mounted anew.
 //! Callers: `server.rs`. Absent: containers that hold a dead mount of their own; a new mount does not reach them.
 
 use std::path::Path;
@@ -20,11 +21,12 @@ use crate::deadlines::Progress;
 use crate::error::DriverError;
 use crate::mounter::Answer;
 
-/// 10 s: Nomad starts no task on a volume in that time (rule 5), and one look costs a read of the mount table and a statfs per volume.
+/// 10 s: how long a dead mount may be in Nomad's way (rule 5). One look costs a read of the mount table, and a statfs
+/// and a list of the engine's mounts per volume: all of it local.
 const WATCH_EVERY: Duration = Duration::from_secs(10);
 
-/// 3 s: how long the start waits for volumes to be adopted. Nomad wants an answer within 2 s of the socket's life at best and 30 s at worst; what is
-/// slower (a store that is away) goes on behind the served socket.
+/// 3 s: how long the start waits for volumes to be adopted. Nomad looks for the socket every 5 s and gives it 30 s;
+/// what takes longer (a store that is away) goes on behind the served socket.
 const ADOPT_MAX: Duration = Duration::from_secs(3);
 
 /// 5 min between two tries to repair a volume that another node holds. It begins with `WATCH_EVERY` and doubles.
@@ -38,7 +40,8 @@ pub(super) struct Patience {
 }
 
 impl Targets {
-    /// Mounts again what the records ask for and clears what is dead. Returns when that is done, or after `ADOPT_MAX`: the rest goes on.
+    /// Mounts again what the records ask for and clears what is dead. Returns when that is done, or after
+    /// `ADOPT_MAX`: the rest goes on.
     pub async fn adopt(self: &Arc<Self>) {
         let this = Arc::clone(self);
         let work = tokio::spawn(async move { this.look().await });
