@@ -32,7 +32,7 @@ impl Place {
         let dir = tempfile::Builder::new()
             .prefix("try-test-")
             .tempdir_in("/var/tmp")
-            .unwrap();
+            .expect("a temporary folder");
         Some(Self { dir })
     }
 
@@ -52,16 +52,16 @@ impl Place {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
+        self.command(arguments).output().expect("the program starts")
     }
 
     /// What must be gone after a run, whatever became of it: files, mounts, processes.
     fn assert_nothing_is_left(&self) {
         assert!(!self.state().exists(), "the state directory is gone");
         let needle = self.dir.path().display().to_string();
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("mountinfo is readable");
         assert!(!mounts.contains(&needle), "no mount below it is left");
-        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        for entry in std::fs::read_dir("/proc").expect("/proc is readable").flatten() {
             let pid = entry.file_name().to_string_lossy().into_owned();
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
@@ -72,7 +72,7 @@ impl Place {
 
     fn write(&self, name: &str, text: &str) -> String {
         let path = self.dir.path().join(name);
-        std::fs::write(&path, text).unwrap();
+        std::fs::write(&path, text).expect("the file is written");
         path.display().to_string()
     }
 }
@@ -89,13 +89,13 @@ fn small_tree(place: &Place) -> String {
     let tree = place.dir.path().join("tree");
     for folder in 0..5 {
         let dir = tree.join(format!("folder {folder}/deeper"));
-        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::create_dir_all(&dir).expect("the folder is made");
         for file in 0..20 {
             std::fs::write(
                 dir.join(format!("file-{file}.txt")),
                 format!("{folder} {file}\n").repeat(file * 100),
             )
-            .unwrap();
+            .expect("the program starts");
         }
     }
     tree.display().to_string()
@@ -130,16 +130,16 @@ fn the_default_run_verifies_every_byte_on_another_node_and_leaves_nothing() {
 
 /// Reads a child's standard error line by line until one contains the words, on a thread of its own for the rest.
 fn wait_for_words(child: &mut Child, words: &str) -> std::thread::JoinHandle<String> {
-    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = BufReader::new(child.stderr.take().expect("standard error is a pipe"));
     let mut seen = String::new();
     while !seen.contains(words) {
         assert!(
-            lines.read_line(&mut seen).unwrap() > 0,
+            lines.read_line(&mut seen).expect("standard error is text") > 0,
             "it ended before it said {words:?}:\n{seen}"
         );
     }
     std::thread::spawn(move || {
-        lines.read_to_string(&mut seen).unwrap();
+        lines.read_to_string(&mut seen).expect("standard error is text");
         seen
     })
 }
