@@ -384,3 +384,6 @@ fn frames_of(part: &WantedPart) -> impl Iterator<Item = Frame> {
         })
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -96,7 +96,7 @@ impl World {
             76..82 => self.compare_one().await,
             82..90 => self.sync().await,
             90..92 => tokio::time::sleep(Duration::from_millis(self.dice.below(40))).await,
-            92..94 => self.compare("at rest", &[self.model.clone()]).await,
+            92..94 => self.compare_now().await,
             94..97 => self.crash().await,
             97..98 => self.take_over().await,
             _ => self.restart().await,
@@ -415,6 +415,11 @@ impl World {
         drop(old);
         self.done.push("take-over".to_owned());
         self.compare_prefix("after a take-over").await;
+    }
+
+    async fn compare_now(&mut self) {
+        let now = self.model.clone();
+        self.compare("at rest", std::slice::from_ref(&now)).await;
     }
 
     async fn compare_prefix(&mut self, when: &str) {

@@ -54,6 +54,8 @@ struct Index {
     by_key: HashMap<FrameKey, Location>,
     /// By their number, which is that of their file; the last one is appended to.
     regions: BTreeMap<u64, Region>,
+    /// Nothing on disk is changed any more.
+    closed: bool,
 }
 
 #[derive(Debug)]
@@ -63,14 +65,27 @@ struct Inner {
     /// Held for a look-up or an append of a few frames, never across an await.
     index: Mutex<Index>,
     writes: Arc<Semaphore>,
-    /// Keeps a second program out.
+}
+
+/// Keeps a second program out, and ends the background work with the last handle, so that the folder can be opened anew
+/// at once.
+#[derive(Debug)]
+struct Guard {
+    inner: Arc<Inner>,
     _lock: File,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.inner.lock().closed = true;
+    }
 }
 
 /// The cache on disk of one volume.
 #[derive(Debug, Clone)]
 pub(crate) struct DiskCache {
     inner: Arc<Inner>,
+    _guard: Arc<Guard>,
 }
 
 impl DiskCache {
@@ -95,7 +110,6 @@ impl DiskCache {
             region_bytes: (bytes_max / REGIONS).max(REGION_BYTES_MIN),
             index: Mutex::default(),
             writes: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
-            _lock: lock,
         });
         let found = region_numbers(dir)?;
         // What is appended from now on goes to a region of its own, so that the search never meets it.
@@ -110,7 +124,14 @@ impl DiskCache {
         );
         let searcher = Arc::clone(&inner);
         tokio::task::spawn_blocking(move || searcher.find(found));
-        Ok(Some(Self { inner }))
+        let guard = Guard {
+            inner: Arc::clone(&inner),
+            _lock: lock,
+        };
+        Ok(Some(Self {
+            inner,
+            _guard: Arc::new(guard),
+        }))
     }
 
     /// Those of the frames that are here, as stored. A frame that cannot be read is not here.
@@ -168,7 +189,7 @@ impl Inner {
     fn append(&self, key: FrameKey, stored: &Bytes) -> io::Result<()> {
         let entry = encode(key, stored);
         let mut index = self.lock();
-        if index.by_key.contains_key(&key) || entry.len() as u64 > self.region_bytes {
+        if index.closed || index.by_key.contains_key(&key) || entry.len() as u64 > self.region_bytes {
             return Ok(());
         }
         let (&number, region) = index
@@ -234,6 +255,9 @@ impl Inner {
             match found {
                 Ok((file, bytes, entries)) => {
                     let mut index = self.lock();
+                    if index.closed {
+                        return;
+                    }
                     let mut keys = Vec::with_capacity(entries.len());
                     for (key, position, len) in entries {
                         index.by_key.entry(key).or_insert(Location {
@@ -341,3 +365,6 @@ fn decode(header: &[u8; ENTRY_HEADER_BYTES]) -> Option<(FrameKey, u32)> {
         short(32),
     ))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! Frames from every tier: checked each time, fetched once, healed where another tier has them whole.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use tempfile::TempDir;
+
+use super::*;
+use crate::bucket::memory::MemoryBucket;
+use crate::bucket::{Bucket, ETag, ListPage, ListRequest, Object, ObjectMeta};
+use crate::format::frame::put_run;
+use crate::ids::Epoch;
+
+const VOLUME: Uuid = Uuid::from_u128(9);
+const OBJECT: ObjectId = ObjectId::Segment(Epoch(1), 1);
+
+/// Counts GETs, and answers them when the test lets it.
+#[derive(Debug, Default)]
+struct Counting {
+    bucket: MemoryBucket,
+    gets: AtomicUsize,
+    held: AtomicBool,
+}
+
+#[async_trait]
+impl Bucket for Counting {
+    async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Object, BucketError> {
+        self.gets.fetch_add(1, Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        while self.held.load(Ordering::Relaxed) {
+            tokio::task::yield_now().await;
+        }
+        self.bucket.get(key, range).await
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError> {
+        self.bucket.head(key).await
+    }
+
+    async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
+        self.bucket.put_if_absent(key, body).await
+    }
+
+    async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {
+        self.bucket.put_if_match(key, body, expected).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), BucketError> {
+        self.bucket.delete(key).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {
+        self.bucket.list(request).await
+    }
+}
+
+fn content(len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i % 251) as u8).collect()
+}
+
+/// A run of `len` bytes in a bucket.
+async fn stored(len: usize) -> (Arc<Counting>, Arc<ExtentRow>) {
+    let bucket = Arc::new(Counting::default());
+    let mut out = BytesMut::from(&b"what comes before"[..]);
+    let first = FrameIdentity {
+        volume: VOLUME,
+        ino: InodeNo(3),
+        offset: 1 << 33,
+    };
+    let row = put_run(&mut out, OBJECT, first, &[content(len).into()]);
+    bucket.put_if_absent(&OBJECT.key(), out.freeze()).await.unwrap();
+    (bucket, Arc::new(row))
+}
+
+fn part(row: &Arc<ExtentRow>, skip: u64, len: u64) -> WantedPart {
+    WantedPart {
+        offset: (1 << 33) + skip,
+        row: Arc::clone(row),
+        skip,
+        len,
+    }
+}
+
+#[tokio::test]
+async fn any_part_of_a_run_is_read_as_written_and_then_from_ram() {
+    let len = 5 * FRAME_BYTES as usize + 1_000;
+    let (bucket, row) = stored(len).await;
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, 64 << 20, None);
+    for (skip, count) in [
+        (0, 1),
+        (131_071, 2),
+        (131_072, 131_072),
+        (100, 400_000),
+        (len as u64 - 5, 5),
+        (0, len as u64),
+    ] {
+        let read = fetcher
+            .read(vec![part(&row, skip, count)])
+            .await
+            .unwrap()
+            .concat()
+            .concat();
+        assert!(
+            read == content(len)[skip as usize..(skip + count) as usize],
+            "{skip}+{count}"
+        );
+        // The row of a part leads to the same bytes.
+        let cut = Arc::new(row.part(skip, count));
+        let read = fetcher
+            .read(vec![part(&cut, 0, count)])
+            .await
+            .unwrap()
+            .concat()
+            .concat();
+        assert!(
+            read == content(len)[skip as usize..(skip + count) as usize],
+            "as a row of its own: {skip}+{count}"
+        );
+    }
+    let before = bucket.gets.load(Ordering::Relaxed);
+    fetcher.read(vec![part(&row, 0, len as u64)]).await.unwrap();
+    assert_eq!(bucket.gets.load(Ordering::Relaxed), before, "all of it is in RAM");
+}
+
+#[tokio::test]
+async fn readers_that_meet_share_one_get() {
+    let (bucket, row) = stored(3 * FRAME_BYTES as usize).await;
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, 0, None);
+    bucket.held.store(true, Ordering::Relaxed);
+    let mut readers: Vec<_> = (0..50)
+        .map(|i| Box::pin(fetcher.read(vec![part(&row, i, 300_000)])))
+        .collect();
+    for reader in &mut readers {
+        assert!(futures::poll!(reader).is_pending());
+    }
+    bucket.held.store(false, Ordering::Relaxed);
+    for read in futures::future::join_all(readers).await {
+        assert_eq!(read.unwrap().concat().concat().len(), 300_000);
+    }
+    assert_eq!(bucket.gets.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_reader_that_gives_up_does_not_stop_the_others() {
+    let (bucket, row) = stored(FRAME_BYTES as usize).await;
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, 0, None);
+    {
+        let mut given_up = Box::pin(fetcher.read(vec![part(&row, 0, 100)]));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(given_up.as_mut().poll(&mut context).is_pending());
+    }
+    assert_eq!(
+        fetcher.read(vec![part(&row, 0, 100)]).await.unwrap().concat().concat(),
+        content(100)
+    );
+}
+
+#[tokio::test]
+async fn what_is_damaged_in_ram_or_on_disk_is_fetched_anew() {
+    let dir = TempDir::new().unwrap();
+    let (bucket, row) = stored(10_000).await;
+    let disk = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, 64 << 20, Some(disk.clone()));
+    let key = FrameKey {
+        object: OBJECT,
+        offset: row.object_offset,
+    };
+    let bad = Bytes::from(vec![1; row.frame_stored_lens[0] as usize]);
+    fetcher.inner.ram.put(key, bad.clone());
+    disk.put(Arc::new(vec![(key, bad)]));
+    while disk.get(vec![key]).await.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let read = fetcher
+        .read(vec![part(&row, 0, 10_000)])
+        .await
+        .unwrap()
+        .concat()
+        .concat();
+    assert!(read == content(10_000));
+    assert_eq!(bucket.gets.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn what_is_damaged_in_the_bucket_is_an_error_after_a_second_look() {
+    let (bucket, row) = stored(10_000).await;
+    let mut body = bucket.get(&OBJECT.key(), None).await.unwrap().body.to_vec();
+    body[200] ^= 4;
+    bucket.delete(&OBJECT.key()).await.unwrap();
+    bucket.put_if_absent(&OBJECT.key(), body.into()).await.unwrap();
+    bucket.gets.store(0, Ordering::Relaxed);
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, 64 << 20, None);
+    let answer = fetcher.read(vec![part(&row, 0, 10)]).await;
+    assert!(
+        matches!(&answer, Err(FetchError::Damaged(damage)) if damage.object == OBJECT),
+        "{answer:?}"
+    );
+    assert_eq!(bucket.gets.load(Ordering::Relaxed), 2);
+    bucket.delete(&OBJECT.key()).await.unwrap();
+    let answer = fetcher.read(vec![part(&row, 0, 10)]).await;
+    assert!(matches!(answer, Err(FetchError::Missing(_))), "{answer:?}");
+    let other = Fetcher::new(bucket as BucketRef, Uuid::from_u128(10), 64 << 20, None);
+    assert!(
+        other.read(vec![part(&row, 0, 10)]).await.is_err(),
+        "another volume never reads it"
+    );
+}
