@@ -1,0 +1,240 @@
+//! `pannier engine` as a process of its own, and its control service as a blocking client.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioIo;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proto::engine::v1 as wire;
+use proto::engine::v1::engine_client::EngineClient;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Response, Status};
+
+use crate::binaries::{Program, built};
+use crate::local_store::{BUCKET, LocalStore};
+
+/// 60 s for what takes a moment on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running engine. Dropped, it is killed, and its mounts are taken off.
+#[derive(Debug)]
+pub struct EngineProcess {
+    process: Child,
+    client: EngineClient<Channel>,
+    runtime: tokio::runtime::Runtime,
+    socket: PathBuf,
+    log: PathBuf,
+    mountpoints: Vec<PathBuf>,
+}
+
+/// A mount to ask an engine for; the rest is what tests want.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// Name of the volume, and last part of its prefix.
+    pub volume: String,
+    /// Where to; it exists and is empty.
+    pub mountpoint: PathBuf,
+    /// The node that the engine speaks for.
+    pub node_id: String,
+    /// Mount for reading only.
+    pub read_only: bool,
+    /// Take the volume from another node.
+    pub take_over: bool,
+}
+
+impl Ask {
+    /// A mount for reading and writing by node `node-1`.
+    pub fn new(volume: &str, mountpoint: &Path) -> Self {
+        Self {
+            volume: volume.to_owned(),
+            mountpoint: mountpoint.to_path_buf(),
+            node_id: "node-1".to_owned(),
+            read_only: false,
+            take_over: false,
+        }
+    }
+}
+
+impl EngineProcess {
+    /// Starts an engine whose socket and log are in `folder`, and waits until it answers.
+    ///
+    /// # Panics
+    /// If it does not, with what it said.
+    pub fn start(store: &LocalStore, folder: &Path) -> Self {
+        let (socket, log) = (folder.join("engine.sock"), folder.join("engine.log"));
+        let errors = File::options().create(true).append(true).open(&log).expect("the log");
+        let mut command = Command::new(built(Program::Binary("pannier")));
+        command.arg("engine").arg("--socket").arg(&socket);
+        command.arg("--log-file").arg(&log);
+        command.arg("--cache-dir").arg(folder.join("cache"));
+        command.envs(store.environment());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
+        let process = command.spawn().expect("pannier starts");
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let client = runtime.block_on(async { connect_lazily(socket.clone()) });
+        let mut engine = Self {
+            process,
+            client,
+            runtime,
+            socket,
+            log,
+            mountpoints: Vec::new(),
+        };
+        let begun = Instant::now();
+        while engine.health().is_err() {
+            if let Some(status) = engine.process.try_wait().expect("a child can be waited for") {
+                panic!("the engine ended with {status}:\n{}", engine.said());
+            }
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "the engine does not answer; it said:\n{}",
+                engine.said()
+            );
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        engine
+    }
+
+    /// Mounts.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn mount(&mut self, store: &LocalStore, ask: &Ask) -> Result<wire::MountInfo, Status> {
+        let request = wire::MountRequest {
+            volume_id: ask.volume.clone(),
+            location: Some(wire::VolumeLocation {
+                bucket: BUCKET.to_owned(),
+                prefix: format!("v/{}", ask.volume),
+                endpoint: store.endpoint(),
+                ..Default::default()
+            }),
+            mountpoint: ask.mountpoint.to_string_lossy().into_owned(),
+            read_only: ask.read_only,
+            node_id: ask.node_id.clone(),
+            take_over: ask.take_over,
+            ..Default::default()
+        };
+        self.mountpoints.push(ask.mountpoint.clone());
+        let answer = self.runtime.block_on(self.client.mount(request));
+        Ok(answer?.into_inner().mount.expect("an answer describes the mount"))
+    }
+
+    /// Unmounts one mountpoint.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn unmount(&mut self, mountpoint: &Path, deadline: Duration) -> Result<wire::UnmountResponse, Status> {
+        let request = wire::UnmountRequest {
+            which: Some(wire::unmount_request::Which::Mountpoint(
+                mountpoint.to_string_lossy().into_owned(),
+            )),
+            deadline_ms: u64::try_from(deadline.as_millis()).expect("a deadline of our time"),
+            detach_busy: false,
+        };
+        self.runtime
+            .block_on(self.client.unmount(request))
+            .map(Response::into_inner)
+    }
+
+    /// All its mounts.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    pub fn mounts(&mut self) -> Vec<wire::MountInfo> {
+        let answer = self.runtime.block_on(self.client.list_mounts(wire::ListMountsRequest {}));
+        answer.expect("an engine lists its mounts").into_inner().mounts
+    }
+
+    /// Its health.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn health(&mut self) -> Result<wire::HealthResponse, Status> {
+        let answer = self.runtime.block_on(self.client.health(wire::HealthRequest {}));
+        answer.map(Response::into_inner)
+    }
+
+    /// Tells it to end, and waits for that.
+    ///
+    /// # Errors
+    /// What the engine says.
+    ///
+    /// # Panics
+    /// If it said yes and stays.
+    pub fn shut_down(&mut self) -> Result<ExitStatus, Status> {
+        self.runtime
+            .block_on(self.client.shutdown(wire::ShutdownRequest { deadline_ms: 30_000 }))?;
+        Ok(self.wait())
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.process.id().try_into().expect("a pid is positive"))
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What it wrote so far.
+    pub fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it ended before.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("our child is there until it is waited for");
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn wait(&mut self) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "it did not end; it said:\n{}",
+                self.said()
+            );
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for EngineProcess {
+    fn drop(&mut self) {
+        // Both fail where the test has ended it already.
+        drop(self.process.kill());
+        drop(self.process.wait());
+        for path in &self.mountpoints {
+            while umount2(path, MntFlags::MNT_DETACH).is_ok() {}
+        }
+    }
+}
+
+fn connect_lazily(socket: PathBuf) -> EngineClient<Channel> {
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    // The URI is a form that tonic asks for; the connector looks at the socket only.
+    EngineClient::new(Endpoint::from_static("http://engine.invalid").connect_with_connector_lazy(connector))
+}
