@@ -51,7 +51,7 @@ fn run(command: Command) -> Result<(), Failure> {
             on_runtime(csi::run(args))
         }
         Command::Engine(args) => {
-            log::to_file_or_stderr(args.log_file.as_deref(), "info")?;
+            log::to_file_or_stderr(args.log_file.as_deref(), "info,slatedb=warn")?;
             on_runtime(engine::run(args))
         }
         Command::Try(args) => {

@@ -45,10 +45,18 @@ pub struct Ask {
     pub read_only: bool,
     /// Take the volume from another node.
     pub take_over: bool,
+    /// Make the volume first if there is none.
+    pub create: bool,
+    /// Where the store is, if not where it really is.
+    pub endpoint: Option<String>,
+    /// Key id and secret, if not those of the environment.
+    pub keys: Option<(String, String)>,
+    /// The bucket.
+    pub bucket: String,
 }
 
 impl Ask {
-    /// A mount for reading and writing by node `node-1`.
+    /// A mount for reading and writing by node `node-1`, of a volume that is made if there is none.
     pub fn new(volume: &str, mountpoint: &Path) -> Self {
         Self {
             volume: volume.to_owned(),
@@ -56,6 +64,10 @@ impl Ask {
             node_id: "node-1".to_owned(),
             read_only: false,
             take_over: false,
+            create: true,
+            endpoint: None,
+            keys: None,
+            bucket: BUCKET.to_owned(),
         }
     }
 }
@@ -109,12 +121,21 @@ impl EngineProcess {
     /// # Errors
     /// What the engine says.
     pub fn mount(&mut self, store: &LocalStore, ask: &Ask) -> Result<wire::MountInfo, Status> {
+        if ask.create {
+            store.create_volume(&ask.volume);
+        }
+        let credentials = ask.keys.clone().map(|(id, secret)| wire::Credentials {
+            access_key_id: id,
+            secret_access_key: secret,
+            session_token: String::new(),
+        });
         let request = wire::MountRequest {
+            credentials,
             volume_id: ask.volume.clone(),
             location: Some(wire::VolumeLocation {
-                bucket: BUCKET.to_owned(),
+                bucket: ask.bucket.clone(),
                 prefix: format!("v/{}", ask.volume),
-                endpoint: store.endpoint(),
+                endpoint: ask.endpoint.clone().unwrap_or_else(|| store.endpoint()),
                 ..Default::default()
             }),
             mountpoint: ask.mountpoint.to_string_lossy().into_owned(),
@@ -150,7 +171,9 @@ impl EngineProcess {
     /// # Panics
     /// If it does not answer.
     pub fn mounts(&mut self) -> Vec<wire::MountInfo> {
-        let answer = self.runtime.block_on(self.client.list_mounts(wire::ListMountsRequest {}));
+        let answer = self
+            .runtime
+            .block_on(self.client.list_mounts(wire::ListMountsRequest {}));
         answer.expect("an engine lists its mounts").into_inner().mounts
     }
 
@@ -209,11 +232,7 @@ impl EngineProcess {
             if let Some(status) = self.process.try_wait().expect("a child can be waited for") {
                 return status;
             }
-            assert!(
-                begun.elapsed() < PATIENCE,
-                "it did not end; it said:\n{}",
-                self.said()
-            );
+            assert!(begun.elapsed() < PATIENCE, "it did not end; it said:\n{}", self.said());
             std::thread::park_timeout(Duration::from_millis(10));
         }
     }

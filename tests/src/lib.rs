@@ -2,8 +2,11 @@
 
 pub mod binaries;
 pub mod csi_plugin;
+pub mod engine_process;
 pub mod faulty_bucket;
 pub mod go_module;
+pub mod history;
+pub mod local_store;
 pub mod model;
 pub mod mounted;
 pub mod s3_proxy;

@@ -2,8 +2,16 @@
 
 use std::path::PathBuf;
 
+use std::sync::Arc;
+
 use pannier::object_server::ObjectServer;
 use tempfile::TempDir;
+use uuid::Uuid;
+use volume::admin::{Admin, CapacityRange, CreateVolume};
+use volume::bucket::BucketRef;
+use volume::clock::Timestamp;
+use volume::head::Parameters;
+use volume_s3::{Credentials, S3Options, S3Store};
 
 /// Its one bucket.
 pub const BUCKET: &str = "tests";
@@ -59,6 +67,45 @@ impl LocalStore {
             ("AWS_SECRET_ACCESS_KEY".into(), server.secret_access_key().into()),
             ("AWS_REGION".into(), "us-east-1".into()),
         ]
+    }
+
+    /// Runs `work` on the store's threads.
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.as_ref().expect("there until it is dropped").block_on(work)
+    }
+
+    /// Its bucket, as the port that volumes are kept in.
+    ///
+    /// # Panics
+    /// If it cannot be reached.
+    pub fn bucket(&self) -> BucketRef {
+        let options = S3Options {
+            endpoint: Some(self.endpoint()),
+            credentials: Credentials::Keys {
+                id: self.server().access_key_id().to_owned(),
+                secret: self.server().secret_access_key().to_owned(),
+                session_token: None,
+            },
+            ..S3Options::default()
+        };
+        let store = self.block_on(S3Store::connect(options)).expect("options that work");
+        Arc::new(store.bucket(BUCKET))
+    }
+
+    /// Makes an empty volume at `location(name)`; one that is there stays.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn create_volume(&self, name: &str) {
+        let admin = Admin::new(self.bucket(), Uuid::new_v4());
+        let request = CreateVolume {
+            name: name.to_owned(),
+            uuid: Uuid::new_v4(),
+            capacity: CapacityRange::default(),
+            parameters: Parameters::default(),
+            now: Timestamp::default(),
+        };
+        self.block_on(admin.create(&request)).expect("a volume can be made");
     }
 
     /// A folder of its own, for mountpoints, caches and logs, that goes with the store.

@@ -123,6 +123,11 @@ impl Mounted {
         self.wait()
     }
 
+    /// Waits until it ends by itself, as it does when somebody unmounts it.
+    pub fn wait_for_end(mut self) -> ExitStatus {
+        self.wait()
+    }
+
     /// Ends it without warning, and removes what is left of the mount.
     pub fn kill(mut self) {
         self.signal(Signal::SIGKILL);

@@ -67,11 +67,18 @@ fn c(path: &Path) -> CString {
 
 /// The result of a C call as Rust has it.
 fn done(result: i64) -> std::io::Result<i64> {
-    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(result) }
+    if result < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
-    result.expect_err("this must fail").raw_os_error().expect("the kernel said why")
+    result
+        .expect_err("this must fail")
+        .raw_os_error()
+        .expect("the kernel said why")
 }
 
 fn set_xattr(path: &Path, name: &str, value: &[u8], flags: i32) -> std::io::Result<i64> {
@@ -86,9 +93,8 @@ fn get_xattr(path: &Path, name: &str) -> std::io::Result<Vec<u8>> {
     let (path, name) = (c(path), CString::new(name).unwrap());
     let mut value = vec![0u8; 70_000];
     // SAFETY: both strings end in NUL and live through the call; the buffer is as long as said.
-    let length = done(unsafe {
-        libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) as i64
-    })?;
+    let length =
+        done(unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) as i64 })?;
     value.truncate(length as usize);
     Ok(value)
 }
@@ -99,7 +105,9 @@ fn list_xattrs(path: &Path) -> Vec<String> {
     // SAFETY: the path ends in NUL and lives through the call; the buffer is as long as said.
     let length =
         done(unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) as i64 }).unwrap();
-    let words = names[..length as usize].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let words = names[..length as usize]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
     words.map(|name| String::from_utf8(name.to_vec()).unwrap()).collect()
 }
 
@@ -137,7 +145,9 @@ fn pattern(len: usize, seed: u64) -> Vec<u8> {
 
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).unwrap();
-    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -151,7 +161,11 @@ fn files_of_all_sizes_read_back_what_was_written() {
             for size in sizes {
                 fs::write(dir.join(format!("f{size}")), pattern(size, size as u64)).unwrap();
             }
-            let mut log = OpenOptions::new().append(true).create(true).open(dir.join("log")).unwrap();
+            let mut log = OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(dir.join("log"))
+                .unwrap();
             for line in 0..1000 {
                 writeln!(log, "line {line}").unwrap();
             }
@@ -167,7 +181,10 @@ fn files_of_all_sizes_read_back_what_was_written() {
             for size in sizes {
                 let file = dir.join(format!("f{size}"));
                 assert_eq!(fs::metadata(&file).unwrap().len(), size as u64);
-                assert!(fs::read(&file).unwrap() == pattern(size, size as u64), "content of {size} bytes");
+                assert!(
+                    fs::read(&file).unwrap() == pattern(size, size as u64),
+                    "content of {size} bytes"
+                );
             }
             let log = fs::read_to_string(dir.join("log")).unwrap();
             assert_eq!(log.lines().count(), 1000);
@@ -179,7 +196,10 @@ fn files_of_all_sizes_read_back_what_was_written() {
             assert_eq!(&holed[5_000_000..], b"far");
             let cut = fs::read(dir.join("cut")).unwrap();
             assert!(cut[..100_000] == pattern(300_000, 7)[..100_000]);
-            assert!(cut[100_000..].iter().all(|byte| *byte == 0), "what was cut off does not come back");
+            assert!(
+                cut[100_000..].iter().all(|byte| *byte == 0),
+                "what was cut off does not come back"
+            );
             assert_eq!(cut.len(), 200_000);
         },
     );
@@ -217,7 +237,10 @@ fn names_can_be_made_moved_exchanged_linked_and_removed() {
             assert_eq!(fs::read_to_string(dir.join("one")).unwrap(), "two");
             assert_eq!(fs::read_to_string(dir.join("two")).unwrap(), "one");
             assert_eq!(fs::read_to_string(dir.join("c")).unwrap(), "b");
-            let (hard, c) = (fs::metadata(dir.join("hard")).unwrap(), fs::metadata(dir.join("c")).unwrap());
+            let (hard, c) = (
+                fs::metadata(dir.join("hard")).unwrap(),
+                fs::metadata(dir.join("c")).unwrap(),
+            );
             assert_eq!((hard.ino(), hard.nlink()), (c.ino(), 2));
             assert_eq!(fs::read_link(dir.join("soft")).unwrap(), Path::new("../else/where"));
             assert_eq!(fs::read_to_string(dir.join("moved/f/g")).unwrap(), "deep");
@@ -235,7 +258,12 @@ fn an_unlinked_file_lives_until_it_is_closed() {
     let mut fixture = Fixture::new();
     let mounted = fixture.mount();
     let path = mounted.dir().join("temporary");
-    let mut file = OpenOptions::new().create_new(true).read(true).write(true).open(&path).unwrap();
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
     file.write_all(b"before").unwrap();
     fs::remove_file(&path).unwrap();
     file.write_all(b" and after").unwrap();
@@ -255,8 +283,14 @@ fn an_unlinked_file_lives_until_it_is_closed() {
 /// Times keep their nanoseconds, also before 1970; modes, owners and device numbers stay.
 #[test]
 fn attributes_keep_every_bit() {
-    let before_1970 = libc::timespec { tv_sec: -2, tv_nsec: 800_000_000 };
-    let later = libc::timespec { tv_sec: 4_102_444_800, tv_nsec: 123_456_789 };
+    let before_1970 = libc::timespec {
+        tv_sec: -2,
+        tv_nsec: 800_000_000,
+    };
+    let later = libc::timespec {
+        tv_sec: 4_102_444_800,
+        tv_nsec: 123_456_789,
+    };
     before_and_after_remount(
         |dir| {
             let file = dir.join("file");
@@ -283,7 +317,10 @@ fn attributes_keep_every_bit() {
             assert_eq!((file.uid(), file.gid()), (1234, 4321));
             assert_eq!((file.atime(), file.atime_nsec()), (-2, 800_000_000));
             assert_eq!((file.mtime(), file.mtime_nsec()), (4_102_444_800, 123_456_789));
-            assert_eq!(fs::metadata(dir.join("fifo")).unwrap().mode() & 0o170_000, libc::S_IFIFO);
+            assert_eq!(
+                fs::metadata(dir.join("fifo")).unwrap().mode() & 0o170_000,
+                libc::S_IFIFO
+            );
             let device = fs::metadata(dir.join("device")).unwrap();
             assert_eq!(device.mode() & 0o170_000, libc::S_IFCHR);
             assert_eq!(device.rdev(), libc::makedev(250, 7));
@@ -301,8 +338,14 @@ fn extended_attributes_and_acls_are_kept() {
             set_xattr(&file, "user.one", b"1", 0).unwrap();
             set_xattr(&file, "user.large", &pattern(60_000, 3), libc::XATTR_CREATE).unwrap();
             set_xattr(&file, "user.empty", b"", 0).unwrap();
-            assert_eq!(errno(set_xattr(&file, "user.one", b"2", libc::XATTR_CREATE)), libc::EEXIST);
-            assert_eq!(errno(set_xattr(&file, "user.none", b"2", libc::XATTR_REPLACE)), libc::ENODATA);
+            assert_eq!(
+                errno(set_xattr(&file, "user.one", b"2", libc::XATTR_CREATE)),
+                libc::EEXIST
+            );
+            assert_eq!(
+                errno(set_xattr(&file, "user.none", b"2", libc::XATTR_REPLACE)),
+                libc::ENODATA
+            );
             set_xattr(&file, "user.one", b"two", libc::XATTR_REPLACE).unwrap();
             set_xattr(&file, "user.gone", b"x", 0).unwrap();
             let (path, name) = (c(&file), CString::new("user.gone").unwrap());
@@ -318,7 +361,10 @@ fn extended_attributes_and_acls_are_kept() {
             assert_eq!(get_xattr(&file, "user.empty").unwrap(), b"");
             assert_eq!(errno(get_xattr(&file, "user.gone")), libc::ENODATA);
             let listed = list_xattrs(&file);
-            assert_eq!(listed, ["system.posix_acl_access", "user.empty", "user.large", "user.one"]);
+            assert_eq!(
+                listed,
+                ["system.posix_acl_access", "user.empty", "user.large", "user.one"]
+            );
             let acl = Command::new("getfacl").args(["-cn"]).arg(&file).output().unwrap();
             let acl = String::from_utf8(acl.stdout).unwrap();
             assert!(acl.contains("user:1234:rwx") && acl.contains("mask::rwx"), "{acl}");
@@ -332,7 +378,14 @@ fn extended_attributes_and_acls_are_kept() {
 #[test]
 fn space_can_be_reserved_punched_and_found() {
     let keep_and_punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    let fresh = |dir: &Path| OpenOptions::new().read(true).write(true).create(true).truncate(true).open(dir.join("fresh"));
+    let fresh = |dir: &Path| {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(dir.join("fresh"))
+    };
     before_and_after_remount(
         |dir| {
             let fresh = fresh(dir).unwrap();
@@ -394,12 +447,24 @@ fn a_shared_mapping_is_the_file() {
     let len = 100_000usize;
     before_and_after_remount(
         |dir| {
-            let file = OpenOptions::new().read(true).write(true).create_new(true).open(dir.join("mapped")).unwrap();
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(dir.join("mapped"))
+                .unwrap();
             file.set_len(len as u64).unwrap();
             // SAFETY: a fresh shared mapping of a file of this length; it is unmapped below and not used after.
             unsafe {
                 let protection = libc::PROT_READ | libc::PROT_WRITE;
-                let map = libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0);
+                let map = libc::mmap(
+                    std::ptr::null_mut(),
+                    len,
+                    protection,
+                    libc::MAP_SHARED,
+                    file.as_raw_fd(),
+                    0,
+                );
                 assert_ne!(map, libc::MAP_FAILED);
                 let bytes = std::slice::from_raw_parts_mut(map.cast::<u8>(), len);
                 bytes.copy_from_slice(&pattern(len, 5));
@@ -426,7 +491,12 @@ fn locks_exclude_each_other() {
     let (first, second) = (File::create(&path).unwrap(), File::open(&path).unwrap());
     first.lock().unwrap();
     assert!(matches!(second.try_lock(), Err(fs::TryLockError::WouldBlock)));
-    let other = Command::new("flock").args(["-n"]).arg(&path).arg("true").status().unwrap();
+    let other = Command::new("flock")
+        .args(["-n"])
+        .arg(&path)
+        .arg("true")
+        .status()
+        .unwrap();
     assert!(!other.success(), "another process does not get it either");
     first.unlock().unwrap();
     second.try_lock().unwrap();
@@ -462,7 +532,11 @@ fn a_large_directory_lists_every_entry_once() {
 fn a_write_by_others_takes_the_set_user_id_bit() {
     let mut fixture = Fixture::new();
     let mounted = fixture.mount();
-    let (written, cut, given) = (mounted.dir().join("w"), mounted.dir().join("t"), mounted.dir().join("g"));
+    let (written, cut, given) = (
+        mounted.dir().join("w"),
+        mounted.dir().join("t"),
+        mounted.dir().join("g"),
+    );
     for path in [&written, &cut, &given] {
         fs::write(path, "#!/bin/sh").unwrap();
         std::os::unix::fs::chown(path, Some(65534), Some(65534)).unwrap();
@@ -489,7 +563,10 @@ fn ranges_can_be_copied_between_files() {
     before_and_after_remount(
         |dir| {
             fs::write(dir.join("from"), pattern(3_000_000, 11)).unwrap();
-            let (from, to) = (File::open(dir.join("from")).unwrap(), File::create(dir.join("to")).unwrap());
+            let (from, to) = (
+                File::open(dir.join("from")).unwrap(),
+                File::create(dir.join("to")).unwrap(),
+            );
             let (mut at, mut copied) = (1_000i64, 0);
             while copied < 2_500_000 {
                 // SAFETY: both descriptors are open, and `at` lives through the call.
@@ -534,7 +611,10 @@ fn umount_from_outside_flushes_and_ends_the_process() {
     let mut fixture = Fixture::new();
     let mounted = fixture.mount();
     fs::write(mounted.dir().join("file"), pattern(5_000_000, 9)).unwrap();
-    let (umount, dir) = (Command::new("umount").arg(mounted.dir()).status().unwrap(), mounted.dir().to_path_buf());
+    let (umount, dir) = (
+        Command::new("umount").arg(mounted.dir()).status().unwrap(),
+        mounted.dir().to_path_buf(),
+    );
     assert!(umount.success());
     assert!(mounted.wait_for_end().success(), "pannier mount ends by itself");
     assert_eq!(names(&dir), Vec::<String>::new(), "nothing is mounted there");
@@ -549,7 +629,12 @@ fn direct_io_reads_and_writes() {
     let mounted = fixture.mount();
     let path = mounted.dir().join("direct");
     fs::write(&path, pattern(65_536, 4)).unwrap();
-    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(&path)
+        .unwrap();
     let layout = std::alloc::Layout::from_size_align(4096, 4096).unwrap();
     // SAFETY: the layout has a size, the memory is freed below with the same layout, and nothing keeps the slice.
     unsafe {

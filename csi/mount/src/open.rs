@@ -109,7 +109,7 @@ pub enum Refusal {
     },
     /// Taking it over or reading its tree failed.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(OpenError),
     /// The root directory could not be given its owner.
     #[error("the root directory cannot be given its owner: {0}")]
     Root(#[from] FsError),
@@ -121,6 +121,16 @@ impl From<HeadError> for Refusal {
             HeadError::Missing => Refusal::Missing,
             HeadError::Bucket(error) => Refusal::Bucket(error),
             error => Refusal::Head(error),
+        }
+    }
+}
+
+impl From<OpenError> for Refusal {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Head(error) => error.into(),
+            OpenError::Bucket(error) => Refusal::Bucket(error),
+            error => Refusal::Open(error),
         }
     }
 }
