@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 use volume::admin::{Admin, Led, ListedVolume, delete_at};
+use volume::check::{CheckOptions, Damage, check};
 use volume::head::{Head, HeadFile, HeadWriter};
 use volume_mount::store::Stores;
 use volume_s3::S3Location;
@@ -21,6 +22,8 @@ pub enum VolumeCommand {
     Ls(LsArgs),
     /// Show one volume: who has it, how large it may be, what it was created as
     Show(ShowArgs),
+    /// Verify every row, commit and frame of a volume, and print what is wrong
+    Check(CheckArgs),
     /// Remove a volume and everything in it
     Rm(RmArgs),
 }
@@ -51,6 +54,19 @@ pub struct ShowArgs {
     json: bool,
 }
 
+/// Arguments of `pannier volume check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The volume: bucket and the volume's own prefix in it
+    #[arg(value_name = "s3://BUCKET/PREFIX")]
+    volume: S3Location,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Leave out the content of files: read rows and commits only
+    #[arg(long)]
+    no_content: bool,
+}
+
 /// Arguments of `pannier volume rm`.
 #[derive(Debug, Args)]
 pub struct RmArgs {
@@ -72,6 +88,7 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
     match command {
         VolumeCommand::Ls(args) => ls(args).await,
         VolumeCommand::Show(args) => show(args).await,
+        VolumeCommand::Check(args) => check_volume(args).await,
         VolumeCommand::Rm(args) => rm(args).await,
     }
 }
@@ -202,6 +219,33 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
         say("deleting    yes")?;
     }
     Ok(())
+}
+
+async fn check_volume(args: CheckArgs) -> Result<(), Failure> {
+    let store = Stores::default().store(&args.store.access()).await?;
+    store.bucket(&args.volume.bucket).verify().await?;
+    let options = CheckOptions {
+        content: !args.no_content,
+        ..CheckOptions::default()
+    };
+    let location = args.volume;
+    let mut tell = |damage: Damage| {
+        // Where stdout is closed, the count and the exit code still tell.
+        let _ = say(format_args!(
+            "damaged: {} at {}: {}",
+            damage.object, damage.place, damage.detail
+        ));
+    };
+    let report = check(store.open(&location), options, &mut tell).await;
+    let report = report.map_err(|error| Failure::new(format!("volume {location}: {error}")))?;
+    say(format_args!(
+        "checked {location}: {} inodes, {} names, {} extents, {} objects, {} frames ({} bytes)",
+        report.inodes, report.names, report.extents, report.objects, report.frames, report.content_bytes
+    ))?;
+    match report.damages {
+        0 => say("no damage found"),
+        damages => Err(Failure::new(format!("volume {location} has {damages} damages"))),
+    }
 }
 
 async fn rm(args: RmArgs) -> Result<(), Failure> {

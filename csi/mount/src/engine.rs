@@ -41,6 +41,9 @@ use table::{Served, ServedKey, Shown, Table, infos};
 /// we do not know (another mount namespace, a bind mount by somebody else).
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
+/// 50 s for a volume that was unmounted a moment ago to be closed, before it is mounted again: less than Nomad's patience.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(50);
+
 /// What to mount where.
 #[derive(Debug, Clone)]
 pub struct MountSpec {
@@ -194,6 +197,7 @@ impl Engine {
             });
         }
         let path = blocking(&spec.mountpoint, mountpoint::check).await?;
+        self.await_endings(&spec.volume_id).await?;
         match self.served_for(&spec) {
             Some((key, served)) => self.show_again(&spec, path.clone(), key, &served).await?,
             None => self.serve(&spec, path.clone()).await?,
@@ -413,6 +417,22 @@ impl Engine {
             tell.send_replace(true);
         });
         closed
+    }
+
+    /// Waits for what is just ending of a volume, so that a mount right after an unmount finds it closed.
+    async fn await_endings(&self, volume_id: &str) -> Result<(), EngineError> {
+        let until = Instant::now() + CLOSE_PATIENCE;
+        for read_only in [false, true] {
+            let key = ServedKey {
+                volume_id: volume_id.to_owned(),
+                read_only,
+            };
+            let ending = self.table().served.get(&key).cloned();
+            if let Some(served) = ending.filter(|served| served.mountpoints.is_empty()) {
+                self.await_close(&key, &served, until, false).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn await_close(

@@ -72,10 +72,11 @@ impl Skin {
     }
 }
 
-fn caller(request: &Request) -> Caller {
+fn caller(request: &Request, umask: u32) -> Caller {
     Caller {
         uid: request.uid(),
         gid: request.gid(),
+        umask: permissions(umask),
     }
 }
 
@@ -174,7 +175,7 @@ impl Filesystem for Skin {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
@@ -190,14 +191,14 @@ impl Filesystem for Skin {
             mode: permissions(mode),
             rdev,
         };
-        let (volume, name, caller) = (self.volume.clone(), bytes(name), caller(request));
+        let (volume, name, caller) = (self.volume.clone(), bytes(name), caller(request, umask));
         self.make(About("mknod", parent), reply, async move {
             volume.make_node(inode_no(parent), &name, node, caller).await
         });
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (volume, name, caller) = (self.volume.clone(), bytes(name), caller(request));
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let (volume, name, caller) = (self.volume.clone(), bytes(name), caller(request, umask));
         self.make(About("mkdir", parent), reply, async move {
             volume.mkdir(inode_no(parent), &name, permissions(mode), caller).await
         });
@@ -217,7 +218,7 @@ impl Filesystem for Skin {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (volume, name, target) = (self.volume.clone(), bytes(name), bytes(target.as_os_str()));
-        let caller = caller(request);
+        let caller = caller(request, 0);
         self.make(About("symlink", parent), reply, async move {
             volume.symlink(inode_no(parent), &name, &target, caller).await
         });
@@ -281,11 +282,16 @@ impl Filesystem for Skin {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (volume, name, caller, open_flags) = (self.volume.clone(), bytes(name), caller(request), self.open_flags());
+        let (volume, name, caller, open_flags) = (
+            self.volume.clone(),
+            bytes(name),
+            caller(request, umask),
+            self.open_flags(),
+        );
         let flusher = self.flusher.clone();
         let work = async move { volume.create(inode_no(parent), &name, permissions(mode), caller).await };
         self.answer(About("create", parent), work, reply, move |reply, attr| {

@@ -44,6 +44,9 @@ pub struct Caller {
     pub uid: u32,
     /// Effective group.
     pub gid: u32,
+    /// Permission bits that new entries do not get, unless their directory has a default access control list. 0 where
+    /// somebody has taken them away already.
+    pub umask: u16,
 }
 
 /// What to make with `Volume::make_node`.
@@ -51,7 +54,7 @@ pub struct Caller {
 pub struct NewNode {
     /// Kind; symlinks have their own call.
     pub kind: FileKind,
-    /// Permission bits after the umask.
+    /// Permission bits asked for; the caller's umask is taken from them.
     pub mode: u16,
     /// Device number of device files.
     pub rdev: u32,

@@ -2,6 +2,7 @@
 //!
 //! Every operation first finds all that it needs, then changes it; see `mount.rs`. Permissions are the kernel's work.
 
+mod acl;
 pub(crate) mod attributes;
 pub(crate) mod copy;
 pub(crate) mod fallocate;

@@ -22,7 +22,11 @@ mod machine;
 
 use machine::{Dice, Wire, open};
 
-const CALLER: Caller = Caller { uid: 7, gid: 7 };
+const CALLER: Caller = Caller {
+    uid: 7,
+    gid: 7,
+    umask: 0,
+};
 
 /// Names are few, so that operations meet each other.
 const NAMES: [&[u8]; 6] = [

@@ -18,7 +18,8 @@ const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 const BACKGROUND_REQUESTS_MAX: u16 = 256;
 
 /// Agrees with the kernel on how to talk. A mount that writes gets the writeback cache: the kernel answers write(2) from
-/// its own memory and sends us whole pages later. Locks are not asked for, so the kernel keeps them by itself.
+/// its own memory and sends us whole pages later. Locks are not asked for, so the kernel keeps them by itself. The
+/// umask comes to us, because a directory's default list may take its place.
 pub fn negotiate(config: &mut KernelConfig, read_only: bool) -> io::Result<()> {
     let mut wanted = InitFlags::FUSE_ASYNC_READ
         | InitFlags::FUSE_PARALLEL_DIROPS
@@ -32,7 +33,8 @@ pub fn negotiate(config: &mut KernelConfig, read_only: bool) -> io::Result<()> {
         | InitFlags::FUSE_NO_OPENDIR_SUPPORT
         | InitFlags::FUSE_EXPLICIT_INVAL_DATA
         | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
-        | InitFlags::FUSE_POSIX_ACL;
+        | InitFlags::FUSE_POSIX_ACL
+        | InitFlags::FUSE_DONT_MASK;
     if !read_only {
         wanted |= InitFlags::FUSE_WRITEBACK_CACHE | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
     }

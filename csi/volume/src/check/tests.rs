@@ -25,7 +25,11 @@ impl Clock for StillClock {
     }
 }
 
-const CALLER: Caller = Caller { uid: 0, gid: 0 };
+const CALLER: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    umask: 0,
+};
 
 const UUID: Uuid = Uuid::from_u128(7);
 

@@ -19,7 +19,11 @@ use crate::ops::tests::Steps;
 use crate::volume::{CacheConfig, OpenOptions, Volume};
 use crate::volume_id::{NodeId, VolumeId};
 
-const ALICE: Caller = Caller { uid: 1, gid: 1 };
+const ALICE: Caller = Caller {
+    uid: 1,
+    gid: 1,
+    umask: 0,
+};
 
 /// A volume in a bucket in memory.
 struct World {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::acl::{self, Acl};
 use super::write::{become_extents, shrink_content};
 use crate::attr::{Attr, SetAttr, SetTime};
 use crate::clock::Timestamp;
@@ -38,10 +39,21 @@ fn time_of(set: SetTime, now: Timestamp) -> Timestamp {
 pub(crate) async fn setattr(mount: &Mount, ino: InodeNo, change: &SetAttr) -> Result<Attr, FsError> {
     mount
         .change(|tables, now| {
-            tables.inode(ino)?;
+            let has_xattrs = tables.inode(ino)?.has_xattrs;
+            let list = match change.mode {
+                Some(_) if has_xattrs => tables
+                    .xattrs(ino)?
+                    .get(acl::ACCESS)
+                    .map(|list| Acl::decode(list))
+                    .transpose()?,
+                _ => None,
+            };
             if *change != SetAttr::default() {
                 if let Some(size) = change.size {
                     set_size(tables, ino, size, now)?;
+                }
+                if let (Some(list), Some(mode)) = (list, change.mode) {
+                    tables.set_xattr(ino, acl::ACCESS, Some(list.with_mode(mode).encode()));
                 }
                 tables.change_inode(ino, |row| apply(row, change, now));
             }

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::acl::{self, Inherited, inherit};
 use super::attributes::{MODE_BITS, S_ISGID};
 use crate::attr::{Attr, Caller, NewNode};
 use crate::clock::Timestamp;
@@ -13,6 +14,12 @@ use crate::mount::Mount;
 use crate::row::{DirentRow, FileKind, InodeRow};
 use crate::table::{Stop, Tables};
 
+const ROOT: Caller = Caller {
+    uid: 0,
+    gid: 0,
+    umask: 0,
+};
+
 /// The row of the root directory of a new volume.
 pub(crate) fn root_row(now: Timestamp) -> InodeRow {
     let root = NewNode {
@@ -23,7 +30,7 @@ pub(crate) fn root_row(now: Timestamp) -> InodeRow {
     InodeRow {
         nlink: 2,
         parent: InodeNo::ROOT,
-        ..row_of(&root, Caller { uid: 0, gid: 0 }, now)
+        ..row_of(&root, ROOT, now)
     }
 }
 
@@ -69,6 +76,7 @@ pub(super) fn add_entry(tables: &mut Tables, dir: InodeNo, name: &[u8], entry: D
     });
 }
 
+/// What to make, and where.
 struct New<'a> {
     parent: InodeNo,
     name: &'a [u8],
@@ -80,6 +88,7 @@ struct New<'a> {
 fn make(tables: &mut Tables, new: &New<'_>, now: Timestamp) -> Result<Attr, Stop> {
     let directory = living_directory(tables, new.parent)?;
     let (dir_mode, dir_gid, dir_nlink) = (directory.mode, directory.gid, directory.nlink);
+    let inherits = directory.has_xattrs && new.node.kind != FileKind::Symlink;
     if tables.dirent(new.parent, new.name)?.is_some() {
         return Err(FsError::Exists.into());
     }
@@ -87,7 +96,17 @@ fn make(tables: &mut Tables, new: &New<'_>, now: Timestamp) -> Result<Attr, Stop
     if is_directory && dir_nlink >= LINKS_MAX {
         return Err(FsError::TooManyLinks.into());
     }
-    let mut row = row_of(&new.node, new.caller, now);
+    let attributes = if inherits {
+        Some(tables.xattrs(new.parent)?)
+    } else {
+        None
+    };
+    let Inherited { mode, access, default } = match new.node.kind {
+        // The bits of a symlink mean nothing and are always all set.
+        FileKind::Symlink => inherit(None, new.node.mode, 0, false)?,
+        _ => inherit(attributes, new.node.mode, new.caller.umask, is_directory)?,
+    };
+    let mut row = row_of(&NewNode { mode, ..new.node }, new.caller, now);
     if dir_mode & S_ISGID != 0 {
         row.gid = dir_gid;
         if is_directory {
@@ -105,6 +124,12 @@ fn make(tables: &mut Tables, new: &New<'_>, now: Timestamp) -> Result<Attr, Stop
         row.inline = Some(target.clone());
     }
     let ino = tables.add_inode(row);
+    for (name, list) in [(acl::ACCESS, access), (acl::DEFAULT, default)] {
+        if list.is_some() {
+            tables.xattrs(ino)?;
+            tables.set_xattr(ino, name, list);
+        }
+    }
     if is_directory {
         tables.know_empty_directory(ino);
     }

@@ -28,7 +28,11 @@ mod directories;
 mod pressure;
 
 const ROOT: InodeNo = InodeNo::ROOT;
-const ALICE: Caller = Caller { uid: 1_000, gid: 1_000 };
+const ALICE: Caller = Caller {
+    uid: 1_000,
+    gid: 1_000,
+    umask: 0,
+};
 const VOLUME: Uuid = Uuid::from_u128(77);
 
 /// A clock that goes on by a second with each look.

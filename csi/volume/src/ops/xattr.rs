@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::acl::{self, Acl};
 use crate::attr::XattrMode;
 use crate::error::FsError;
 use crate::ids::InodeNo;
@@ -44,6 +45,12 @@ pub(crate) async fn setxattr(
     if value.len() > XATTR_BYTES_MAX {
         return Err(FsError::AttributeTooLarge);
     }
+    // A list that is no list is refused before it could decide who may do what.
+    let list = if matches!(name, acl::ACCESS | acl::DEFAULT) {
+        Some(Acl::decode(&value)?)
+    } else {
+        None
+    };
     mount
         .change(|tables, now| {
             let values = tables.xattrs(ino)?;
@@ -57,8 +64,14 @@ pub(crate) async fn setxattr(
             if !exists && listed + name.len() + 1 > XATTR_LIST_BYTES_MAX {
                 return Err(FsError::NoSpace.into());
             }
-            tables.set_xattr(ino, name, Some(value.clone()));
-            tables.change_inode(ino, |row| row.ctime = now);
+            let access = list.as_ref().filter(|_| name == acl::ACCESS);
+            // What the mode says all of is not kept twice.
+            let kept = access.is_none_or(|list| !list.is_mode());
+            tables.set_xattr(ino, name, kept.then(|| value.clone()));
+            tables.change_inode(ino, |row| {
+                row.ctime = now;
+                row.mode = access.map_or(row.mode, |list| acl::mode_with(row.mode, list));
+            });
             Ok(())
         })
         .await

@@ -3,17 +3,18 @@
 //! Goal: what POSIX programs rely on holds on a mount, and survives an unmount. Method: `pannier mount` on a store inside this
 //! process; each test has a volume of its own, and looks again after mounting it with an empty cache.
 
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use calls::{c, done, errno, fallocate, get_xattr, list_xattrs, names, pattern, rename2, seek, set_xattr};
 use tests::local_store::LocalStore;
 use tests::mounted::{MountOptions, Mounted};
+
+mod calls;
 
 /// A volume of a store, to be mounted again and again.
 struct Fixture {
@@ -59,97 +60,6 @@ fn before_and_after_remount(make: impl FnOnce(&Path), check: impl Fn(&Path)) {
     let mounted = fixture.mount();
     check(mounted.dir());
     assert!(mounted.unmount().success(), "a clean unmount");
-}
-
-fn c(path: &Path) -> CString {
-    CString::new(path.as_os_str().as_bytes()).unwrap()
-}
-
-/// The result of a C call as Rust has it.
-fn done(result: i64) -> std::io::Result<i64> {
-    if result < 0 {
-        Err(std::io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
-}
-
-fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
-    result
-        .expect_err("this must fail")
-        .raw_os_error()
-        .expect("the kernel said why")
-}
-
-fn set_xattr(path: &Path, name: &str, value: &[u8], flags: i32) -> std::io::Result<i64> {
-    let (path, name) = (c(path), CString::new(name).unwrap());
-    // SAFETY: both strings end in NUL and live through the call; the value's length is its own.
-    done(i64::from(unsafe {
-        libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
-    }))
-}
-
-fn get_xattr(path: &Path, name: &str) -> std::io::Result<Vec<u8>> {
-    let (path, name) = (c(path), CString::new(name).unwrap());
-    let mut value = vec![0u8; 70_000];
-    // SAFETY: both strings end in NUL and live through the call; the buffer is as long as said.
-    let length =
-        done(unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) as i64 })?;
-    value.truncate(length as usize);
-    Ok(value)
-}
-
-fn list_xattrs(path: &Path) -> Vec<String> {
-    let path = c(path);
-    let mut names = vec![0u8; 4096];
-    // SAFETY: the path ends in NUL and lives through the call; the buffer is as long as said.
-    let length =
-        done(unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) as i64 }).unwrap();
-    let words = names[..length as usize]
-        .split(|byte| *byte == 0)
-        .filter(|name| !name.is_empty());
-    words.map(|name| String::from_utf8(name.to_vec()).unwrap()).collect()
-}
-
-fn rename2(from: &Path, to: &Path, flags: u32) -> std::io::Result<i64> {
-    let (from, to) = (c(from), c(to));
-    // SAFETY: both paths end in NUL and live through the call.
-    done(i64::from(unsafe {
-        libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags)
-    }))
-}
-
-fn fallocate(file: RawFd, mode: i32, offset: i64, len: i64) -> std::io::Result<i64> {
-    // SAFETY: plain numbers.
-    done(i64::from(unsafe { libc::fallocate(file, mode, offset, len) }))
-}
-
-fn seek(file: &File, offset: i64, whence: i32) -> std::io::Result<i64> {
-    // SAFETY: plain numbers.
-    done(unsafe { libc::lseek(file.as_raw_fd(), offset, whence) })
-}
-
-/// Bytes that differ from place to place, so that a misplaced block is seen.
-fn pattern(len: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(len + 8);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
-}
-
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap();
-    let mut names: Vec<_> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    names.sort();
-    names
 }
 
 /// What is written is read back, however it was written: at once, in parts, appended, over a hole, beyond the inline size.
@@ -348,11 +258,17 @@ fn extended_attributes_and_acls_are_kept() {
             );
             set_xattr(&file, "user.one", b"two", libc::XATTR_REPLACE).unwrap();
             set_xattr(&file, "user.gone", b"x", 0).unwrap();
-            let (path, name) = (c(&file), CString::new("user.gone").unwrap());
+            let (path, name) = (c(&file), std::ffi::CString::new("user.gone").unwrap());
             // SAFETY: both strings end in NUL and live through the call.
             done(i64::from(unsafe { libc::lremovexattr(path.as_ptr(), name.as_ptr()) })).unwrap();
-            let set = Command::new("setfacl").args(["-m", "u:1234:rwx"]).arg(&file).status();
-            assert!(set.expect("setfacl is installed (package acl)").success());
+            set_acl(&["-m", "u:1234:rwx"], &file);
+            fs::create_dir(dir.join("passes-on")).unwrap();
+            set_acl(&["-d", "-m", "u:1234:rw,g::r,o::-"], &dir.join("passes-on"));
+            fs::write(dir.join("passes-on/new"), "").unwrap();
+            fs::create_dir(dir.join("passes-on/below")).unwrap();
+            fs::write(dir.join("chmodded"), "").unwrap();
+            set_acl(&["-m", "u:1234:rwx"], &dir.join("chmodded"));
+            fs::set_permissions(dir.join("chmodded"), fs::Permissions::from_mode(0o640)).unwrap();
         },
         |dir| {
             let file = dir.join("file");
@@ -365,13 +281,28 @@ fn extended_attributes_and_acls_are_kept() {
                 listed,
                 ["system.posix_acl_access", "user.empty", "user.large", "user.one"]
             );
-            let acl = Command::new("getfacl").args(["-cn"]).arg(&file).output().unwrap();
-            let acl = String::from_utf8(acl.stdout).unwrap();
+            let acl = acl_of(&file);
             assert!(acl.contains("user:1234:rwx") && acl.contains("mask::rwx"), "{acl}");
+            let acl = acl_of(&dir.join("passes-on/new"));
+            assert!(acl.contains("user:1234:rw-") && acl.contains("other::---"), "{acl}");
+            let acl = acl_of(&dir.join("passes-on/below"));
+            assert!(acl.contains("default:user:1234:rw-"), "{acl}");
+            let acl = acl_of(&dir.join("chmodded"));
+            assert!(acl.contains("user:1234:rwx") && acl.contains("mask::r--"), "{acl}");
             // The mask is what stat shows as the group's bits.
             assert_eq!(fs::metadata(&file).unwrap().mode() & 0o070, 0o070);
         },
     );
+}
+
+fn set_acl(arguments: &[&str], path: &Path) {
+    let set = Command::new("setfacl").args(arguments).arg(path).status();
+    assert!(set.expect("setfacl is installed (package acl)").success());
+}
+
+fn acl_of(path: &Path) -> String {
+    let acl = Command::new("getfacl").args(["-cn"]).arg(path).output();
+    String::from_utf8(acl.expect("getfacl is installed (package acl)").stdout).unwrap()
 }
 
 /// fallocate, holes, and what SEEK_DATA says of them, also while the kernel has not written anything yet.

@@ -1,0 +1,107 @@
+//! System calls that the standard library does not have, and what tests need to look at files.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// A path for C.
+pub fn c(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).unwrap()
+}
+
+/// The result of a C call as Rust has it.
+pub fn done(result: i64) -> std::io::Result<i64> {
+    if result < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// Why a call failed, which it must.
+pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
+    result
+        .expect_err("this must fail")
+        .raw_os_error()
+        .expect("the kernel said why")
+}
+
+/// lsetxattr(2).
+pub fn set_xattr(path: &Path, name: &str, value: &[u8], flags: i32) -> std::io::Result<i64> {
+    let (path, name) = (c(path), CString::new(name).unwrap());
+    // SAFETY: both strings end in NUL and live through the call; the value's length is its own.
+    done(i64::from(unsafe {
+        libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
+    }))
+}
+
+/// lgetxattr(2).
+pub fn get_xattr(path: &Path, name: &str) -> std::io::Result<Vec<u8>> {
+    let (path, name) = (c(path), CString::new(name).unwrap());
+    let mut value = vec![0u8; 70_000];
+    // SAFETY: both strings end in NUL and live through the call; the buffer is as long as said.
+    let length =
+        done(unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) as i64 })?;
+    value.truncate(length as usize);
+    Ok(value)
+}
+
+/// llistxattr(2), in the order given.
+pub fn list_xattrs(path: &Path) -> Vec<String> {
+    let path = c(path);
+    let mut names = vec![0u8; 4096];
+    // SAFETY: the path ends in NUL and lives through the call; the buffer is as long as said.
+    let length =
+        done(unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) as i64 }).unwrap();
+    let words = names[..length as usize]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
+    words.map(|name| String::from_utf8(name.to_vec()).unwrap()).collect()
+}
+
+/// renameat2(2).
+pub fn rename2(from: &Path, to: &Path, flags: u32) -> std::io::Result<i64> {
+    let (from, to) = (c(from), c(to));
+    // SAFETY: both paths end in NUL and live through the call.
+    done(i64::from(unsafe {
+        libc::renameat2(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), flags)
+    }))
+}
+
+/// fallocate(2).
+pub fn fallocate(file: RawFd, mode: i32, offset: i64, len: i64) -> std::io::Result<i64> {
+    // SAFETY: plain numbers.
+    done(i64::from(unsafe { libc::fallocate(file, mode, offset, len) }))
+}
+
+/// lseek(2), for holes and data.
+pub fn seek(file: &File, offset: i64, whence: i32) -> std::io::Result<i64> {
+    // SAFETY: plain numbers.
+    done(unsafe { libc::lseek(file.as_raw_fd(), offset, whence) })
+}
+
+/// Bytes that differ from place to place, so that a misplaced block is seen.
+pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// The names in a directory, sorted.
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
