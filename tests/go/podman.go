@@ -87,7 +87,7 @@ func podmanRun(w *world) {
 	equal("signal", result.Signal, 0)
 	inspected := must(a.driver.InspectTask(soon(), &driver.InspectTaskRequest{TaskId: t.id})).Task
 	equal("state", inspected.State, driver.TaskState_EXITED)
-	demand(inspected.StartedAt.AsTime().Before(inspected.CompletedAt.AsTime()), "times: %v", inspected)
+	demand(!inspected.CompletedAt.AsTime().Before(inspected.StartedAt.AsTime()), "times: %v", inspected)
 	equal("data", string(must(os.ReadFile(filepath.Join(w.folder, t.alloc, "alloc/data/file")))), "data\n")
 	// The result stays until the task is destroyed.
 	equal("exit code", receive("the task's end", a.waiting(t.id)).ExitCode, 3)

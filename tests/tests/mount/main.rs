@@ -343,7 +343,10 @@ fn space_can_be_reserved_punched_and_found() {
             expected[100..300].fill(0);
             assert!(content == expected);
             assert_eq!(file.metadata().unwrap().len(), 1 << 20);
-            assert_eq!(seek(&file, 0, libc::SEEK_HOLE).unwrap(), 262_144);
+            // What was zeroed is a hole as well, as on file systems that keep unwritten extents.
+            assert_eq!(seek(&file, 0, libc::SEEK_HOLE).unwrap(), 100);
+            assert_eq!(seek(&file, 100, libc::SEEK_DATA).unwrap(), 300);
+            assert_eq!(seek(&file, 300, libc::SEEK_HOLE).unwrap(), 262_144);
             assert_eq!(seek(&file, 262_144, libc::SEEK_DATA).unwrap(), 524_288);
             assert_eq!(errno(seek(&file, 1 << 20, libc::SEEK_DATA)), libc::ENXIO);
             let fresh = File::open(dir.join("fresh")).unwrap();

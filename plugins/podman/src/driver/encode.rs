@@ -27,13 +27,21 @@ pub(super) fn inspected(task: &Task) -> wire::InspectTaskResponse {
         Phase::Running => (wire::TaskState::Running, None),
         Phase::Ended(exit) => (wire::TaskState::Exited, Some(exit)),
     };
+    let started = timestamp(&handle.started_at);
+    // A container that ends at once is seen to end before Podman has said that it started: never the wrong way round.
     let finished = exit.as_ref().and_then(|exit| exit.finished_at.as_deref());
+    let finished = finished.map(timestamp).map(|finished| {
+        match (finished.seconds, finished.nanos) < (started.seconds, started.nanos) {
+            true => started,
+            false => finished,
+        }
+    });
     let status = wire::TaskStatus {
         id: handle.task_id.clone(),
         name: handle.task_name.clone(),
         state: state.into(),
-        started_at: Some(timestamp(&handle.started_at)),
-        completed_at: Some(finished.map_or(NEVER, timestamp)),
+        started_at: Some(started),
+        completed_at: Some(finished.unwrap_or(NEVER)),
         result: Some(result(&exit.unwrap_or_default())),
     };
     let attributes = HashMap::from([
