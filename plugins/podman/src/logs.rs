@@ -163,6 +163,19 @@ impl TaskLogs {
         Self::supervise(plan, program.clone())
     }
 
+    /// Says that the container of these logs was started again after its end, so that they are not finished after all. To
+    /// be followed by [`TaskLogs::resume`].
+    ///
+    /// # Errors
+    /// Of the file system.
+    pub fn reopen(dir: &Path) -> Result<(), LogError> {
+        let reopened = LogPlan::read(dir).and_then(|plan| plan.reopen());
+        reopened.map_err(|source| LogError::Directory {
+            dir: dir.to_owned(),
+            source,
+        })
+    }
+
     /// What the streams come from and go to.
     #[must_use]
     pub fn plan(&self) -> &LogPlan {

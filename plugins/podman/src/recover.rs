@@ -68,7 +68,13 @@ async fn check(
     }
     if info.has_ended() {
         let started = podman.start_container(&handle.container_id).await;
-        return started.map_err(|error| lost(format!("has ended and cannot be started again: {error}")));
+        started.map_err(|error| lost(format!("has ended and cannot be started again: {error}")))?;
+        if let Some(plan) = &handle.logs
+            && let Err(error) = TaskLogs::reopen(&plan.dir)
+        {
+            tracing::warn!(task = handle.task_id, error = ?error, "cannot reopen the logs of a task that runs again");
+        }
+        return Ok(());
     }
     let status = info.state.status.as_deref().unwrap_or("in an unknown state");
     Err(lost(format!("is {status}, not running")))

@@ -214,3 +214,49 @@ fn unread_bytes(fifo: &File) -> u64 {
         0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    /// Goal: output that nobody reads does not fill the disk without end, and what is left out is told. Method: a small
+    /// bound, a FIFO whose reader comes too late.
+    #[test]
+    fn a_backlog_beyond_its_bound_is_cut_with_a_remark() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let line = |number: u32| format!("2026-11-21T08:19:12.473433929+00:00 stdout F {number:06}\n");
+        let log_path = dir.path().join("log");
+        std::fs::write(&log_path, (0..1000).map(line).collect::<String>()).unwrap();
+        let log = File::open(&log_path).unwrap();
+        let log_bytes = log.metadata().unwrap().len();
+        let mut lane = Lane::new(Stream::Stdout, Cursor::default(), fifo.clone());
+        assert!(matches!(lane.advance(&log, Instant::now()).unwrap(), Waits::Reader(_)));
+        // It has read a piece ahead; a bound above what is left changes nothing.
+        lane.bound_backlog(log_bytes, log_bytes);
+        assert_eq!(
+            lane.resume_at().offset,
+            45,
+            "the first payload is behind the first header"
+        );
+        let mut lane = Lane::new(Stream::Stdout, Cursor::default(), fifo.clone());
+        lane.bound_backlog(log_bytes, 1000);
+        let mut reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&fifo)
+            .unwrap();
+        assert_eq!(lane.advance(&log, Instant::now()).unwrap(), Waits::Output);
+        let mut text = vec![0; 64 << 10];
+        let len = reader.read(&mut text).unwrap();
+        let text = String::from_utf8_lossy(&text[..len]);
+        assert!(
+            text.starts_with("\n[") && text.contains("bytes of log records were left out here"),
+            "{text}"
+        );
+        assert!(text.ends_with("000999\n") && text.len() < 500, "{text}");
+    }
+}

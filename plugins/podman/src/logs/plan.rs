@@ -123,6 +123,17 @@ impl LogPlan {
         })
     }
 
+    /// Takes back that the container has ended and that all was delivered.
+    pub(super) fn reopen(&self) -> io::Result<()> {
+        remove_if_there(&self.dir.join("ended"))?;
+        let mut file = PositionFile::open(self)?;
+        let unfinished = Position {
+            finished: false,
+            ..file.last()
+        };
+        file.keep(unfinished)
+    }
+
     pub(super) fn mark_ended(&self) -> io::Result<()> {
         private()
             .write(true)

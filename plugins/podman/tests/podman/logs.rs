@@ -500,3 +500,25 @@ async fn output_may_go_to_dev_null() {
         "no reader"
     );
 }
+
+/// Goal: a container that is started again after its end (recover_stopped) goes on logging. Method: an end that was
+/// delivered to the last byte, then another conmon on the same file.
+#[tokio::test]
+async fn a_container_that_runs_again_goes_on_logging() {
+    let bench = Bench::new();
+    let logs = bench.start().await;
+    for (line, restarted) in [("first life", false), ("second life", true)] {
+        let (stdout, stderr) = (bench.reader("stdout"), bench.reader("stderr"));
+        let mut conmon = bench.conmon();
+        let again = restarted.then(|| {
+            TaskLogs::reopen(&bench.plan().dir).unwrap();
+            TaskLogs::resume(&bench.plan().dir, &program()).unwrap()
+        });
+        conmon.write_all(&record("stdout", 'F', line.as_bytes())).unwrap();
+        drop(conmon);
+        assert_eq!(read_by(stdout).await, format!("{line}\n").as_bytes());
+        assert!(read_by(stderr).await.is_empty());
+        assert!(again.as_ref().unwrap_or(&logs).drain(PATIENCE).await);
+    }
+    logs.remove().await.unwrap();
+}
