@@ -23,6 +23,7 @@ use crate::tree::Tree;
 mod apply;
 mod encode;
 mod handle;
+mod owner;
 mod pace;
 mod put;
 mod run;

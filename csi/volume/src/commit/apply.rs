@@ -9,10 +9,13 @@ use std::sync::atomic::Ordering;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::handle::Shared;
+use super::owner::owner_by_seal;
 use super::{DirtyState, Lost};
-use crate::ids::Generation;
+use crate::bucket::BucketRef;
+use crate::ids::{Epoch, Generation, JournalSeq};
 use crate::row::{Applied, Key, Row};
 use crate::tree::{Tree, TreeError};
 
@@ -36,6 +39,11 @@ struct Flushing {
 /// Applies and flushes until there is nothing more to come.
 pub(super) struct Applier {
     pub tree: Arc<dyn Tree>,
+    pub bucket: BucketRef,
+    pub volume: Uuid,
+    pub epoch: Epoch,
+    /// The first commit of this mount.
+    pub first_seq: JournalSeq,
     pub state: Arc<dyn DirtyState>,
     pub shared: Arc<Shared>,
     pub commits: mpsc::UnboundedReceiver<Durable>,
@@ -65,7 +73,7 @@ impl Applier {
             };
             let going_on = tokio::select! {
                 biased;
-                result = finished(&mut flushing) => self.end_flush(&mut flushing, result),
+                result = finished(&mut flushing) => self.end_flush(&mut flushing, result).await,
                 commit = self.commits.recv() => match commit {
                     Some(commit) => self.apply(commit).await,
                     None => break,
@@ -79,7 +87,7 @@ impl Applier {
         }
         if flushing.is_some() {
             let result = finished(&mut flushing).await;
-            if !self.end_flush(&mut flushing, result) {
+            if !self.end_flush(&mut flushing, result).await {
                 return;
             }
         }
@@ -87,7 +95,7 @@ impl Applier {
         if !lost && self.unflushed.since.is_some() {
             let mut last = Some(self.begin_flush());
             let result = finished(&mut last).await;
-            self.end_flush(&mut last, result);
+            self.end_flush(&mut last, result).await;
         }
     }
 
@@ -114,7 +122,7 @@ impl Applier {
     }
 
     /// Returns false if the tree has failed.
-    fn end_flush(&mut self, flushing: &mut Option<Flushing>, result: Result<Applied, TreeError>) -> bool {
+    async fn end_flush(&mut self, flushing: &mut Option<Flushing>, result: Result<Applied, TreeError>) -> bool {
         let wishes = flushing.take().map_or(0, |flushing| flushing.wishes);
         match &result {
             Ok(applied) => {
@@ -125,7 +133,7 @@ impl Applier {
                 tracing::warn!(detail, "the tree could not be flushed, it will be tried again");
                 self.unflushed.since = Some(Instant::now());
             }
-            Err(error) => self.fail(error),
+            Err(error) => self.fail(error).await,
         }
         let going_on = matches!(&result, Ok(_) | Err(TreeError::Unavailable { .. }));
         self.shared
@@ -137,7 +145,7 @@ impl Applier {
     /// Returns false if the tree has failed.
     async fn apply(&mut self, commit: Durable) -> bool {
         if let Err(error) = self.tree.apply(commit.applied, commit.changes).await {
-            self.fail(&error);
+            self.fail(&error).await;
             return false;
         }
         self.unflushed.rows_bytes += commit.rows_bytes;
@@ -152,10 +160,21 @@ impl Applier {
         true
     }
 
-    fn fail(&self, error: &TreeError) {
+    /// The other writer has sealed our journal before it touched the tree.
+    async fn owner(&self) -> Option<String> {
+        let applied = self.tree.applied();
+        let seq = if applied.epoch == self.epoch {
+            applied.seq.next()
+        } else {
+            self.first_seq
+        };
+        owner_by_seal(&self.bucket, self.volume, self.epoch, seq).await
+    }
+
+    async fn fail(&self, error: &TreeError) {
         let why = match error {
             TreeError::Fenced => Lost::Fenced {
-                owner: "another writer, as the metadata tree shows".to_owned(),
+                owner: self.owner().await.unwrap_or_else(|| "another writer".to_owned()),
             },
             other => Lost::Journal {
                 detail: format!("the metadata tree failed: {other}"),

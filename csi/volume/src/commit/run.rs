@@ -77,6 +77,10 @@ pub(super) fn spawn(
     let applying = tokio::spawn(
         Applier {
             tree: context.tree.clone(),
+            bucket: context.bucket.clone(),
+            volume: context.volume,
+            epoch: context.epoch,
+            first_seq: context.next_seq,
             state: state.clone(),
             shared: shared.clone(),
             commits,
