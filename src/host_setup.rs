@@ -6,6 +6,7 @@
 //! met by making the run's own directory a shared mount, the second inside the service's mount namespace only.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -28,6 +29,15 @@ const POLL: Duration = Duration::from_millis(20);
 
 /// 50 bytes: the longest path that Podman takes for its run-time state, because unix sockets lie below it.
 const RUNROOT_BYTES_MAX: usize = 50;
+
+/// netavark, one at a time on this machine: it waits up to a minute for its turn.
+const NETAVARK_ALONE: &str = "#!/bin/sh
+for netavark in /usr/lib/podman/netavark /usr/libexec/podman/netavark; do
+    [ -x \"$netavark\" ] && exec flock --close --wait 60 /run/lock/pannier-netavark \"$netavark\" \"$@\"
+done
+echo 'netavark is not installed; on Debian: apt-get install netavark' >&2
+exit 127
+";
 
 /// Why the machine could not be prepared, and what would help.
 #[derive(Debug, thiserror::Error)]
@@ -234,21 +244,37 @@ fn share(dir: &Path) -> Result<(), HostError> {
 }
 
 /// The service's own configuration and network.
+///
+/// netavark keeps its firewall rules in chains that are named after networks, and locks them by configuration folder. A
+/// network named like another service's would lose its rules when that one's last container ends, and two services that
+/// change the tables at once fail each other: so the network has a name of its own, and all our services one lock.
 fn configure(dir: &Path) -> Result<(), HostError> {
-    let networks = dir.join("networks");
-    std::fs::create_dir_all(&networks).map_err(|source| system("make", &networks, source))?;
+    let (networks, helpers) = (dir.join("networks"), dir.join("helpers"));
+    for folder in [&networks, &helpers] {
+        std::fs::create_dir_all(folder).map_err(|source| system("make", folder, source))?;
+    }
     let write =
         |path: PathBuf, text: String| std::fs::write(&path, text).map_err(|source| system("write", &path, source));
-    let containers_conf = "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nlock_type = \"file\"\n\
-         [containers]\nlog_driver = \"k8s-file\"\n";
-    write(dir.join("containers.conf"), containers_conf.to_owned())?;
     // 10.127.0.0/16 as 256 networks: two runs at once meet only if their process ids are equal in the last byte.
     let number = std::process::id() % 256;
+    let name = format!("pannier{number}");
+    let containers_conf = format!(
+        "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nlock_type = \"file\"\n\
+         helper_binaries_dir = [{:?}, \"/usr/lib/podman\", \"/usr/libexec/podman\"]\n\
+         [network]\ndefault_network = \"{name}\"\n\
+         [containers]\nlog_driver = \"k8s-file\"\n",
+        helpers.display().to_string()
+    );
+    write(dir.join("containers.conf"), containers_conf)?;
+    let program = helpers.join("netavark");
+    write(program.clone(), NETAVARK_ALONE.to_owned())?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))
+        .map_err(|source| system("make executable", &program, source))?;
     let network = serde_json::json!({
-        "name": "podman",
-        "id": "2f259bab93aaaaa2542ba43ef33eb990d0999ee1b9924b557b7be53c0b7a1bb9",
+        "name": name,
+        "id": format!("{number:064x}"),
         "driver": "bridge",
-        "network_interface": format!("pannier{number}"),
+        "network_interface": name,
         "created": "2023-01-01T00:00:00Z",
         "subnets": [{ "subnet": format!("10.127.{number}.0/24"), "gateway": format!("10.127.{number}.1") }],
         "ipv6_enabled": false,
@@ -256,7 +282,7 @@ fn configure(dir: &Path) -> Result<(), HostError> {
         "dns_enabled": false,
         "ipam_options": { "driver": "host-local" },
     });
-    write(networks.join("podman.json"), network.to_string())
+    write(networks.join(format!("{name}.json")), network.to_string())
 }
 
 fn launch(dir: &Path, socket: &Path) -> Result<Child, HostError> {

@@ -19,8 +19,8 @@ pub struct DriverNetwork {
     pub auto_advertise: bool,
 }
 
-/// The name of Podman's default network, which every installation has.
-const DEFAULT_NETWORK: &str = "podman";
+/// Stands for the network that the host's containers.conf makes the default one (Podman's API, since 4.0).
+const DEFAULT_NETWORK: &str = "default";
 
 /// Fills namespace, networks, ports and name resolution.
 pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError> {

@@ -160,8 +160,8 @@ fn fixed_addresses_need_a_bridge() {
     case.options.network.static_ips = vec!["10.88.0.9".parse().unwrap()];
     case.options.network.static_mac = Some("92:d0:c6:0a:29:33".into());
     let networks = case.container().networks;
-    assert_eq!(networks["podman"].static_ips, ["10.88.0.9"]);
-    assert_eq!(networks["podman"].static_mac.as_deref(), Some("92:d0:c6:0a:29:33"));
+    assert_eq!(networks["default"].static_ips, ["10.88.0.9"]);
+    assert_eq!(networks["default"].static_mac.as_deref(), Some("92:d0:c6:0a:29:33"));
     case.options.network.mode = Some("mynet".into());
     assert!(case.container().networks.contains_key("mynet"));
     case.options.network.mode = Some("host".into());
