@@ -1,6 +1,7 @@
 //! Models, faulty fakes, conformance, system tests and benches
 
 pub mod binaries;
+pub mod bounded_command;
 pub mod csi_plugin;
 pub mod engine_process;
 pub mod faulty_bucket;
@@ -11,3 +12,4 @@ pub mod model;
 pub mod mounted;
 pub mod s3_proxy;
 pub mod s3_server;
+pub mod scratch_volume;

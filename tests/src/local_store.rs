@@ -97,11 +97,22 @@ impl LocalStore {
     /// # Panics
     /// If it cannot be made.
     pub fn create_volume(&self, name: &str) {
+        self.create_volume_with(name, None);
+    }
+
+    /// As `create_volume`, with a capacity.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn create_volume_with(&self, name: &str, capacity_bytes: Option<u64>) {
         let admin = Admin::new(self.bucket(), Uuid::new_v4());
         let request = CreateVolume {
             name: name.to_owned(),
             uuid: Uuid::new_v4(),
-            capacity: CapacityRange::default(),
+            capacity: CapacityRange {
+                required_bytes: capacity_bytes.unwrap_or(0),
+                limit_bytes: 0,
+            },
             parameters: Parameters::default(),
             now: Timestamp::default(),
         };

@@ -11,48 +11,13 @@ use std::path::Path;
 use std::process::Command;
 
 use calls::{c, done, errno, fallocate, get_xattr, list_xattrs, names, pattern, rename2, seek, set_xattr};
-use tests::local_store::LocalStore;
-use tests::mounted::{MountOptions, Mounted};
+use tests::scratch_volume::ScratchVolume;
 
 mod calls;
 
-/// A volume of a store, to be mounted again and again.
-struct Fixture {
-    store: LocalStore,
-    options: MountOptions,
-    mounts: u32,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        let store = LocalStore::start();
-        let options = MountOptions {
-            location: store.location("volume"),
-            endpoint: store.endpoint(),
-            dir: store.folder("mnt"),
-            cache_dir: store.folder("cache-0"),
-            create: true,
-            read_only: false,
-            environment: store.environment(),
-        };
-        Self {
-            store,
-            options,
-            mounts: 0,
-        }
-    }
-
-    /// Mounts with a cache that knows nothing.
-    fn mount(&mut self) -> Mounted {
-        self.mounts += 1;
-        self.options.cache_dir = self.store.folder(&format!("cache-{}", self.mounts));
-        Mounted::new(&self.options)
-    }
-}
-
 /// Runs `make` on a fresh volume, then `check` on it, and again after a clean unmount, from the bucket alone.
 fn before_and_after_remount(make: impl FnOnce(&Path), check: impl Fn(&Path)) {
-    let mut fixture = Fixture::new();
+    let mut fixture = ScratchVolume::new();
     let mounted = fixture.mount();
     make(mounted.dir());
     check(mounted.dir());
@@ -165,7 +130,7 @@ fn names_can_be_made_moved_exchanged_linked_and_removed() {
 /// An open file that was unlinked goes on to live until it is closed, and its space comes back then.
 #[test]
 fn an_unlinked_file_lives_until_it_is_closed() {
-    let mut fixture = Fixture::new();
+    let mut fixture = ScratchVolume::new();
     let mounted = fixture.mount();
     let path = mounted.dir().join("temporary");
     let mut file = OpenOptions::new()
@@ -419,7 +384,7 @@ fn a_shared_mapping_is_the_file() {
 /// Locks keep others out: flock(2) between descriptors, fcntl(2) between processes.
 #[test]
 fn locks_exclude_each_other() {
-    let mut fixture = Fixture::new();
+    let mut fixture = ScratchVolume::new();
     let mounted = fixture.mount();
     let path = mounted.dir().join("lock");
     let (first, second) = (File::create(&path).unwrap(), File::open(&path).unwrap());
@@ -453,7 +418,7 @@ fn a_large_directory_lists_every_entry_once() {
             assert_eq!(listed, expected);
         },
     );
-    let mut fixture = Fixture::new();
+    let mut fixture = ScratchVolume::new();
     let mounted = fixture.mount();
     fs::create_dir(mounted.dir().join("d")).unwrap();
     (0..count).for_each(|n| drop(File::create(mounted.dir().join(format!("d/{n}"))).unwrap()));
@@ -464,7 +429,7 @@ fn a_large_directory_lists_every_entry_once() {
 /// The set-user-id bit goes when somebody else than root writes or truncates, and when the owner changes.
 #[test]
 fn a_write_by_others_takes_the_set_user_id_bit() {
-    let mut fixture = Fixture::new();
+    let mut fixture = ScratchVolume::new();
     let mounted = fixture.mount();
     let (written, cut, given) = (
         mounted.dir().join("w"),
@@ -526,7 +491,7 @@ fn ranges_can_be_copied_between_files() {
 /// A read-only mount reads all and writes nothing, and takes the volume from nobody.
 #[test]
 fn a_read_only_mount_refuses_every_write() {
-    let mut fixture = Fixture::new();
+    let mut fixture = ScratchVolume::new();
     let mounted = fixture.mount();
     fs::write(mounted.dir().join("file"), "content").unwrap();
     assert!(mounted.unmount().success());
@@ -542,7 +507,7 @@ fn a_read_only_mount_refuses_every_write() {
 /// umount(8) ends the process cleanly: what was written without any sync is in the bucket.
 #[test]
 fn umount_from_outside_flushes_and_ends_the_process() {
-    let mut fixture = Fixture::new();
+    let mut fixture = ScratchVolume::new();
     let mounted = fixture.mount();
     fs::write(mounted.dir().join("file"), pattern(5_000_000, 9)).unwrap();
     let (umount, dir) = (
@@ -559,7 +524,7 @@ fn umount_from_outside_flushes_and_ends_the_process() {
 /// Direct I/O works beside the page cache.
 #[test]
 fn direct_io_reads_and_writes() {
-    let mut fixture = Fixture::new();
+    let mut fixture = ScratchVolume::new();
     let mounted = fixture.mount();
     let path = mounted.dir().join("direct");
     fs::write(&path, pattern(65_536, 4)).unwrap();

@@ -1,0 +1,3 @@
+//! What POSIX and Linux promise to programs, on a real mount: judged by suites of others, and where they say nothing, by ours.
+
+mod pjdfstest;
