@@ -29,7 +29,7 @@ impl Dice {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn roll(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -38,13 +38,13 @@ impl Dice {
 
     /// The next number below `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
-        (self.next() >> 11) % limit
+        (self.roll() >> 11) % limit
     }
 
     /// So many bytes.
     pub fn bytes(&mut self, len: u64) -> Vec<u8> {
         (0..len.div_ceil(8))
-            .flat_map(|_| self.next().to_le_bytes())
+            .flat_map(|_| self.roll().to_le_bytes())
             .take(usize::try_from(len).expect("it fits in memory"))
             .collect()
     }

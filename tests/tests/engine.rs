@@ -167,7 +167,7 @@ fn run_until_killed(load: &Load, engine: &mut EngineProcess, mnt: &Path, dice: &
     let (calls, grace) = (20 + dice.below(400), Duration::from_micros(dice.below(20_000)));
     std::thread::scope(|scope| {
         for number in 0..WORKERS {
-            let (root, dice) = (mnt.join(format!("w{number}")), Dice::new(dice.next()));
+            let (root, dice) = (mnt.join(format!("w{number}")), Dice::new(dice.roll()));
             scope.spawn(move || load.work(number, &root, dice));
         }
         wait_until("the programs work", || load.total.load(Ordering::SeqCst) >= calls);
