@@ -2,6 +2,7 @@
 
 pub mod binaries;
 pub mod bounded_command;
+pub mod calls;
 pub mod csi_plugin;
 pub mod engine_process;
 pub mod faulty_bucket;

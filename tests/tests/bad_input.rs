@@ -81,7 +81,7 @@ fn a_mount_that_cannot_be_says_what_is_wrong_and_where() {
 fn show(store: &LocalStore, location: &str) -> serde_json::Value {
     let shown = pannier(store, &["volume", "show", location, "--json"]);
     assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
-    serde_json::from_slice::<serde_json::Value>(&shown.stdout).unwrap()["head"].take()
+    serde_json::from_slice::<serde_json::Value>(&shown.stdout).expect("JSON")["head"].take()
 }
 
 #[test]
@@ -200,15 +200,18 @@ fn corrupt(store: &LocalStore, content: &[u8]) -> String {
             ..Default::default()
         };
         loop {
-            let page = bucket.list(&request).await.unwrap();
+            let page = bucket.list(&request).await.expect("a listing");
             for meta in &page.objects {
-                let object = bucket.get(&meta.key, None).await.unwrap();
+                let object = bucket.get(&meta.key, None).await.expect("what was listed");
                 let Some(at) = object.body.windows(content.len()).position(|window| window == content) else {
                     continue;
                 };
                 let mut body = object.body.to_vec();
                 body[at] ^= 0x40;
-                bucket.put_if_match(&meta.key, body.into(), &object.etag).await.unwrap();
+                bucket
+                    .put_if_match(&meta.key, body.into(), &object.etag)
+                    .await
+                    .expect("what was just read");
                 let mut parts: Vec<_> = meta.key.split('/').collect();
                 return parts.split_off(3).join("/");
             }
@@ -252,8 +255,10 @@ type Objects = Arc<Mutex<HashMap<String, Bytes>>>;
 
 /// The least S3 server that does not look at `If-None-Match`.
 async fn careless_server() -> (String, Objects) {
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a free port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     let objects = Objects::default();
     let kept = Arc::clone(&objects);
     tokio::spawn(async move {
@@ -275,7 +280,7 @@ async fn careless(objects: Objects, request: Request<Incoming>) -> Result<Respon
         .await
         .map(|body| body.to_bytes())
         .unwrap_or_default();
-    let mut objects = objects.lock().unwrap();
+    let mut objects = objects.lock().expect("nobody panics with it");
     let (status, body) = if method == Method::PUT {
         objects.insert(key, body);
         (StatusCode::OK, Bytes::new())

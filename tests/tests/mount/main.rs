@@ -10,10 +10,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, sy
 use std::path::Path;
 use std::process::Command;
 
-use calls::{c, done, errno, fallocate, get_xattr, list_xattrs, names, pattern, rename2, seek, set_xattr};
+use tests::calls::{c, done, errno, fallocate, get_xattr, list_xattrs, names, pattern, rename2, seek, set_xattr};
 use tests::scratch_volume::ScratchVolume;
-
-mod calls;
 
 /// Runs `make` on a fresh volume, then `check` on it, and again after a clean unmount, from the bucket alone.
 fn before_and_after_remount(make: impl FnOnce(&Path), check: impl Fn(&Path)) {
@@ -267,7 +265,7 @@ fn set_acl(arguments: &[&str], path: &Path) {
 
 fn acl_of(path: &Path) -> String {
     let acl = Command::new("getfacl").args(["-cn"]).arg(path).output();
-    String::from_utf8(acl.expect("getfacl is installed (package acl)").stdout).unwrap()
+    String::from_utf8(acl.expect("getfacl is installed (package acl)").stdout).expect("names and numbers")
 }
 
 /// fallocate, holes, and what SEEK_DATA says of them, also while the kernel has not written anything yet.

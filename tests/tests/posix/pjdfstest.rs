@@ -74,7 +74,7 @@ impl Suite {
         let folder = self.scratch.folder("pjdfstest");
         let configuration = folder.join("configuration.toml");
         let text = CONFIGURATION.replace("ALLOW_REMOUNT", if allow_remount { "true" } else { "false" });
-        std::fs::write(&configuration, text).unwrap();
+        std::fs::write(&configuration, text).expect("a file on the local disk");
         let mut command = Command::new(&self.program);
         command.arg("-c").arg(configuration).arg("-p").arg(dir);
         command.arg("-s").arg(self.scratch.folder("another-file-system"));
@@ -105,10 +105,10 @@ done
 )]
 fn path_with_plain_mount(folder: &Path) -> String {
     let programs = folder.join("bin");
-    std::fs::create_dir_all(&programs).unwrap();
+    std::fs::create_dir_all(&programs).expect("a folder on the local disk");
     let script = programs.join("mount");
-    std::fs::write(&script, MOUNT).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::write(&script, MOUNT).expect("a file on the local disk");
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("a file of ours");
     format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default())
 }
 

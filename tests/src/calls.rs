@@ -1,4 +1,6 @@
 //! System calls that the standard library does not have, and what tests need to look at files.
+//!
+//! Everything here panics where a test cannot go on.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -8,7 +10,7 @@ use std::path::Path;
 
 /// A path for C.
 pub fn c(path: &Path) -> CString {
-    CString::new(path.as_os_str().as_bytes()).unwrap()
+    CString::new(path.as_os_str().as_bytes()).expect("no path of a test has a NUL")
 }
 
 /// The result of a C call as Rust has it.
@@ -30,7 +32,7 @@ pub fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
 
 /// lsetxattr(2).
 pub fn set_xattr(path: &Path, name: &str, value: &[u8], flags: i32) -> std::io::Result<i64> {
-    let (path, name) = (c(path), CString::new(name).unwrap());
+    let (path, name) = (c(path), CString::new(name).expect("no name of a test has a NUL"));
     // SAFETY: both strings end in NUL and live through the call; the value's length is its own.
     done(i64::from(unsafe {
         libc::lsetxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags)
@@ -39,7 +41,7 @@ pub fn set_xattr(path: &Path, name: &str, value: &[u8], flags: i32) -> std::io::
 
 /// lgetxattr(2).
 pub fn get_xattr(path: &Path, name: &str) -> std::io::Result<Vec<u8>> {
-    let (path, name) = (c(path), CString::new(name).unwrap());
+    let (path, name) = (c(path), CString::new(name).expect("no name of a test has a NUL"));
     let mut value = vec![0u8; 70_000];
     // SAFETY: both strings end in NUL and live through the call; the buffer is as long as said.
     let length =
@@ -53,12 +55,12 @@ pub fn list_xattrs(path: &Path) -> Vec<String> {
     let path = c(path);
     let mut names = vec![0u8; 4096];
     // SAFETY: the path ends in NUL and lives through the call; the buffer is as long as said.
-    let length =
-        done(unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) as i64 }).unwrap();
+    let length = done(unsafe { libc::llistxattr(path.as_ptr(), names.as_mut_ptr().cast(), names.len()) as i64 })
+        .expect("llistxattr");
     let words = names[..length as usize]
         .split(|byte| *byte == 0)
         .filter(|name| !name.is_empty());
-    words.map(|name| String::from_utf8(name.to_vec()).unwrap()).collect()
+    words.map(|name| String::from_utf8_lossy(name).into_owned()).collect()
 }
 
 /// renameat2(2).
@@ -98,9 +100,9 @@ pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
 
 /// The names in a directory, sorted.
 pub fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).unwrap();
+    let entries = fs::read_dir(dir).expect("a directory");
     let mut names: Vec<_> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
         .collect();
     names.sort();
     names
