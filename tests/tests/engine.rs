@@ -60,7 +60,7 @@ impl Load {
     /// Works until a call fails, which it must not before `stopped`.
     fn work(&self, number: usize, root: &Path, mut dice: Dice) {
         let worker = &self.workers[number];
-        let mut tree = worker.start.lock().unwrap().clone();
+        let mut tree = worker.start.lock().expect("no worker panics with it").clone();
         loop {
             let done = if dice.below(12) == 0 {
                 self.sync(root)
@@ -68,7 +68,7 @@ impl Load {
                 let steps = tree.plan(&mut dice);
                 steps.iter().for_each(|step| tree.apply(step));
                 let count = {
-                    let mut all = worker.steps.lock().unwrap();
+                    let mut all = worker.steps.lock().expect("no worker panics with it");
                     all.extend(steps.iter().cloned());
                     all.len()
                 };
@@ -104,7 +104,10 @@ impl Load {
     fn verify(&mut self, mnt: &Path, context: &str) {
         for (number, worker) in self.workers.iter_mut().enumerate() {
             let found = Tree::read_from(&mnt.join(format!("w{number}"))).expect("the tree can be read");
-            let (start, steps) = (worker.start.get_mut().unwrap(), worker.steps.get_mut().unwrap());
+            let (start, steps) = (
+                worker.start.get_mut().expect("no worker panicked"),
+                worker.steps.get_mut().expect("no worker panicked"),
+            );
             let durable = worker.durable.load(Ordering::SeqCst);
             let after = matches(start, steps, durable, &found);
             assert!(
@@ -266,7 +269,7 @@ fn count_up(path: &Path, acknowledged: &AtomicU64) -> std::io::Error {
 }
 
 fn read_counter(path: &Path) -> u64 {
-    u64::from_le_bytes(fs::read(path).unwrap().try_into().expect("eight bytes"))
+    u64::from_le_bytes(fs::read(path).expect("a file of ours").try_into().expect("eight bytes"))
 }
 
 /// One volume at several places is one mount; each call may be repeated; the last unmount gives the volume back.
