@@ -107,3 +107,75 @@ pub fn names(dir: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+/// copy_file_range(2) with offsets of our own; how many bytes it copied.
+pub fn copy_range(from: (&File, u64), to: (&File, u64), len: usize) -> std::io::Result<usize> {
+    let (mut from_at, mut to_at) = (from.1 as i64, to.1 as i64);
+    // SAFETY: both descriptors are open, and both offsets live through the call.
+    let copied = done(unsafe {
+        libc::copy_file_range(from.0.as_raw_fd(), &mut from_at, to.0.as_raw_fd(), &mut to_at, len, 0) as i64
+    })?;
+    Ok(copied as usize)
+}
+
+/// posix_fadvise(2), POSIX_FADV_DONTNEED: clean pages of the file leave the kernel's memory.
+pub fn drop_pages(file: &File) {
+    // SAFETY: plain numbers.
+    let result = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    assert_eq!(result, 0, "the kernel takes advice");
+}
+
+/// A shared mapping of a part of a file.
+#[derive(Debug)]
+pub struct Mapping {
+    base: *mut libc::c_void,
+    mapped: usize,
+    skip: usize,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps `len` bytes from `offset` on, to read and to write; all of them lie within the file.
+    pub fn new(file: &File, offset: u64, len: usize) -> Self {
+        let skip = (offset % 4096) as usize;
+        let mapped = skip + len;
+        // SAFETY: a fresh mapping where the kernel likes, of a descriptor that is open for reading and writing.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                mapped,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                (offset - skip as u64) as i64,
+            )
+        };
+        assert_ne!(base, libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
+        Self {
+            base,
+            mapped,
+            skip,
+            len,
+        }
+    }
+
+    /// The bytes.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: the mapping is `mapped` bytes long, lives as long as the value, and is reached through it alone.
+        unsafe { std::slice::from_raw_parts_mut(self.base.cast::<u8>().add(self.skip), self.len) }
+    }
+
+    /// msync(2) with MS_SYNC.
+    pub fn sync(&mut self) {
+        // SAFETY: the range is the mapping itself.
+        let result = unsafe { libc::msync(self.base, self.mapped, libc::MS_SYNC) };
+        assert_eq!(result, 0, "msync: {}", std::io::Error::last_os_error());
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nobody uses it after this.
+        unsafe { libc::munmap(self.base, self.mapped) };
+    }
+}

@@ -5,6 +5,7 @@ pub mod bounded_command;
 pub mod calls;
 pub mod csi_plugin;
 pub mod engine_process;
+pub mod environment;
 pub mod faulty_bucket;
 pub mod go_module;
 pub mod history;

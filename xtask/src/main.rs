@@ -13,6 +13,7 @@ mod go;
 mod packages;
 mod step;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use step::{Step, StepError, workspace_root};
@@ -49,7 +50,18 @@ const TEST_PACKAGES: &[packages::Package] = &[
     packages::Package::new("acl", "/usr/bin/setfacl"),
     packages::Package::new("procps", "/usr/bin/ps"),
     packages::Package::new("rsync", "/usr/bin/rsync"),
+    packages::Package::new("make", "/usr/bin/make"),
+    POSTGRES,
 ];
+
+/// A server that the tests start themselves, on a volume.
+const POSTGRES: packages::Package = packages::Package::new("postgresql-15", "/usr/lib/postgresql/15/bin/initdb");
+
+/// Keeps Debian's package from starting a server of its own on this machine; (file, content).
+const POSTGRES_SETTINGS: (&str, &str) = (
+    "/etc/postgresql-common/createcluster.d/tests.conf",
+    "create_main_cluster = false\n",
+);
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -97,6 +109,10 @@ fn test(filter: &[String]) -> Result<(), StepError> {
 
 fn tools() -> Result<(), StepError> {
     packages::install_missing(TRY_PACKAGES)?;
+    if POSTGRES.is_missing() {
+        let (file, text) = POSTGRES_SETTINGS;
+        packages::settle(Path::new(file), text)?;
+    }
     packages::install_missing(TEST_PACKAGES)?;
     go::install_tools()?;
     install_pjdfstest()

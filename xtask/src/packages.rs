@@ -16,13 +16,18 @@ impl Package {
     pub const fn new(name: &'static str, shows: &'static str) -> Self {
         Self { name, shows }
     }
+
+    /// True if it is not installed.
+    pub fn is_missing(&self) -> bool {
+        !Path::new(self.shows).exists()
+    }
 }
 
 /// Installs those of `packages` whose file is absent.
 pub fn install_missing(packages: &[Package]) -> Result<(), StepError> {
     let missing: Vec<&str> = packages
         .iter()
-        .filter(|package| !Path::new(package.shows).exists())
+        .filter(|package| package.is_missing())
         .map(|package| package.name)
         .collect();
     if missing.is_empty() {
@@ -40,17 +45,32 @@ pub fn install_missing(packages: &[Package]) -> Result<(), StepError> {
     apt(&format!("install {}", missing.join(", ")), &arguments)
 }
 
-/// apt-get as root, or through sudo.
+/// Puts a file of settings in place before a package is installed that reads it. One that is there stays.
+pub fn settle(file: &Path, text: &str) -> Result<(), StepError> {
+    if file.exists() {
+        return Ok(());
+    }
+    let name = file.display().to_string();
+    let what = format!("write {name}");
+    let script = "mkdir -p \"$(dirname \"$1\")\" && printf '%s' \"$2\" > \"$1\"";
+    as_root(&what, "sh", &["-c", script, "sh", &name, text])
+}
+
 fn apt(what: &str, arguments: &[&str]) -> Result<(), StepError> {
+    as_root(what, "apt-get", arguments)
+}
+
+/// A command as root, or through sudo.
+fn as_root(what: &str, program: &str, arguments: &[&str]) -> Result<(), StepError> {
     let step = if is_root() {
-        Step::new(what, "apt-get")
+        Step::new(what, program)
     } else if Path::new("/usr/bin/sudo").exists() {
         Step::new(what, "sudo")
             .arg("--preserve-env=DEBIAN_FRONTEND")
-            .arg("apt-get")
+            .arg(program)
     } else {
         return Err(StepError::Missing(format!(
-            "could not {what}: that needs root, and there is no sudo; run as root: apt-get {}",
+            "could not {what}: that needs root, and there is no sudo; run as root: {program} {}",
             arguments.join(" ")
         )));
     };
