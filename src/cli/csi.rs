@@ -53,6 +53,9 @@ pub struct CsiArgs {
     /// File of PEM certificates to trust besides the system's.
     #[arg(long, env = "PANNIER_CA_BUNDLE")]
     ca_bundle: Option<PathBuf>,
+    /// As AWS's own programs read it; behind --ca-bundle and PANNIER_CA_BUNDLE, before the file.
+    #[arg(long, env = "AWS_CA_BUNDLE", hide = true)]
+    aws_ca_bundle: Option<PathBuf>,
     /// Folder for state; `.pannier` below --staging-root, or /var/lib/pannier/csi.
     #[arg(long, env = "PANNIER_STATE_DIR")]
     state_dir: Option<PathBuf>,
@@ -162,7 +165,7 @@ impl CsiArgs {
             s3_endpoint: self.s3_endpoint,
             region: self.region,
             path_style: self.path_style,
-            ca_bundle: self.ca_bundle,
+            ca_bundle: self.ca_bundle.or(self.aws_ca_bundle),
             state_dir: self.state_dir,
             staging_root: self.staging_root,
             engine_socket: self.engine_socket,

@@ -1,7 +1,8 @@
 //! Logging for subcommands: where lines go, and how many. `PANNIER_LOG` overrides the level, as in
 //! `PANNIER_LOG=volume=debug,info`.
 
-use std::fs::File;
+mod file;
+
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::Mutex;
@@ -9,6 +10,10 @@ use std::sync::Mutex;
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
+use file::LogFile;
+
+/// 16 MiB: some hundred thousand lines, which is weeks of a node that has nothing to complain of.
+const LOG_BYTES_MAX: u64 = 16 << 20;
 
 fn filter(default: &str) -> EnvFilter {
     EnvFilter::try_from_env("PANNIER_LOG").unwrap_or_else(|_| EnvFilter::new(default))
@@ -29,13 +34,14 @@ pub fn to_stderr(default: &str) -> Result<(), Failure> {
         .map_err(|error| Failure::new(format!("cannot set up logging: {error}")))
 }
 
-/// Logs to the end of `file`, or to stderr without one.
+/// Logs to the end of `file`, or to stderr without one. Of a file and its predecessor (`FILE.1`) at most 16 MiB each are
+/// kept. What else the process says (a panic of a library) goes to the same file.
 ///
 /// # Errors
 /// `Failure` if the file cannot be opened.
 pub fn to_file_or_stderr(file: Option<&Path>, default: &str) -> Result<(), Failure> {
     let Some(path) = file else { return to_stderr(default) };
-    let opened = File::options().create(true).append(true).open(path);
+    let opened = LogFile::open(path.to_owned(), LOG_BYTES_MAX).and_then(LogFile::taking_output);
     let file = opened.map_err(|error| Failure::new(format!("cannot open the log file {}: {error}", path.display())))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter(default))

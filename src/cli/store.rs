@@ -1,5 +1,7 @@
 //! The arguments that say how to reach a store.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use volume_mount::store::Access;
 
@@ -15,6 +17,12 @@ pub struct StoreArgs {
     /// Put the bucket into the path of URLs (the default where --endpoint is given)
     #[arg(long)]
     pub path_style: bool,
+    /// File of PEM certificates to trust besides the system's; AWS_CA_BUNDLE's if not given
+    #[arg(long, value_name = "FILE", env = "PANNIER_CA_BUNDLE")]
+    pub ca_bundle: Option<PathBuf>,
+    /// As AWS's own programs read it.
+    #[arg(long, env = "AWS_CA_BUNDLE", hide = true)]
+    aws_ca_bundle: Option<PathBuf>,
 }
 
 impl StoreArgs {
@@ -24,6 +32,7 @@ impl StoreArgs {
             endpoint: self.endpoint.clone(),
             region: self.region.clone(),
             path_style: self.path_style.then_some(true),
+            ca_bundle: self.ca_bundle.clone().or_else(|| self.aws_ca_bundle.clone()),
             keys: None,
         }
     }

@@ -1,7 +1,7 @@
 //! S3 servers of others, as processes of their own on loopback: MinIO and versitygw.
 //!
 //! `cargo xtask tools` installs them. Where they are missing, `start` says so, and the test prints it and passes: that is
-//! the only reason to skip. A server ends with its value, by its pid; its folder goes with it. Absent: TLS, clusters.
+//! the only reason to skip. A server ends with its value, by its pid; its folder goes with it. Absent: clusters.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -99,7 +99,21 @@ impl S3Server {
         }
     }
 
+    /// MinIO at an `https://` endpoint, with a certificate that only the file `authority` vouches for. `None` where MinIO or
+    /// openssl is not installed, after saying so.
+    pub async fn start_with_tls() -> Option<Self> {
+        if installed("openssl").is_none() {
+            skip("openssl is not installed (apt-get install openssl)");
+            return None;
+        }
+        Self::start_as(Kind::Minio, &std::env::temp_dir(), true).await
+    }
+
     async fn start_below(kind: Kind, folder: &Path) -> Option<Self> {
+        Self::start_as(kind, folder, false).await
+    }
+
+    async fn start_as(kind: Kind, folder: &Path, tls: bool) -> Option<Self> {
         let Some(program) = installed(kind.program()) else {
             skip(&format!(
                 "{} is not installed (`cargo xtask tools` installs it)",
@@ -108,7 +122,7 @@ impl S3Server {
             return None;
         };
         for _ in 0..STARTS_MAX {
-            let mut server = Self::spawn(kind, &program, folder);
+            let mut server = Self::spawn(kind, &program, folder, tls);
             if server.answers().await {
                 return Some(server);
             }
@@ -116,12 +130,17 @@ impl S3Server {
         panic!("{} did not start {STARTS_MAX} times", program.display());
     }
 
-    fn spawn(kind: Kind, program: &Path, folder: &Path) -> Self {
+    fn spawn(kind: Kind, program: &Path, folder: &Path, tls: bool) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("pannier-s3-")
             .tempdir_in(folder)
             .expect("a temporary folder");
         let address = free_address();
+        if tls {
+            let certs = dir.path().join("certs");
+            std::fs::create_dir(&certs).expect("the folder of certificates");
+            certificate(&certs.join("public.crt"), &certs.join("private.key"));
+        }
         let mut command = kind
             .command(program, dir.path(), address)
             .expect("the folder of a server");
@@ -134,7 +153,7 @@ impl S3Server {
         Self {
             kind,
             process,
-            endpoint: format!("http://{address}"),
+            endpoint: format!("{}://{address}", if tls { "https" } else { "http" }),
             dir,
         }
     }
@@ -176,8 +195,14 @@ impl S3Server {
         S3Options {
             endpoint: Some(self.endpoint.clone()),
             credentials: Self::credentials(),
+            ca_bundle: self.authority(),
             ..S3Options::default()
         }
+    }
+
+    /// The file that vouches for its certificate; `None` without TLS.
+    pub fn authority(&self) -> Option<PathBuf> {
+        Some(self.dir.path().join("certs/public.crt")).filter(|file| file.exists())
     }
 
     /// Its access key.
@@ -247,6 +272,22 @@ pub fn installed(program: &str) -> Option<PathBuf> {
         .into_iter()
         .map(|folder| folder.join(program))
         .find(|program| program.is_file())
+}
+
+/// A certificate for loopback that signs itself, by openssl(1).
+///
+/// # Panics
+/// If openssl fails, with what it said.
+pub fn certificate(public: &Path, private: &Path) {
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=pannier tests"]);
+    command.args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]);
+    command.args(["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]);
+    // A certificate that is its own authority and a server's at once is refused unless it says that it is no authority.
+    command.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+    command.arg("-keyout").arg(private).arg("-out").arg(public);
+    let output = command.output().expect("openssl starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn free_address() -> SocketAddr {

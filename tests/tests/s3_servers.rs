@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pannier::object_server::ObjectServer;
+use tests::mounted::{MountOptions, Mounted};
 use tests::s3_proxy::{Delays, Fault, S3Proxy, Seen, Verb};
-use tests::s3_server::{Kind, S3Server};
+use tests::s3_server::{Kind, S3Server, certificate};
 use uuid::Uuid;
 use volume::admin::{Admin, CapacityRange, CreateVolume};
 use volume::bucket::{
@@ -331,4 +332,41 @@ impl Bucket for Careless {
     async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {
         self.0.list(request).await
     }
+}
+
+/// Goal: a store with a certificate of its own authority is used when that authority is named, to every request of a mount, and
+/// is refused by the name of the certificate's fault when it is not. Method: MinIO with TLS and `pannier mount`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mount_trusts_the_authority_that_it_is_told_and_no_other() {
+    let Some(server) = S3Server::start_with_tls().await else {
+        return;
+    };
+    drop(server.bucket("secure").await);
+    let dir = tempfile::tempdir().unwrap();
+    let folder = |name: &str| {
+        let folder = dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        folder
+    };
+    let (mnt, stranger) = (folder("mnt"), dir.path().join("stranger.crt"));
+    certificate(&stranger, &dir.path().join("stranger.key"));
+    let options = |authority: &std::path::Path| MountOptions {
+        location: "s3://secure/volume".to_owned(),
+        endpoint: server.endpoint().to_owned(),
+        dir: mnt.clone(),
+        cache_dir: dir.path().join("cache"),
+        create: true,
+        read_only: false,
+        environment: vec![("PANNIER_CA_BUNDLE".to_owned(), authority.display().to_string())],
+    };
+    let (_, said) = Mounted::start(&options(&stranger)).unwrap_err();
+    assert!(
+        said.contains("s3://secure/volume") && said.contains("certificate"),
+        "{said}"
+    );
+    let mount = Mounted::new(&options(&server.authority().unwrap()));
+    std::fs::write(mount.dir().join("file"), b"over TLS").unwrap();
+    assert!(mount.unmount().success());
+    let again = Mounted::new(&options(&server.authority().unwrap()));
+    assert_eq!(std::fs::read(again.dir().join("file")).unwrap(), b"over TLS");
 }

@@ -23,7 +23,8 @@ usage: cargo xtask <command> [arguments]
 
   try [arguments]    install what is missing, build, and run a job with a volume on this machine;
                      the arguments go to `pannier try` (see `cargo xtask try --help`)
-  test [filter]      install what is missing and run every test; a filter goes to `cargo test`
+  test [filter]      install what is missing, check form and lints, and run every test; with a filter,
+                     which goes to `cargo test`, only those
   tools              only install what the tests need
 ";
 
@@ -51,6 +52,7 @@ const TEST_PACKAGES: &[packages::Package] = &[
     packages::Package::new("procps", "/usr/bin/ps"),
     packages::Package::new("rsync", "/usr/bin/rsync"),
     packages::Package::new("make", "/usr/bin/make"),
+    packages::Package::new("openssl", "/usr/bin/openssl"),
     POSTGRES,
 ];
 
@@ -98,12 +100,33 @@ fn try_out(arguments: &[String]) -> Result<(), StepError> {
 
 fn test(filter: &[String]) -> Result<(), StepError> {
     tools()?;
+    if filter.is_empty() {
+        lints()?;
+    }
     // The tests start these two as the processes they are: build them first, so that they are never stale.
     build_binaries()?;
     Step::cargo("run every test")
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(filter)
         .env("PATH", go::path_with_tools())
+        .run()
+}
+
+/// Form and lints, as rust-toolchain.toml's components judge them.
+fn lints() -> Result<(), StepError> {
+    Step::cargo("check the form of the source (`cargo fmt --all` mends it)")
+        .args(["fmt", "--all", "--check"])
+        .run()?;
+    Step::cargo("check the source for lints")
+        .args([
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--deny",
+            "warnings",
+        ])
         .run()
 }
 

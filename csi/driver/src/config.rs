@@ -226,6 +226,8 @@ impl Config {
                 "engine".into(),
                 "--socket".into(),
                 engine_socket.to_string_lossy().into_owned(),
+                "--log-file".into(),
+                state.join("engine.log").to_string_lossy().into_owned(),
             ],
             log: state.join("engine.log"),
         };
@@ -242,6 +244,7 @@ impl Config {
                 s3_endpoint: raw.s3_endpoint.clone(),
                 region: raw.region.clone(),
                 path_style,
+                ca_bundle: raw.ca_bundle.clone(),
                 cache_dir: Some(raw.cache_dir.unwrap_or_else(|| state.join("cache"))),
                 cache_disk_bytes: raw.cache_disk_bytes.unwrap_or(0),
                 cache_ram_bytes: raw.cache_ram_bytes.unwrap_or(0),

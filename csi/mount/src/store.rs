@@ -4,6 +4,7 @@
 //! Callers: `open.rs`, the engine's `SetCredentials`. Absent: retries and errors of requests (`volume-s3`).
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use async_trait::async_trait;
@@ -20,6 +21,8 @@ pub struct Access {
     pub region: Option<String>,
     /// Address the bucket in the path; `None` for yes at an own endpoint.
     pub path_style: Option<bool>,
+    /// File of PEM certificates to trust besides the system's.
+    pub ca_bundle: Option<PathBuf>,
     /// Keys; `None` for the usual chain.
     pub keys: Option<Keys>,
 }
@@ -44,7 +47,7 @@ impl std::fmt::Debug for Keys {
 impl Access {
     fn is_same(&self, other: &Access) -> bool {
         let of = |access: &Access| (access.endpoint.clone(), access.region.clone(), access.path_style);
-        of(self) == of(other) && self.keys == other.keys
+        of(self) == of(other) && self.ca_bundle == other.ca_bundle && self.keys == other.keys
     }
 }
 
@@ -80,6 +83,7 @@ impl Stores {
             endpoint: access.endpoint.clone(),
             region: access.region.clone(),
             path_style: access.path_style,
+            ca_bundle: access.ca_bundle.clone(),
             credentials,
             ..S3Options::default()
         })

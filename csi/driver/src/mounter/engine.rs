@@ -67,6 +67,8 @@ pub struct EngineConfig {
     pub region: Option<String>,
     /// Address the bucket in the path.
     pub path_style: bool,
+    /// File of PEM certificates to trust besides the system's.
+    pub ca_bundle: Option<PathBuf>,
     /// Folder for the disk cache; `None` for none.
     pub cache_dir: Option<PathBuf>,
     /// Most bytes of each volume there; 0 leaves it to the engine.
@@ -145,6 +147,11 @@ impl EngineMounter {
                 endpoint: config.s3_endpoint.clone().unwrap_or_default(),
                 region: config.region.clone().unwrap_or_default(),
                 path_style: config.path_style,
+                ca_bundle: config
+                    .ca_bundle
+                    .as_ref()
+                    .map(|path| path.to_string_lossy().into_owned())
+                    .unwrap_or_default(),
             }),
             credentials: spec.credentials.as_ref().map(wire_credentials),
             mountpoint: spec.path.to_string_lossy().into_owned(),

@@ -1,8 +1,8 @@
 //! Starts an engine process that outlives this plugin.
 //!
 //! Invariant: nothing that ends the plugin ends the engine. It gets a session of its own, no terminal or pipe of
-//! ours, and it leaves the plugin's control group, because Nomad kills that group as a whole when the plugin's task
-//! stops.
+//! ours, and it leaves the plugin's control groups, because Nomad kills what is in them when the plugin's task stops, and
+//! their limits are meant for the plugin.
 //! Callers: `engine.rs`. Absent: talking to it, and ending it.
 
 use std::fs::{self, File, OpenOptions};
@@ -25,8 +25,7 @@ pub struct EngineCommand {
     pub log: PathBuf,
 }
 
-/// Where the control group of engines lies below the root of a version 2 hierarchy, or of the freezer of version 1.
-/// Not below Nomad's slice: what lies there ends with a task.
+/// Where the control group of engines lies below the root of a version 2 hierarchy.
 const CGROUP: &str = "pannier-engine";
 
 /// Starts the engine and returns its process id. It runs on when the caller ends.
@@ -51,7 +50,10 @@ pub(super) fn detached(command: &EngineCommand) -> io::Result<u32> {
     }
     let mut child = process.spawn()?;
     let pid = child.id();
-    leave_group(pid);
+    match fs::read_to_string("/proc/self/mountinfo") {
+        Ok(mountinfo) => leave_groups(pid, &hierarchies(&mountinfo)),
+        Err(error) => warn!(pid, %error, "the engine stays in the plugin's control groups"),
+    }
     info!(pid, program = %command.program.display(), log = %command.log.display(), "started an engine");
     // Collected when it ends, so that no dead entry stays in the process table while this plugin lives.
     std::thread::Builder::new()
@@ -70,18 +72,61 @@ fn open_log(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
-/// Best effort: without the right to move it the engine still runs, and ends with the plugin's task.
-fn leave_group(pid: u32) {
-    for root in ["/sys/fs/cgroup", "/sys/fs/cgroup/freezer"] {
-        if !Path::new(root).join("cgroup.procs").exists() {
-            continue;
-        }
-        let group = Path::new(root).join(CGROUP);
-        let moved = fs::create_dir_all(&group).and_then(|()| fs::write(group.join("cgroup.procs"), pid.to_string()));
+/// Moves the process out of the plugin's control groups: all of them, since each holds something that must not be the
+/// engine's: the freezer's is killed as a whole, memory's limit is the plugin's, and so is the processor's.
+///
+/// Best effort: without the right to move it the engine still runs, and may end with the plugin's task.
+fn leave_groups(pid: u32, hierarchies: &[Hierarchy]) {
+    for hierarchy in hierarchies {
+        let (Hierarchy::One(root) | Hierarchy::Two(root)) = hierarchy;
+        let moved = hierarchy.engines_group().and_then(|group| move_to(pid, &group));
         if let Err(error) = moved {
-            warn!(pid, group = %group.display(), %error, "the engine stays in the plugin's control group and may end with it");
+            warn!(pid, hierarchy = %root.display(), %error, "the engine stays in the plugin's control group: its limits are the engine's, and it may end with it");
         }
     }
+}
+
+fn move_to(pid: u32, group: &Path) -> io::Result<()> {
+    fs::write(group.join("cgroup.procs"), pid.to_string())
+}
+
+/// A mounted hierarchy of control groups, by its root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Hierarchy {
+    /// Version 1: a set of controllers.
+    One(PathBuf),
+    /// Version 2.
+    Two(PathBuf),
+}
+
+impl Hierarchy {
+    /// Where engines belong: the root in version 1 (a new group there would need its processors and memory nodes set first), a
+    /// group of their own, without limits, in version 2. Not below Nomad's slice: what lies there ends with a task.
+    fn engines_group(&self) -> io::Result<PathBuf> {
+        match self {
+            Self::One(root) => Ok(root.clone()),
+            Self::Two(root) => {
+                let group = root.join(CGROUP);
+                fs::create_dir_all(&group)?;
+                Ok(group)
+            }
+        }
+    }
+}
+
+/// The hierarchies of this host, from the text of /proc/self/mountinfo. Of one that is mounted twice both are named: moving a
+/// process twice changes nothing.
+fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
+    let of_line = |line: &str| {
+        let (left, right) = line.split_once(" - ")?;
+        let point = PathBuf::from(left.split(' ').nth(4)?);
+        match right.split(' ').next()? {
+            "cgroup" => Some(Hierarchy::One(point)),
+            "cgroup2" => Some(Hierarchy::Two(point)),
+            _ => None,
+        }
+    };
+    mountinfo.lines().filter_map(of_line).collect()
 }
 
 #[cfg(test)]
@@ -113,5 +158,66 @@ mod tests {
         assert_eq!(session, pid.to_string());
         use std::os::unix::fs::PermissionsExt;
         assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    #[test]
+    fn hierarchies_of_both_versions_are_found_and_nothing_else() {
+        let mountinfo = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+                         35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n\
+                         41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n\
+                         42 31 0:39 / /mnt/cgroup rw - ext4 /dev/sda rw\n\
+                         a line of nonsense\n";
+        let found = hierarchies(mountinfo);
+        let one = Hierarchy::One("/sys/fs/cgroup/memory".into());
+        let two = Hierarchy::Two("/sys/fs/cgroup/unified".into());
+        assert_eq!(found, [one, two]);
+    }
+
+    /// Goal: an engine has no limit of the plugin's task. Method: a process in a group of its own with a limit, in each
+    /// hierarchy where this test may make one, is moved as an engine is.
+    #[test]
+    fn an_engine_leaves_every_control_group_of_the_plugin() {
+        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let all = hierarchies(&mountinfo);
+        let name = format!("pannier-test-{}", std::process::id());
+        let limited = |root: &Path| (root.ends_with("memory") || root.ends_with("freezer")).then(|| root.join(&name));
+        let mut groups = Vec::new();
+        for hierarchy in &all {
+            let (Hierarchy::One(root) | Hierarchy::Two(root)) = hierarchy;
+            let group = match hierarchy {
+                Hierarchy::One(root) => limited(root),
+                Hierarchy::Two(root) => Some(root.join(&name)),
+            };
+            if let Some(group) = group.filter(|group| fs::create_dir(group).is_ok()) {
+                groups.push((root.clone(), group));
+            }
+        }
+        if groups.is_empty() {
+            #[expect(clippy::disallowed_macros, reason = "a skipped test says why on its own output")]
+            {
+                println!("skipped: no control group can be made here (it needs root)");
+            }
+            return;
+        }
+        let mut child = Command::new("/bin/sh")
+            .args(["-c", "read line"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let placed: Vec<_> = groups
+            .iter()
+            .filter(|(_, group)| move_to(child.id(), group).is_ok())
+            .collect();
+        leave_groups(child.id(), &all);
+        let left: Vec<String> = placed
+            .iter()
+            .map(|(_, group)| fs::read_to_string(group.join("cgroup.procs")).unwrap())
+            .collect();
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        for (_, group) in &groups {
+            fs::remove_dir(group).unwrap();
+        }
+        assert!(!placed.is_empty(), "root may move a process of its own");
+        assert!(left.iter().all(String::is_empty), "still there: {left:?}");
     }
 }

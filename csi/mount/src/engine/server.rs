@@ -119,6 +119,7 @@ fn access(place: &wire::VolumeLocation, credentials: Option<wire::Credentials>) 
         endpoint: given(&place.endpoint),
         region: given(&place.region),
         path_style: place.path_style.then_some(true),
+        ca_bundle: given(&place.ca_bundle).map(PathBuf::from),
         keys: credentials.map(keys).transpose()?,
     })
 }
@@ -170,6 +171,11 @@ fn info(mount: MountInfo) -> wire::MountInfo {
             endpoint: mount.access.endpoint.unwrap_or_default(),
             region: mount.access.region.unwrap_or_default(),
             path_style: mount.access.path_style.unwrap_or(false),
+            ca_bundle: mount
+                .access
+                .ca_bundle
+                .map(|path| path.to_string_lossy().into_owned())
+                .unwrap_or_default(),
         }),
         node_id: mount.node_id.to_string(),
         lease: mount.lease.map_or(0, |lease| lease.0),
