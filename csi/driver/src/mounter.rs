@@ -158,6 +158,10 @@ pub trait Mounter: std::fmt::Debug + Send + Sync + 'static {
     /// Has the engine sign the requests of an open volume with these keys from now on. `Ok` if it does not serve it.
     async fn renew(&self, volume: &VolumeId, credentials: &Credentials) -> Result<(), MountError>;
 
+    /// Resolves when an engine that this plugin started has ended since the last time it resolved. One that an earlier plugin
+    /// started is found by looking.
+    async fn engine_ended(&self);
+
     /// What the engine serves; nothing if none runs. Never starts one.
     async fn served(&self) -> Result<Vec<Served>, MountError>;
 

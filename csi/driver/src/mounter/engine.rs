@@ -6,13 +6,14 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
 use proto::engine::v1 as wire;
 use tokio::net::UnixStream;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
@@ -84,6 +85,8 @@ pub struct EngineMounter {
     kernel: Kernel,
     /// Held while an engine is looked for and started: two calls at once start one.
     client: Mutex<Option<EngineClient<Channel>>>,
+    /// Told when an engine that we started ends.
+    ended: Arc<Notify>,
 }
 
 impl EngineMounter {
@@ -93,6 +96,7 @@ impl EngineMounter {
             config,
             kernel: Kernel::default(),
             client: Mutex::new(None),
+            ended: Arc::new(Notify::new()),
         }
     }
 
@@ -115,7 +119,8 @@ impl EngineMounter {
         let Some(command) = &self.config.command else {
             return Err(failed("it is run by another job".into()));
         };
-        let pid = spawn::detached(command)
+        let ended = Arc::clone(&self.ended);
+        let pid = spawn::detached(command, move || ended.notify_one())
             .map_err(|error| failed(format!("{} cannot be run: {error}", command.program.display())))?;
         let until = Instant::now() + START_MAX;
         while Instant::now() < until {
@@ -175,6 +180,10 @@ impl EngineMounter {
 
 #[async_trait]
 impl Mounter for EngineMounter {
+    async fn engine_ended(&self) {
+        self.ended.notified().await;
+    }
+
     async fn mount(&self, spec: &MountSpec) -> Result<(), MountError> {
         let mut engine = self.started().await?;
         let request = timed(self.request(spec), MOUNT_MAX);

@@ -32,6 +32,8 @@ pub struct FakeMounter {
     node: Mutex<Node>,
     /// While a test holds it, every unmount and flush waits.
     gate: tokio::sync::Mutex<()>,
+    /// Told by `kill_engine`.
+    ended: tokio::sync::Notify,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +58,7 @@ impl FakeMounter {
     /// Ends the engine as kill -9 would: its mounts stay in the table and are dead.
     pub fn kill_engine(&self) {
         self.node().served.clear();
+        self.ended.notify_one();
     }
 
     /// Says that a volume was taken over by another node.
@@ -137,6 +140,10 @@ impl Node {
 
 #[async_trait]
 impl Mounter for FakeMounter {
+    async fn engine_ended(&self) {
+        self.ended.notified().await;
+    }
+
     async fn mount(&self, spec: &MountSpec) -> Result<(), MountError> {
         let mut node = self.node();
         node.check_store()?;

@@ -28,11 +28,11 @@ pub struct EngineCommand {
 /// Where the control group of engines lies below the root of a version 2 hierarchy.
 const CGROUP: &str = "pannier-engine";
 
-/// Starts the engine and returns its process id. It runs on when the caller ends.
+/// Starts the engine and returns its process id. It runs on when the caller ends; `ended` is called if it ends before.
 ///
 /// # Errors
 /// If the log cannot be opened or the program cannot be run.
-pub(super) fn detached(command: &EngineCommand) -> io::Result<u32> {
+pub(super) fn detached(command: &EngineCommand, ended: impl FnOnce() + Send + 'static) -> io::Result<u32> {
     let log = open_log(&command.log)?;
     let mut process = Command::new(&command.program);
     process
@@ -58,9 +58,12 @@ pub(super) fn detached(command: &EngineCommand) -> io::Result<u32> {
     // Collected when it ends, so that no dead entry stays in the process table while this plugin lives.
     std::thread::Builder::new()
         .name("engine-reaper".into())
-        .spawn(move || match child.wait() {
-            Ok(status) => warn!(pid, %status, "the engine ended"),
-            Err(error) => warn!(pid, %error, "the engine cannot be waited for"),
+        .spawn(move || {
+            match child.wait() {
+                Ok(status) => warn!(pid, %status, "the engine ended"),
+                Err(error) => warn!(pid, %error, "the engine cannot be waited for"),
+            }
+            ended();
         })?;
     Ok(pid)
 }
@@ -145,12 +148,16 @@ mod tests {
             args: vec!["-c".into(), script],
             log: log.clone(),
         };
-        let pid = detached(&command).unwrap();
+        let (told, heard) = std::sync::mpsc::channel();
+        let pid = detached(&command, move || told.send(()).unwrap()).unwrap();
         let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
         while !done.exists() {
             assert!(std::time::Instant::now() < until, "the shell wrote nothing");
             std::thread::yield_now();
         }
+        heard
+            .recv_timeout(std::time::Duration::from_secs(10))
+            .expect("its end is told");
         let text = fs::read_to_string(&log).unwrap();
         assert!(text.contains("oops"), "{text}");
         // Field 6 of stat(5) is the session; field 2 is a name without spaces here.

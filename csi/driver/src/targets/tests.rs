@@ -249,6 +249,24 @@ async fn the_watch_repairs_dead_mounts_and_clears_unknown_ones() {
     watch.abort();
 }
 
+/// A container that restarts within a second or two of the engine's death finds its volume.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_our_engine_is_answered_at_once_and_again_after_a_pause() {
+    let node = Node::new();
+    node.stage("staging", 1).await.unwrap();
+    let watch = tokio::spawn(Arc::clone(&node.targets).watch());
+    for _ in 0..3 {
+        let begun = tokio::time::Instant::now();
+        node.mounter.kill_engine();
+        while node.mounter.probe(&node.path("staging")).await == Answer::Dead {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert!(begun.elapsed() <= std::time::Duration::from_millis(1_100));
+    }
+    assert_eq!(node.mounter.mounts().len(), 4);
+    watch.abort();
+}
+
 /// Rule 5: where the volume cannot be mounted again, its paths are at least no longer dead, and are asked for less
 /// and less often.
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,7 @@
 //! Adopts what an earlier plugin left mounted, and repairs what dies while this one runs.
 //!
 //! A dead mount at one of Nomad's paths blocks Nomad before it calls us: its stat(2) of the path fails (rule 5). So
-//! dead mounts are found at the start, before the first call is served (rule 4), and every 10 s. Where the record
+//! dead mounts are found at the start, before the first call is served (rule 4), when our engine ends, and every 10 s. Where the record
 //! asks for the volume it is mounted anew.
 //! Callers: `server.rs`. Absent: containers that hold a dead mount of their own; a new mount does not reach them.
 
@@ -24,6 +24,9 @@ use crate::mounter::Answer;
 /// 10 s: how long a dead mount may be in Nomad's way (rule 5). One look costs a read of the mount table, and a statfs
 /// and a list of the engine's mounts per volume: all of it local.
 const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+/// 1 s: the least time between two looks.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// 3 s: how long the start waits for volumes to be adopted. Nomad looks for the socket every 5 s and gives it 30 s;
 /// what takes longer (a store that is away) goes on behind the served socket.
@@ -50,13 +53,18 @@ impl Targets {
         }
     }
 
-    /// Looks every 10 s, for ever. Dropping it ends it.
+    /// Looks every 10 s, and when the engine ended, for ever. Dropping it ends it.
     pub async fn watch(self: Arc<Self>) {
         let mut ticks = tokio::time::interval_at(Instant::now() + WATCH_EVERY, WATCH_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.mounter.engine_ended() => {}
+            }
             self.look().await;
+            // An engine that ends as soon as it has mounted is started once a second, not at once for ever.
+            tokio::time::sleep(PAUSE).await;
         }
     }
 
