@@ -2,11 +2,20 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"time"
 )
 
 // limit is far beyond what anything here takes on a busy machine, so that only a hang reaches it.
-const limit = 30 * time.Second
+const limit = 60 * time.Second
+
+// skipped is why a check cannot be made here.
+type skipped string
+
+// skip ends the check without a verdict.
+func skip(format string, arguments ...any) {
+	panic(skipped(fmt.Sprintf(format, arguments...)))
+}
 
 // must returns the value of a call that may not fail.
 func must[T any](value T, err error) T {
@@ -24,6 +33,13 @@ func demand(condition bool, format string, arguments ...any) {
 // equal ends the check unless both are the same.
 func equal[T comparable](what string, got, want T) {
 	demand(got == want, "%s: got %v, want %v", what, got, want)
+}
+
+// contains ends the check unless the text has every part.
+func contains(what, text string, parts ...string) {
+	for _, part := range parts {
+		demand(strings.Contains(text, part), "%s: %q is not in %q", what, part, text)
+	}
 }
 
 // eventually waits for a condition.

@@ -49,7 +49,14 @@ pub fn build(go: &Path, target: &Path) -> io::Result<PathBuf> {
     let lock = File::create(folder.join("lock"))?;
     lock.lock()?;
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("go");
-    for entry in fs::read_dir(sources)? {
+    for entry in fs::read_dir(&folder)? {
+        let entry = entry?;
+        // The compiler would take a file that is gone from the sources for one of the program.
+        if entry.path().extension().is_some_and(|ending| ending == "go") && !sources.join(entry.file_name()).exists() {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    for entry in fs::read_dir(&sources)? {
         let entry = entry?;
         write_if_changed(&folder.join(entry.file_name()), &fs::read(entry.path())?)?;
     }

@@ -46,10 +46,11 @@ fn the_protocol_is_the_one_that_hashicorps_client_speaks() {
         .arg(built(Program::Example("timer"))));
 }
 
-/// Goal: a task under Podman outlives the plugin and the agent. Method: HashiCorp's client runs the driver against a Podman
-/// service of this test's own, kills either at the worst moment, and takes the task over again.
+/// Goal: a task under Podman outlives the plugin and the agent, and every option does what users of the driver that they come from
+/// know of it. Method: HashiCorp's client runs the driver against a Podman service of this test's own, kills either at the worst
+/// moment, takes tasks over again, and looks at each option from inside the container or through Podman.
 #[test]
-fn the_podman_driver_keeps_its_tasks_under_hashicorps_client() {
+fn the_podman_driver_conforms_under_hashicorps_client() {
     let Some(conformance) = conformance() else { return };
     let Some(podman) = PodmanService::start() else { return };
     let driver = built(Program::Binary("nomad-driver-podman"));

@@ -121,13 +121,10 @@ async fn look(settings: &Settings) -> Vec<Seen> {
     let mut seen: Vec<Seen> = Vec::new();
     for (name, service) in &settings.services {
         let default = name == crate::config::DEFAULT_SOCKET;
+        let socket = &settings.config.sockets[name];
         // A named socket that stands in for the default one is told once, as the default.
-        if !default
-            && settings
-                .services
-                .get(crate::config::DEFAULT_SOCKET)
-                .is_some_and(|it| Arc::ptr_eq(it, service))
-        {
+        let stands_in = settings.config.sockets.get(crate::config::DEFAULT_SOCKET);
+        if !default && stands_in.is_some_and(|stand_in| stand_in.name == *name) {
             continue;
         }
         let info = match ask(service).await {
@@ -137,10 +134,9 @@ async fn look(settings: &Settings) -> Vec<Seen> {
                 None
             }
         };
-        let socket = service.podman.socket_path().to_string_lossy().into_owned();
         seen.push(Seen {
-            name: service.name.clone(),
-            socket,
+            name: socket.name.clone(),
+            socket: socket.path.to_string_lossy().into_owned(),
             default,
             info,
         });

@@ -407,7 +407,7 @@ pub enum PodmanError {
         message: String,
     },
     /// An archive cannot be read.
-    #[error("cannot read image archive {}", path.display())]
+    #[error("cannot read image archive {}: {source}", path.display())]
     Archive {
         /// Its path.
         path: PathBuf,

@@ -82,7 +82,7 @@ pub enum AuthError {
         registry: String,
     },
     /// A helper cannot be run.
-    #[error("cannot run {program}")]
+    #[error("cannot run {program}: {source}")]
     HelperStart {
         /// Its name.
         program: String,

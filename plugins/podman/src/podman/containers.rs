@@ -16,6 +16,10 @@ const LIFE_CYCLE_LIMIT: Duration = Duration::from_secs(120);
 /// Five seconds between looks at a service that does not answer while a container is being waited for.
 const WAIT_BACK_OFF_MAX: Duration = Duration::from_secs(5);
 
+/// Three quarters of a second in all between tries to remove a container whose files are in use: Podman's own clean-up of a
+/// container that has just ended unmounts them at the same time, and takes a fraction of that.
+const REMOVE_PAUSES_MS: [u64; 4] = [50, 100, 200, 400];
+
 /// Where the back-off of [`wait_exit`] begins.
 const WAIT_BACK_OFF_MIN: Duration = Duration::from_millis(100);
 
@@ -89,6 +93,19 @@ pub(super) async fn kill(client: &Client, id: &str, signal: &str) -> Result<(), 
 }
 
 pub(super) async fn remove(client: &Client, id: &str, force: bool) -> Result<(), PodmanError> {
+    let mut pauses = REMOVE_PAUSES_MS.map(Duration::from_millis).into_iter();
+    loop {
+        match remove_once(client, id, force).await {
+            Err(error) if is_in_use(&error) => match pauses.next() {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Err(error),
+            },
+            done => return done,
+        }
+    }
+}
+
+async fn remove_once(client: &Client, id: &str, force: bool) -> Result<(), PodmanError> {
     // `timeout=0`: force means now; the grace a task has was given by its stop.
     let verb = format!("?force={force}&v=true&timeout=0");
     let call = Call::delete(client.target_of("containers", id, &verb).await?).limit(Some(LIFE_CYCLE_LIMIT));
@@ -96,6 +113,11 @@ pub(super) async fn remove(client: &Client, id: &str, force: bool) -> Result<(),
         Ok(_) | Err(PodmanError::NotFound { .. }) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a removal failed at a mount that somebody else holds, in the kernel's words.
+fn is_in_use(error: &PodmanError) -> bool {
+    matches!(error, PodmanError::Refused { message, .. } if message.contains("device or resource busy"))
 }
 
 /// Podman's `wait` alone does not do: it answers 0 at once for a container that was never started (4.3), its connection

@@ -6,9 +6,10 @@ use std::time::Duration;
 use crate::fixture::{BUSYBOX, PodmanService};
 use futures::StreamExt as _;
 use podman_driver::podman::{
-    ContainerInfo, EventFilter, ExecChunk, ExecSpec, ExitStatus, Podman, PodmanError, PullFailure, PullRequest, TtySize,
+    Client, ContainerInfo, EventFilter, ExecChunk, ExecSpec, ExitStatus, Podman, PodmanError, PullFailure, PullRequest,
+    TtySize,
 };
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 /// A minute: nothing here lasts longer than a second on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -272,4 +273,43 @@ async fn images_come_from_archives_and_unreachable_registries_say_so() {
         "{error:?}"
     );
     assert!(error.is_recoverable());
+}
+
+/// Goal: a container whose files Podman's own clean-up still holds is removed all the same, by asking again; one that stays in
+/// use is an error after a while. Method: a service that answers as 4.3.1 was seen to.
+#[tokio::test]
+async fn regression_a_removal_that_meets_podmans_own_cleanup_is_tried_again() {
+    for (busy, removed) in [(2, true), (usize::MAX, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("podman.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let service = tokio::spawn(busy_at_first(listener, busy));
+        let answer = soon(Client::new(socket).remove_container("c", true)).await;
+        assert_eq!(answer.is_ok(), removed, "{answer:?}");
+        service.abort();
+    }
+}
+
+/// Answers removals with "busy" as many times, then with success.
+async fn busy_at_first(listener: tokio::net::UnixListener, mut busy: usize) {
+    while let Ok((mut connection, _)) = listener.accept().await {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(connection.read_u8().await.unwrap());
+        }
+        let body = r#"{"cause":"device or resource busy","message":"removing container c root filesystem: unlinkat /userdata/shm: device or resource busy","response":500}"#;
+        let (status, body) = match request.starts_with(b"DELETE") {
+            true if busy > 0 => ("500 Internal Server Error", body),
+            true => ("200 OK", "[]"),
+            false => ("200 OK", "OK"),
+        };
+        if request.starts_with(b"DELETE") {
+            busy = busy.saturating_sub(1);
+        }
+        let answer = format!(
+            "HTTP/1.1 {status}\r\nLibpod-API-Version: 4.3.1\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        connection.write_all(answer.as_bytes()).await.unwrap();
+    }
 }
