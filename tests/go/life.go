@@ -38,7 +38,7 @@ var leftovers = check{name: "nothing of all this is left: no process, no socket"
 // podmanSuite are all checks of the driver for Podman.
 func podmanSuite() []check {
 	var all []check
-	for _, part := range [][]check{lifeChecks, lifeRows, optionRows, networkRows, imageRows, configRows, {leftovers}} {
+	for _, part := range [][]check{lifeChecks, lifeRows, optionRows, networkRows, imageRows, configRows, faultChecks(), {leftovers}} {
 		all = append(all, part...)
 	}
 	return all

@@ -30,25 +30,28 @@ func collect(folder, task string) *logmon {
 func collectFrom(path string) *pipeLog {
 	demand(syscall.Mkfifo(path, 0o600) == nil, "cannot make %s", path)
 	log := &pipeLog{path: path, done: make(chan struct{})}
-	go func() {
-		defer close(log.done)
-		fifo, err := os.Open(path)
+	go log.read()
+	return log
+}
+
+// read reads to the end of the last writer.
+func (l *pipeLog) read() {
+	defer close(l.done)
+	fifo, err := os.Open(l.path)
+	if err != nil {
+		return
+	}
+	defer fifo.Close()
+	piece := make([]byte, 64<<10)
+	for {
+		length, err := fifo.Read(piece)
+		l.Lock()
+		l.bytes.Write(piece[:length])
+		l.Unlock()
 		if err != nil {
 			return
 		}
-		defer fifo.Close()
-		piece := make([]byte, 64<<10)
-		for {
-			length, err := fifo.Read(piece)
-			log.Lock()
-			log.bytes.Write(piece[:length])
-			log.Unlock()
-			if err != nil {
-				return
-			}
-		}
-	}()
-	return log
+	}
 }
 
 func (l *pipeLog) text() string {
@@ -61,4 +64,13 @@ func (l *pipeLog) text() string {
 func (l *pipeLog) finished() string {
 	receive("the end of "+l.path, l.done)
 	return l.text()
+}
+
+// again waits until the reader of each FIFO has seen its end, and lets it read on, as an agent does that was started anew.
+func (l *logmon) again() {
+	for _, log := range []*pipeLog{l.stdout, l.stderr} {
+		receive("the end of "+log.path, log.done)
+		log.done = make(chan struct{})
+		go log.read()
+	}
 }

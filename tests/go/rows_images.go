@@ -25,6 +25,8 @@ var imageRows = []check{
 	{name: "createImage (short, long, docker://, missing)", run: rowCreateImage},
 	{name: "createImagePlatform (arch)", run: rowPlatform},
 	{name: "createImageArchives (oci-archive, docker-archive)", run: rowArchives},
+	{name: "createImageArchivesHTTP (by URL)", run: rowArchivesHTTP},
+	{name: "loadImageFromURL_httpError (error: the status)", run: rowArchiveErrors},
 	{name: "parseImage (table of names)", run: rowImageNames},
 	{name: "AuthBasic (credentials of the task; wrong ones: error, for good)", run: rowAuthBasic},
 	{name: "AuthFileStatic (config.json)", run: rowAuthFile},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -26,14 +27,19 @@ func over(socket string) *http.Client {
 	return &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: limit}
 }
 
-// ask makes a call of Podman's and returns its status and body.
+// ask makes a call of Podman's and returns its status and body. What is sent is JSON, or bytes as they are.
 func (w *world) ask(method, path string, body any) (int, []byte) {
 	var content io.Reader
-	if body != nil {
+	kind := "application/json"
+	switch body := body.(type) {
+	case nil:
+	case []byte:
+		content, kind = bytes.NewReader(body), "application/x-tar"
+	default:
 		content = bytes.NewReader(must(json.Marshal(body)))
 	}
 	request := must(http.NewRequest(method, "http://podman/v4.0.0/libpod/"+path, content))
-	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Content-Type", kind)
 	// A login that Podman does not need is no obstacle.
 	request.Header.Set("X-Registry-Auth", registryAuth)
 	response := must(over(w.socket).Do(request))
@@ -98,15 +104,21 @@ func (w *world) removeContainer(name string) {
 // limits are those of a container that is not the driver's: what small hosts allow.
 var limits = []map[string]any{{"type": "nofile", "soft": 1024, "hard": 4096}, {"type": "nproc", "soft": 4096, "hard": 8192}}
 
-// tag makes an image like the run's, for the check alone: Podman loses names when several of one image change at a time.
+// tag makes an image like the run's, for the check alone, with a layer of its own: Podman loses names when several of one image
+// change at a time, and layers when one image that has them goes while another comes.
 func (w *world) tag(repository, tag string) string {
 	var made tree
 	answer := w.tell("POST", "containers/create", map[string]any{"image": w.image, "command": []string{"true"}, "r_limits": limits})
 	demand(json.Unmarshal(answer, &made) == nil, "no container: %s", answer)
 	defer w.removeContainer(made.text("Id"))
 	name := repository + ":" + tag
-	change := url.QueryEscape("LABEL conformance=" + name)
-	w.tell("POST", "commit?container="+made.text("Id")+"&repo="+url.QueryEscape(repository)+"&tag="+tag+"&changes="+change, nil)
+	var own bytes.Buffer
+	content := tar.NewWriter(&own)
+	demand(content.WriteHeader(&tar.Header{Name: "name", Mode: 0o644, Size: int64(len(name))}) == nil, "cannot write an archive")
+	must(content.Write([]byte(name)))
+	demand(content.Close() == nil, "cannot write an archive")
+	w.tell("PUT", "containers/"+made.text("Id")+"/archive?path=%2F", own.Bytes())
+	w.tell("POST", "commit?container="+made.text("Id")+"&repo="+url.QueryEscape(repository)+"&tag="+tag, nil)
 	w.atEnd(func() { w.untag(name) })
 	return name
 }

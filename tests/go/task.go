@@ -224,22 +224,31 @@ func afterRestart(handle *driver.TaskHandle) *driver.RecoverTaskRequest {
 	return &driver.RecoverTaskRequest{Handle: handle}
 }
 
-// pid is the task's first process, as the host sees it: the shell whose command line has the token. conmon's line has not; a
-// child of the shell has until it executes another program, and is told by its parent.
+// pid is the task's first process, as the host sees it.
 func (t *task) pid() int {
 	found := 0
 	eventually("the task's process is there", func() bool {
-		entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-		for _, entry := range entries {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(entry)))
-			if fields := stat(pid); t.runs(pid) && len(fields) > 1 {
-				if parent, _ := strconv.Atoi(fields[1]); !t.runs(parent) {
-					found = pid
-				}
-			}
+		if pids := t.pids(); len(pids) > 0 {
+			found = pids[0]
 		}
 		return found != 0
 	})
+	return found
+}
+
+// pids are the first processes of the task's runs: the shell whose command line has the token. conmon's line has not; a child of
+// the shell has until it executes another program, and is told by its parent.
+func (t *task) pids() []int {
+	var found []int
+	entries, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, entry := range entries {
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(entry)))
+		if fields := stat(pid); t.runs(pid) && len(fields) > 1 {
+			if parent, _ := strconv.Atoi(fields[1]); !t.runs(parent) {
+				found = append(found, pid)
+			}
+		}
+	}
 	return found
 }
 

@@ -6,6 +6,7 @@
 //! Absent: removing images.
 
 pub mod credentials;
+pub mod download;
 pub mod reference;
 
 use std::collections::HashMap;
@@ -20,10 +21,14 @@ use tokio::sync::watch;
 use crate::podman::{Platform, Podman, PodmanError, PullRequest, RegistryAuth};
 use crate::task_config::ImageOptions;
 use credentials::{AuthError, AuthSources};
+use download::{DownloadError, download};
 use reference::{Reference, ReferenceError, Source};
 
 /// Two minutes between events about one pull: Nomad keeps the last ten events of a task.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(120);
+
+/// Where a downloaded archive is until Podman has it, in the task's directory, which no container sees.
+const ARCHIVE_FILE: &str = ".podman-image.tar";
 
 /// What image is wanted and who hears of the progress.
 pub struct ImageRequest<'a> {
@@ -70,6 +75,9 @@ pub enum ImageError {
         /// The deadline.
         limit: Duration,
     },
+    /// The archive cannot be fetched.
+    #[error(transparent)]
+    Download(#[from] DownloadError),
     /// Podman failed. Shared, because the tasks that waited for one pull share its failure.
     #[error(transparent)]
     Podman(#[from] Arc<PodmanError>),
@@ -84,6 +92,7 @@ impl ImageError {
             // Helpers fail when the service that they ask is away.
             Self::Auth { source, .. } => matches!(source, AuthError::Helper { .. }),
             Self::Podman(error) => error.is_recoverable(),
+            Self::Download(error) => error.is_recoverable(),
             Self::Reference(_) | Self::NotLocal { .. } | Self::EmptyArchive { .. } => false,
         }
     }
@@ -143,6 +152,7 @@ impl Images {
         let image = async {
             match Source::parse(&request.options.reference, request.task_dir)? {
                 Source::Archive(path) => load(podman, &path, request.progress).await,
+                Source::ArchiveUrl(url) => fetch_and_load(podman, &url, &request).await,
                 Source::Registry(reference) => self.find_or_pull(podman, &reference, &request).await,
             }
         };
@@ -313,6 +323,23 @@ async fn told(
             Ok(pulled) => return pulled,
             Err(_elapsed) => progress(&format!("Image pull progress: {}", line.borrow().as_str())),
         }
+    }
+}
+
+/// The file is gone afterwards, also when the start is given up; the task's directory goes with the allocation.
+async fn fetch_and_load(podman: &Arc<dyn Podman>, url: &str, request: &ImageRequest<'_>) -> Result<String, ImageError> {
+    let file = Removed(request.task_dir.join(ARCHIVE_FILE));
+    (request.progress)(&format!("Downloading image {url}"));
+    download(url, &file.0).await?;
+    load(podman, &file.0, request.progress).await
+}
+
+/// A file that is removed when this is dropped.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 

@@ -344,6 +344,8 @@ pub enum PullFailure {
     Registry,
     /// The reference cannot be a name of an image.
     BadReference,
+    /// Somebody removed a layer while the image that shares it was being stored.
+    Raced,
     /// Nothing we recognise.
     Other,
 }
@@ -434,7 +436,7 @@ impl PodmanError {
     pub fn is_recoverable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Conflict { .. } => true,
-            Self::Pull { kind, .. } => *kind == PullFailure::Registry,
+            Self::Pull { kind, .. } => matches!(kind, PullFailure::Registry | PullFailure::Raced),
             Self::Refused { message, .. } => says_port_in_use(message),
             Self::NotFound { .. } | Self::Archive { .. } | Self::Protocol { .. } => false,
         }

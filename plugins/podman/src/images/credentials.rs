@@ -303,7 +303,7 @@ mod tests {
     fn image(text: &str) -> Reference {
         match Source::parse(text, Path::new("/")).unwrap() {
             Source::Registry(reference) => reference,
-            Source::Archive(_) => unreachable!("no archive in this test"),
+            Source::Archive(_) | Source::ArchiveUrl(_) => unreachable!("no archive in this test"),
         }
     }
 

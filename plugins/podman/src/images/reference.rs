@@ -18,6 +18,8 @@ pub enum Source {
     Registry(Reference),
     /// A file on this host.
     Archive(PathBuf),
+    /// A file that a server has.
+    ArchiveUrl(String),
 }
 
 /// A reference in full.
@@ -43,12 +45,6 @@ pub enum ReferenceError {
         text: String,
         /// What stands before the colon.
         transport: String,
-    },
-    /// An archive that would have to be fetched.
-    #[error("{text:?}: archives are not downloaded by the driver; fetch it with an artifact block and name its path")]
-    ArchiveUrl {
-        /// As written.
-        text: String,
     },
     /// Characters or an order of parts that no reference has.
     #[error("{text:?} is not an image reference: {why}")]
@@ -96,7 +92,7 @@ impl Source {
 
 fn archive(text: &str, path: &str, task_dir: &Path) -> Result<Source, ReferenceError> {
     if path.starts_with("http://") || path.starts_with("https://") {
-        return Err(ReferenceError::ArchiveUrl { text: text.to_owned() });
+        return Ok(Source::ArchiveUrl(path.to_owned()));
     }
     if path.is_empty() {
         return Err(ReferenceError::Malformed {
@@ -215,6 +211,7 @@ mod tests {
         match Source::parse(text, Path::new("/task")).unwrap() {
             Source::Registry(reference) => reference.full,
             Source::Archive(path) => format!("archive {}", path.display()),
+            Source::ArchiveUrl(url) => format!("archive at {url}"),
         }
     }
 
@@ -263,17 +260,22 @@ mod tests {
             let error = Source::parse(text, Path::new("/task")).unwrap_err();
             assert!(matches!(error, ReferenceError::Malformed { .. }), "{text:?}: {error}");
         }
-        let url = Source::parse("oci-archive:https://example.com/a.tar", Path::new("/task")).unwrap_err();
-        assert!(url.to_string().contains("artifact block"), "{url}");
         let transport = Source::parse("docker-daemon:a:1", Path::new("/task")).unwrap_err();
         assert!(transport.to_string().contains("docker-daemon"), "{transport}");
+    }
+
+    #[test]
+    fn an_archive_may_be_a_url() {
+        let url = "https://example.com/a.tar";
+        let source = Source::parse(&format!("oci-archive:{url}"), Path::new("/task")).unwrap();
+        assert_eq!(source, Source::ArchiveUrl(url.to_owned()));
     }
 
     #[test]
     fn local_and_short_names_are_told_apart() {
         let parse = |text| match Source::parse(text, Path::new("/")).unwrap() {
             Source::Registry(reference) => reference,
-            Source::Archive(_) => unreachable!("no archive in this test"),
+            Source::Archive(_) | Source::ArchiveUrl(_) => unreachable!("no archive in this test"),
         };
         assert!(parse("localhost/a").is_local() && !parse("localhost/a").is_short());
         assert!(parse("a").is_short() && parse("a/b").is_short() && !parse("a").is_local());

@@ -46,11 +46,22 @@ struct Report {
     names: Option<Vec<String>>,
 }
 
+/// Twice: the second finds no layer of an image that is being removed any more.
 pub(super) async fn pull(
     client: &Client,
     pull: &PullRequest,
     progress: PullProgress<'_>,
 ) -> Result<String, PodmanError> {
+    match pull_once(client, pull, progress).await {
+        Err(PodmanError::Pull {
+            kind: PullFailure::Raced,
+            ..
+        }) => pull_once(client, pull, progress).await,
+        done => done,
+    }
+}
+
+async fn pull_once(client: &Client, pull: &PullRequest, progress: PullProgress<'_>) -> Result<String, PodmanError> {
     let mut call = Call::post(client.target(&pull_endpoint(pull)).await?).limit(None);
     if let Some(auth) = &pull.auth {
         call = call.header("x-registry-auth", auth_header(auth));
@@ -188,6 +199,7 @@ fn pull_failure(message: &str) -> PullFailure {
         "short-name",
         "unsupported transport",
     ];
+    const RACED: [&str; 1] = ["layer not known"];
     let text = message.to_ascii_lowercase();
     let says = |words: &[&str]| words.iter().any(|word| text.contains(word));
     if says(&REGISTRY) || text.ends_with(": eof") {
@@ -198,6 +210,8 @@ fn pull_failure(message: &str) -> PullFailure {
         PullFailure::NoSuchImage
     } else if says(&REFERENCE) {
         PullFailure::BadReference
+    } else if says(&RACED) {
+        PullFailure::Raced
     } else {
         PullFailure::Other
     }
