@@ -79,7 +79,8 @@ func startPluginKilled(w *world, m moment) {
 	// What Nomad does: the same once more, with a new plugin.
 	b := w.launchPodman()
 	must(b.driver.StartTask(soon(), t.request))
-	equal("one run of the task", len(t.pids()), 1)
+	t.pid()
+	equal("runs of the task", len(t.pids()), 1)
 	w.whole(b, t)
 	b.end()
 }
@@ -100,11 +101,13 @@ func startServiceKilled(w *world, m moment) {
 	}
 	demand(recoverable(err), "a Podman that died is a reason to try again: %v", err)
 	s.start()
-	// Nomad restarts the task under another id.
+	// Nomad restarts the task under another id, and first sees to it that its logs are read.
+	t.logs.again()
 	t.id += "-again"
 	t.request.Task.Id = t.id
 	must(a.driver.StartTask(soon(), t.request))
-	equal("one run of the task", len(t.pids()), 1)
+	t.pid()
+	equal("runs of the task", len(t.pids()), 1)
 	w.whole(a, t)
 	a.end()
 }
@@ -290,7 +293,8 @@ func startTwice(w *world) {
 	t, handle := w.start(a, counting, "")
 	again := must(a.driver.StartTask(soon(), t.request))
 	equal("driver state", string(again.Handle.DriverState), string(handle.DriverState))
-	equal("one run of the task", len(t.pids()), 1)
+	t.pid()
+	equal("runs of the task", len(t.pids()), 1)
 	w.whole(a, t)
 	a.end()
 }

@@ -38,7 +38,7 @@ var leftovers = check{name: "nothing of all this is left: no process, no socket"
 // podmanSuite are all checks of the driver for Podman.
 func podmanSuite() []check {
 	var all []check
-	for _, part := range [][]check{lifeChecks, lifeRows, optionRows, networkRows, imageRows, configRows, faultChecks(), {leftovers}} {
+	for _, part := range [][]check{lifeChecks, lifeRows, optionRows, networkRows, imageRows, configRows, faultChecks(), execChecks, {leftovers}} {
 		all = append(all, part...)
 	}
 	return all
@@ -229,20 +229,26 @@ func podmanFinishCounting(w *world, a *agent, t *task) {
 	complete(t)
 }
 
-// complete demands that both outputs are 1, 2, 3 and so on, and that the last one says so.
+// complete demands that both outputs are 1, 2, 3 and so on, and that the last one says so. Of a task that ran more than once, the
+// last run counts.
 func complete(t *task) {
-	lines := strings.Split(strings.TrimSuffix(t.logs.stdout.finished(), "\n"), "\n")
+	lines := strings.Split(strings.TrimSuffix(lastRun(t.logs.stdout.finished(), "out 1\n"), "\n"), "\n")
 	last := len(lines) - 1
 	for n, line := range lines[:last] {
 		equal("a line of stdout", line, fmt.Sprint("out ", n+1))
 	}
 	equal("the last line of stdout", lines[last], fmt.Sprint("end ", last))
-	problems := strings.Split(strings.TrimSuffix(t.logs.stderr.finished(), "\n"), "\n")
+	problems := strings.Split(strings.TrimSuffix(lastRun(t.logs.stderr.finished(), "err 1\n"), "\n"), "\n")
 	for n, line := range problems {
 		equal("a line of stderr", line, fmt.Sprint("err ", n+1))
 	}
 	// The signal may come between the two writes of one round.
 	demand(len(problems) == last || len(problems) == last-1, "%d lines of stderr, %d of stdout", len(problems), last)
+}
+
+// lastRun is what the last run wrote, which begins with a line of its own.
+func lastRun(text, begin string) string {
+	return text[max(strings.LastIndex("\n"+text, "\n"+begin), 0):]
 }
 
 func podmanEndsAlone(w *world) {

@@ -16,8 +16,9 @@ type logmon struct {
 type pipeLog struct {
 	path string
 	sync.Mutex
-	bytes bytes.Buffer
-	done  chan struct{}
+	bytes  bytes.Buffer
+	opened bool // there was a writer
+	done   chan struct{}
 }
 
 func collect(folder, task string) *logmon {
@@ -42,6 +43,9 @@ func (l *pipeLog) read() {
 		return
 	}
 	defer fifo.Close()
+	l.Lock()
+	l.opened = true
+	l.Unlock()
 	piece := make([]byte, 64<<10)
 	for {
 		length, err := fifo.Read(piece)
@@ -66,11 +70,18 @@ func (l *pipeLog) finished() string {
 	return l.text()
 }
 
-// again waits until the reader of each FIFO has seen its end, and lets it read on, as an agent does that was started anew.
+// again lets the reader of each FIFO that ended read on, as an agent does before it starts a task once more. One that no writer
+// has come to is still waiting.
 func (l *logmon) again() {
 	for _, log := range []*pipeLog{l.stdout, l.stderr} {
-		receive("the end of "+log.path, log.done)
-		log.done = make(chan struct{})
-		go log.read()
+		log.Lock()
+		opened := log.opened
+		log.opened = false
+		log.Unlock()
+		if opened {
+			receive("the end of "+log.path, log.done)
+			log.done = make(chan struct{})
+			go log.read()
+		}
 	}
 }

@@ -215,3 +215,21 @@ func (s *service) kill() {
 func (w *world) read(path string, into any) {
 	demand(json.Unmarshal(w.tell("GET", path, nil), into) == nil, "GET %s is no JSON", path)
 }
+
+// podmanExec runs a command in a task's container by Podman's own API and returns its output.
+func (w *world) podmanExec(t *task, command ...string) (string, error) {
+	code, answer := w.ask("POST", "containers/"+t.container()+"/exec", map[string]any{"Cmd": command, "AttachStdout": true, "Tty": true})
+	var made tree
+	if err := json.Unmarshal(answer, &made); err != nil || code >= 400 {
+		return "", fmt.Errorf("%d: %s", code, answer)
+	}
+	request := must(http.NewRequest("POST", "http://podman/v4.0.0/libpod/exec/"+made.text("Id")+"/start", strings.NewReader(`{"Detach":false,"Tty":true}`)))
+	request.Header.Set("Content-Type", "application/json")
+	response, err := over(w.socket).Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	out, err := io.ReadAll(response.Body)
+	return string(out), err
+}

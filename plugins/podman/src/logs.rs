@@ -89,6 +89,24 @@ pub struct TaskLogs {
     supervisor: AbortOnDropHandle<()>,
 }
 
+/// The FIFOs of a log process that is about to be replaced. It belongs to a start of the same task whose plugin died, which the
+/// agent tries once more without starting its reader again: that must not see an end in between.
+#[derive(Debug, Default)]
+pub struct HeldOpen([Option<File>; 2]);
+
+impl HeldOpen {
+    /// Of the log process in a plan's directory; nothing if there is none. To be called before that one's container is removed,
+    /// for it goes with the container.
+    #[must_use]
+    pub fn of(plan: &LogPlan) -> Self {
+        if !matches!(LogLock::holder(plan), Ok(Some(_))) {
+            // Were the plugin the only writer and killed, the reader would see an end.
+            return Self::default();
+        }
+        Self([&plan.stdout, &plan.stderr].map(|path| lane::open_fifo(path).ok()))
+    }
+}
+
 impl Default for RelayProgram {
     /// This very program, also after its file was replaced by an upgrade.
     fn default() -> Self {
@@ -141,13 +159,22 @@ impl TaskLogs {
     /// # Errors
     /// [`LogError`], as its variants say. Nothing is left running then.
     pub async fn start(plan: LogPlan, program: &RelayProgram) -> Result<Self, LogError> {
+        let held = HeldOpen::of(&plan);
+        Self::start_after(held, plan, program).await
+    }
+
+    /// As [`TaskLogs::start`], after what was held open of an earlier start.
+    ///
+    /// # Errors
+    /// As [`TaskLogs::start`].
+    pub async fn start_after(held: HeldOpen, plan: LogPlan, program: &RelayProgram) -> Result<Self, LogError> {
         let directory = |source| LogError::Directory {
             dir: plan.dir.clone(),
             source,
         };
         end_process(&plan).await.map_err(directory)?;
         plan.make().map_err(directory)?;
-        Self::supervise(plan, program.clone())
+        Self::supervise(plan, program.clone(), held.0)
     }
 
     /// Goes on with the logs of a container that was started earlier, and may have ended since. The log process of
@@ -160,7 +187,7 @@ impl TaskLogs {
             dir: dir.to_owned(),
             source,
         })?;
-        Self::supervise(plan, program.clone())
+        Self::supervise(plan, program.clone(), [None, None])
     }
 
     /// Says that the container of these logs was started again after its end, so that they are not finished after all. To
@@ -221,7 +248,7 @@ impl TaskLogs {
         std::fs::remove_dir_all(dir).or_else(gone)
     }
 
-    fn supervise(plan: LogPlan, program: RelayProgram) -> Result<Self, LogError> {
+    fn supervise(plan: LogPlan, program: RelayProgram, keepers: [Option<File>; 2]) -> Result<Self, LogError> {
         // The first start is tried here, so that a start that cannot succeed fails the task.
         let first = spawn(&plan, &program).map_err(|source| LogError::Process {
             dir: plan.dir.clone(),
@@ -230,7 +257,7 @@ impl TaskLogs {
         let (tell, finished) = watch::channel(false);
         let supervised = plan.clone();
         let supervisor = AbortOnDropHandle::new(tokio::spawn(async move {
-            supervise(&supervised, &program, first).await;
+            supervise(&supervised, &program, first, keepers).await;
             let _ = tell.send(true);
         }));
         Ok(Self {
@@ -250,8 +277,12 @@ impl TaskLogs {
 }
 
 /// Keeps a log process there until its work is done. Returns when it is, with the FIFOs closed.
-async fn supervise(plan: &LogPlan, program: &RelayProgram, first: tokio::process::Child) {
-    let mut keepers = [None, None];
+async fn supervise(
+    plan: &LogPlan,
+    program: &RelayProgram,
+    first: tokio::process::Child,
+    mut keepers: [Option<File>; 2],
+) {
     let mut process = Some(first);
     let mut wait = RESTART_WAIT_MIN;
     loop {

@@ -12,7 +12,7 @@ use crate::events::Subject;
 use crate::handle::{self, Handle};
 use crate::host::Host;
 use crate::images::ImageRequest;
-use crate::logs::{LogPlan, TaskLogs, log_configuration, log_dir};
+use crate::logs::{HeldOpen, LogPlan, TaskLogs, log_configuration, log_dir};
 use crate::nomad_task::NomadTask;
 use crate::plugin::{Plugin, Service, Settings};
 use crate::podman::ContainerInfo;
@@ -97,10 +97,11 @@ impl Recipe<'_> {
         let mut plan = spec::container(inputs)?;
         check_confined(self.task, &plan)?;
         self.check_network(&plan).await?;
+        let held = logs.as_ref().map(HeldOpen::of).unwrap_or_default();
         self.remove_leftover().await?;
         plan.container.image = self.ensure_image().await?;
         let container = self.create(&plan).await?;
-        self.collect_logs(logs.as_ref()).await?;
+        self.collect_logs(logs.as_ref(), held).await?;
         self.start_container(&container).await?;
         let info = self.inspect(&container).await?;
         let network = spec::driver_network(inputs, &plan, &info);
@@ -180,9 +181,9 @@ impl Recipe<'_> {
     }
 
     /// Before the container starts, so that a program's first line finds its reader.
-    async fn collect_logs(&mut self, plan: Option<&LogPlan>) -> Result<(), DriverError> {
+    async fn collect_logs(&mut self, plan: Option<&LogPlan>, held: HeldOpen) -> Result<(), DriverError> {
         let Some(plan) = plan else { return Ok(()) };
-        self.made.logs = Some(TaskLogs::start(plan.clone(), &self.plugin.relay).await?);
+        self.made.logs = Some(TaskLogs::start_after(held, plan.clone(), &self.plugin.relay).await?);
         Ok(())
     }
 
