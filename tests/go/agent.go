@@ -153,8 +153,13 @@ func (w *world) logsOfAgents() string {
 
 // soon is a context for a call that must answer.
 func soon() context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	time.AfterFunc(limit, cancel)
+	return waitFor(limit)
+}
+
+// waitFor is a context for a call that may take longer.
+func waitFor(most time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), most)
+	time.AfterFunc(most, cancel)
 	return ctx
 }
 

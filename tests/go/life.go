@@ -281,7 +281,7 @@ func podmanAgentKilled(w *world) {
 	b := w.reattach(where)
 	// On reattaching an agent sends no configuration; it asks who the plugin is, and goes on.
 	equal("name", must(b.base.PluginInfo(soon(), &base.PluginInfoRequest{})).Name, "podman")
-	must(b.driver.Init(soon(), &driver.InitRequest{}))
+	b.init()
 	must(must(b.driver.Fingerprint(soon(), &driver.FingerprintRequest{})).Recv())
 	must(b.driver.RecoverTask(soon(), afterRestart(handle)))
 	equal("pid", t.pid(), pid)

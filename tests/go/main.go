@@ -3,6 +3,7 @@
 //
 //	conformance protocol -plugin target/debug/examples/timer
 //	conformance podman   -plugin target/debug/nomad-driver-podman -socket /run/podman/podman.sock -image localhost/busybox:test
+//	conformance bench    -plugin target/debug/nomad-driver-podman -socket /run/podman/podman.sock -image localhost/busybox:test
 //	conformance encode   SCHEMA CONFIG   prints the msgpack that Nomad would send
 //
 // Each check prints one line, `ok NAME`, `FAIL NAME: why` or `skip NAME: reason`; one that fails makes the exit code 1. Any driver
@@ -18,7 +19,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: conformance protocol|podman -plugin PATH ..., conformance encode SCHEMA CONFIG")
+		fmt.Fprintln(os.Stderr, "usage: conformance protocol|podman|bench -plugin PATH ..., conformance encode SCHEMA CONFIG")
 		os.Exit(2)
 	}
 	flags := flag.NewFlagSet(os.Args[1], flag.ExitOnError)
@@ -27,7 +28,9 @@ func main() {
 	flags.StringVar(&w.socket, "socket", "", "the Podman service's socket")
 	flags.StringVar(&w.image, "image", "localhost/busybox:test", "an image with a busybox in it, which the Podman service has")
 	flags.BoolVar(&w.verbose, "v", false, "print what plugins logged also of checks that pass")
+	flags.BoolVar(&w.long, "long", false, "bench only: the sizes that count, which take minutes, and their goals")
 	chosen := flags.String("run", "", "run the checks whose name matches this regular expression")
+	flags.DurationVar(&limit, "limit", limit, "how long to wait for what must come")
 	atOnce := flags.Int("parallel", 4, "how many checks run at the same time, where they may")
 	order := flags.String("order", "", "agent only: the file that says what to start")
 	_ = flags.Parse(os.Args[2:])
@@ -38,6 +41,8 @@ func main() {
 		checks = protocolChecks
 	case "podman":
 		checks = podmanSuite()
+	case "bench":
+		checks = append(benches, leftovers)
 	case "agent":
 		runAgent(w, *order)
 		return

@@ -27,6 +27,7 @@ type world struct {
 	folder  string // removed at the end
 	path    string // goes before the PATH of plugins
 	verbose bool
+	long    bool
 	*shared
 
 	agents struct {
@@ -94,7 +95,7 @@ func (w *world) run(checks []check, pattern *regexp.Regexp, atOnce int) int {
 
 // apart is a world for one check.
 func (w *world) apart(number int) *world {
-	own := &world{plugin: w.plugin, socket: w.socket, image: w.image, verbose: w.verbose, shared: w.shared}
+	own := &world{plugin: w.plugin, socket: w.socket, image: w.image, verbose: w.verbose, long: w.long, shared: w.shared}
 	own.folder = filepath.Join(w.root, fmt.Sprint(number))
 	if err := os.Mkdir(own.folder, 0o755); err != nil {
 		panic(err)

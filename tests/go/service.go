@@ -157,16 +157,15 @@ func (w *world) servicePid() int {
 
 // service is a Podman service of the check's own, on the storage of the run's, which it may kill.
 type service struct {
-	arguments, environment []string
-	mounts                 string // the mount namespace of the run's service
-	socket                 string
-	process                *exec.Cmd
+	command func() *exec.Cmd
+	socket  string
+	process *exec.Cmd
 }
 
 // ownService starts a second service beside the run's: same program, same options, same mounts, another socket.
 func (w *world) ownService() *service {
 	pid := w.servicePid()
-	line := strings.Split(strings.TrimSuffix(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)))), "\x00"), "\x00")
+	line := commandLine(pid)
 	socket := filepath.Join(w.folder, "podman.sock")
 	found := false
 	for n, argument := range line {
@@ -177,18 +176,29 @@ func (w *world) ownService() *service {
 	if !found {
 		skip("the Podman service was not started with its socket's path: %q", line)
 	}
-	environment := strings.Split(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)))), "\x00")
-	s := &service{arguments: line, environment: environment, mounts: fmt.Sprintf("/proc/%d/ns/mnt", pid), socket: socket}
+	s := &service{command: func() *exec.Cmd { return near(pid, line...) }, socket: socket}
 	s.start()
 	w.atEnd(s.kill)
 	return s
 }
 
+// commandLine is what a process was started with.
+func commandLine(pid int) []string {
+	line := string(must(os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))))
+	return strings.Split(strings.TrimSuffix(line, "\x00"), "\x00")
+}
+
+// near is a command with the mounts and the environment of a process.
+func near(pid int, arguments ...string) *exec.Cmd {
+	command := exec.Command("nsenter", append([]string{fmt.Sprintf("--mount=/proc/%d/ns/mnt", pid), "--"}, arguments...)...)
+	command.Env = strings.Split(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)))), "\x00")
+	return command
+}
+
 // start starts the service and waits until it answers.
 func (s *service) start() {
 	_ = os.Remove(s.socket)
-	s.process = exec.Command("nsenter", append([]string{"--mount=" + s.mounts, "--"}, s.arguments...)...)
-	s.process.Env = s.environment
+	s.process = s.command()
 	demand(s.process.Start() == nil, "cannot start a Podman service")
 	client := over(s.socket)
 	eventually("the Podman service answers", func() bool {

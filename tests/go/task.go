@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -57,8 +58,14 @@ func (a *agent) configure(socket, options string) error {
 	if err != nil {
 		return err
 	}
-	must(a.driver.Init(soon(), &driver.InitRequest{}))
+	a.init()
 	return nil
+}
+
+// init tells the plugin that the agent will keep it. A driver made before there was this call does not know it.
+func (a *agent) init() {
+	_, err := a.driver.Init(soon(), &driver.InitRequest{})
+	demand(err == nil || status.Code(err) == codes.Unimplemented, "Init: %v", err)
 }
 
 // launchPodman launches the plugin and configures it.
@@ -258,11 +265,9 @@ func (t *task) runs(pid int) bool {
 	return strings.HasPrefix(string(line), "/bin/sh\x00-c\x00: "+t.token)
 }
 
-// destroy removes the task and demands that nothing of it is left, also when asked again.
+// destroy removes the task and demands that nothing of it is left.
 func (w *world) destroy(a *agent, t *task) {
-	for range 2 {
-		must(a.driver.DestroyTask(soon(), &driver.DestroyTaskRequest{TaskId: t.id, Force: true}))
-	}
+	must(a.driver.DestroyTask(soon(), &driver.DestroyTaskRequest{TaskId: t.id, Force: true}))
 	demand(!strings.Contains(w.containers(), t.container()), "its container is left:\n%s", w.containers())
 }
 

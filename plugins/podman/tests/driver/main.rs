@@ -5,6 +5,7 @@ mod fixture;
 
 mod agent;
 mod faults;
+mod hostile;
 mod life;
 mod options;
 mod protocol;
