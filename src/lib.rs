@@ -2,5 +2,6 @@
 
 pub mod cli;
 pub mod host_setup;
+pub mod memory;
 pub mod object_server;
 pub mod try_job;

@@ -29,6 +29,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    pannier::memory::give_back_large_blocks();
     let Pannier { command } = Pannier::parse();
     match run(command) {
         Ok(()) => ExitCode::SUCCESS,

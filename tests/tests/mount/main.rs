@@ -13,6 +13,8 @@ use std::process::Command;
 use tests::calls::{c, done, errno, fallocate, get_xattr, list_xattrs, names, pattern, rename2, seek, set_xattr};
 use tests::scratch_volume::ScratchVolume;
 
+mod memory;
+
 /// Runs `make` on a fresh volume, then `check` on it, and again after a clean unmount, from the bucket alone.
 fn before_and_after_remount(make: impl FnOnce(&Path), check: impl Fn(&Path)) {
     let mut fixture = ScratchVolume::new();
