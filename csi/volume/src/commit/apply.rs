@@ -160,7 +160,7 @@ impl Applier {
         true
     }
 
-    /// The other writer has sealed our journal before it touched the tree.
+    /// Who it is stands in the seal, which follows the claim of the tree. Until it is there our commits still stand.
     async fn owner(&self) -> Option<String> {
         let applied = self.tree.applied();
         let seq = if applied.epoch == self.epoch {
