@@ -38,6 +38,17 @@ use stat::{file_attr, inode_no, kind_of_mode, no_file, permissions, set_time, ti
 /// changes it. A server that changes something behind its back must tell it.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// 10 s: a mount that only reads may have a writer beside it, and may have to go on with a newer state of the volume.
+const WHILE_READING: Duration = Duration::from_secs(10);
+
+/// How long the kernel may rely on what it was told of a volume.
+fn valid_for(volume: &Volume) -> Duration {
+    match volume.info().read_only {
+        true => WHILE_READING,
+        false => FOREVER,
+    }
+}
+
 /// The largest part of copy_file_range answered at once: what a reply can count, in whole pages.
 const COPY_BYTES_MAX: u64 = !4095u32 as u64;
 
@@ -102,10 +113,11 @@ impl Filesystem for Skin {
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (volume, name) = (self.volume.clone(), bytes(name));
         self.run(async move {
+            let valid = valid_for(&volume);
             match volume.lookup(inode_no(parent), &name).await {
-                Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr), GENERATION),
+                Ok(attr) => reply.entry(&valid, &file_attr(&attr), GENERATION),
                 // The kernel remembers that the name does not exist, until it makes it itself.
-                Err(FsError::NotFound) => reply.entry(&FOREVER, &no_file(), GENERATION),
+                Err(FsError::NotFound) => reply.entry(&valid, &no_file(), GENERATION),
                 Err(error) => refuse(reply, About("lookup", parent), &error),
             }
         });
@@ -117,9 +129,10 @@ impl Filesystem for Skin {
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let volume = self.volume.clone();
+        let valid = valid_for(&volume);
         let work = async move { volume.getattr(inode_no(ino)).await };
-        self.answer(About("getattr", ino), work, reply, |reply, attr| {
-            reply.attr(&FOREVER, &file_attr(&attr))
+        self.answer(About("getattr", ino), work, reply, move |reply, attr| {
+            reply.attr(&valid, &file_attr(&attr))
         });
     }
 

@@ -23,6 +23,7 @@ use crate::tree::Tree;
 mod apply;
 mod encode;
 mod handle;
+mod held;
 mod owner;
 mod pace;
 mod put;
@@ -30,6 +31,7 @@ mod run;
 
 pub use handle::CommitHandle;
 use handle::{Shared, Tasks};
+pub use held::HeldContent;
 
 /// A contiguous piece of a file that became dirty, at most `RUN_BYTES_MAX` long: it becomes one extent run.
 #[derive(Debug, Clone)]
@@ -42,6 +44,8 @@ pub struct DirtyRun {
     pub data: Vec<Bytes>,
     /// Filled by the commit before it encodes any row: where the whole piece lies (`skip` 0, `len` its length).
     pub placed: Arc<OnceLock<ExtentRow>>,
+    /// The same content as readers hold it: the commit moves it into the object that it puts.
+    pub held: Arc<HeldContent>,
 }
 
 impl DirtyRun {
@@ -130,6 +134,12 @@ pub trait DirtyState: Send + Sync + 'static {
     fn lost(&self, why: &Lost);
 }
 
+/// Keeps frames that a commit has put into the bucket, so that reading back what was written asks nobody.
+pub trait KeepFrames: std::fmt::Debug + Send + Sync + 'static {
+    /// Takes the frames of these runs out of `body`, which is the whole of the object that the rows name. Does not wait.
+    fn keep(&self, body: &Bytes, rows: &[ExtentRow]);
+}
+
 /// How much a commit gathers, and when it leaves.
 #[derive(Debug, Clone)]
 pub struct CommitLimits {
@@ -162,7 +172,7 @@ impl Default for CommitLimits {
             cut_bytes_busy: 4 * INLINE_DATA_BYTES_MAX,
             inline_bytes_max: INLINE_DATA_BYTES_MAX,
             segment_bytes_max: SEGMENT_DATA_BYTES_MAX,
-            tree_flush_bytes: 32 * 1024 * 1024,
+            tree_flush_bytes: 16 * 1024 * 1024,
             tree_flush_commits: 1_000,
             tree_flush_after: Duration::from_secs(300),
         }
@@ -199,6 +209,8 @@ pub struct CommitContext {
     pub durable: Applied,
     /// How much and when.
     pub limits: CommitLimits,
+    /// Gets what was put, before it is acknowledged; `None` where nobody reads.
+    pub kept: Option<Arc<dyn KeepFrames>>,
 }
 
 /// What a commit loop has sent.

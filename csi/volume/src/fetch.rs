@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::bucket::{BucketError, BucketRef};
 use crate::cache::disk::DiskCache;
 use crate::cache::{FrameKey, RamCache};
+use crate::commit::KeepFrames;
 use crate::error::FsError;
 use crate::format::frame::{FrameIdentity, open_frame};
 use crate::ids::{InodeNo, ObjectId};
@@ -163,6 +164,13 @@ impl Fetcher {
         parts.iter().map(|part| cut(part, &found)).collect()
     }
 
+    /// True if no request is needed for these parts.
+    pub fn holds(&self, parts: &[WantedPart]) -> bool {
+        let on_disk = |key: FrameKey| self.inner.disk.as_ref().is_some_and(|disk| disk.contains(key));
+        let mut frames = parts.iter().flat_map(frames_of);
+        frames.all(|frame| self.inner.ram.contains(frame.key) || on_disk(frame.key))
+    }
+
     fn open(&self, frame: &Frame, stored: &Bytes) -> Result<Bytes, String> {
         let want = FrameIdentity {
             volume: self.inner.volume,
@@ -288,6 +296,29 @@ impl Fetcher {
         let missing: BTreeMap<FrameKey, Frame> = frames.map(|frame| (frame.key, frame)).collect();
         // Whoever reads the part meets the error again, and reports it.
         drop(self.fetch(&missing, &mut BTreeMap::new()).await);
+    }
+}
+
+impl KeepFrames for Fetcher {
+    fn keep(&self, body: &Bytes, rows: &[ExtentRow]) {
+        let mut frames = Vec::new();
+        for row in rows {
+            let mut at = row.object_offset;
+            for len in &row.frame_stored_lens {
+                let key = FrameKey {
+                    object: row.object,
+                    offset: at,
+                };
+                let stored = body.slice(at as usize..at as usize + *len as usize);
+                at += u64::from(*len);
+                // Copied, so that one frame that stays in the cache does not keep the whole object.
+                self.inner.ram.put(key, Bytes::copy_from_slice(&stored));
+                frames.push((key, stored));
+            }
+        }
+        if let Some(disk) = &self.inner.disk {
+            disk.put(Arc::new(frames));
+        }
     }
 }
 

@@ -6,23 +6,23 @@
 //!
 //! Dead objects are found by their counters in the tree, and journal objects that hold rows alone by their place in the
 //! journal. Nothing is listed, except once after a crash, to find what the crashed writer left that no row names.
-//! Invariant: an object that could not be judged stays. Caller: `volume.rs`. Absent: repacking of half-dead objects.
+//! Objects that are mostly dead, and many small ones, are emptied first by moving what lives in them (`gc/repack.rs`).
+//! Invariant: an object that could not be judged stays. Caller: `volume.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::stream::{self, StreamExt};
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::bucket::{BucketError, ListRequest, ObjectMeta};
 use crate::error::FsError;
 use crate::format::seal::is_seal;
 use crate::ids::{Epoch, Generation, JournalSeq, ObjectId};
+use crate::limits::CollectLimits;
 use crate::mount::Mount;
 use crate::row::{Applied, Key, ObjectStats, Row};
-
-/// 5 s between rounds. A round with nothing new to look at makes no request at all.
-const ROUND_EVERY: Duration = Duration::from_secs(5);
 
 /// 1,000 counters are read at a time, and at most 16 times in a round: a TiB of segments is seen in four rounds.
 const STATS_ROWS: usize = 1_000;
@@ -37,6 +37,13 @@ const DELETES_AT_ONCE: usize = 8;
 
 /// 4 KiB: a seal is shorter. A longer object needs no look at its bytes to be told from one.
 const SEAL_BYTES_MAX: u64 = 4_096;
+
+mod census;
+mod repack;
+
+use census::Census;
+pub(crate) use repack::Piece;
+use repack::{Filled, Pass};
 
 /// What a collector knows between its rounds.
 #[derive(Debug)]
@@ -54,6 +61,17 @@ pub(crate) struct Collector {
     deleted: BTreeMap<ObjectId, Generation>,
     /// Where the search for what a crash left goes on; `None` where there is nothing to search.
     sweep: Option<Sweep>,
+    limits: CollectLimits,
+    /// What the scan of the counters has shown so far.
+    census: Census,
+    /// Content is being moved.
+    pass: Option<Pass>,
+    /// When the last pass ended.
+    passed: Option<Instant>,
+    /// Segments whose rows the tree may lack: they are no garbage yet, whatever their counters say.
+    filled: Vec<Filled>,
+    /// Objects with damaged content: they are not moved by this mount again.
+    unreadable: BTreeSet<ObjectId>,
 }
 
 /// A listing under way.
@@ -67,6 +85,7 @@ impl Collector {
     /// `after_crash`: the mount before did not end cleanly.
     pub fn new(mount: Arc<Mount>, after_crash: bool) -> Self {
         Self {
+            limits: mount.collect.clone(),
             mount,
             journal_next: JournalSeq(1),
             cursor: None,
@@ -74,13 +93,22 @@ impl Collector {
             dead: BTreeMap::new(),
             deleted: BTreeMap::new(),
             sweep: after_crash.then(Sweep::default),
+            census: Census::default(),
+            pass: None,
+            passed: None,
+            filled: Vec::new(),
+            unreadable: BTreeSet::new(),
         }
     }
 
-    /// Collects until the mount ends.
-    pub async fn run(mut self) {
+    /// Collects until it is told to stop, between two rounds.
+    pub async fn run(mut self, stop: Arc<Notify>) {
         loop {
-            tokio::time::sleep(ROUND_EVERY).await;
+            tokio::select! {
+                biased;
+                () = stop.notified() => return,
+                () = tokio::time::sleep(self.limits.every) => {}
+            }
             if let Err(error) = self.round().await {
                 tracing::warn!(%error, volume = %self.mount.uuid, "garbage could not be collected; the next round tries again");
             }
@@ -97,7 +125,9 @@ impl Collector {
         };
         let mut room = DELETES_PER_ROUND;
         self.trim_journal(durable, &mut room).await?;
-        self.find_dead().await?;
+        if self.find_dead().await? {
+            self.begin_pass();
+        }
         let ready: Vec<ObjectId> = self
             .dead
             .iter()
@@ -113,6 +143,33 @@ impl Collector {
         }
         if durable.epoch == self.mount.epoch && room > 0 {
             self.sweep_page().await?;
+        }
+        self.move_content().await
+    }
+
+    /// Begins to move content, if that is worth it.
+    fn begin_pass(&mut self) {
+        let census = std::mem::take(&mut self.census);
+        let rested = self
+            .passed
+            .is_none_or(|passed| passed.elapsed() >= self.limits.repack_every);
+        if self.pass.is_some() || !rested {
+            return;
+        }
+        let mut victims = census.victims(&self.limits);
+        victims.retain(|object| !self.unreadable.contains(object));
+        if !victims.is_empty() {
+            tracing::debug!(objects = victims.len(), volume = %self.mount.uuid, "their content is moved together");
+            self.pass = Some(Pass::new(victims));
+        }
+    }
+
+    async fn move_content(&mut self) -> Result<(), FsError> {
+        let Some(pass) = &mut self.pass else { return Ok(()) };
+        if pass.round(&self.mount, &mut self.filled).await? {
+            self.unreadable.append(&mut pass.unreadable);
+            self.pass = None;
+            self.passed = Some(Instant::now());
         }
         Ok(())
     }
@@ -154,22 +211,27 @@ impl Collector {
         }
     }
 
-    /// Reads counters on from where the last round ended, if the tree has changed since they were all read.
-    async fn find_dead(&mut self) -> Result<(), FsError> {
+    /// Reads counters on from where the last round ended, if the tree has changed since they were all read. True where it
+    /// has just seen the last of them.
+    async fn find_dead(&mut self) -> Result<bool, FsError> {
         let first = Key::ObjectStats(ObjectId::Journal(Epoch(0), JournalSeq(0)));
         let end = Key::ObjectStats(ObjectId::Segment(Epoch(u64::MAX), u64::MAX));
         let applied_generation = self.mount.lock().applied();
         self.deleted.retain(|_, generation| *generation > applied_generation);
+        self.filled.retain(|filled| filled.generation > applied_generation);
         if self.cursor.is_none() {
             let applied = self.mount.tree.applied();
             if self.scanned == Some(applied) {
-                return Ok(());
+                return Ok(false);
             }
             self.scanned = Some(applied);
+            self.census = Census::default();
             self.cursor = Some(first);
         }
         for _ in 0..SCANS_PER_ROUND {
-            let Some(from) = self.cursor.take() else { return Ok(()) };
+            let Some(from) = self.cursor.take() else {
+                return Ok(true);
+            };
             let rows = self.mount.tree.scan(&from, &end, STATS_ROWS).await?;
             let seen = self.mount.tree.applied();
             let full = rows.len() == STATS_ROWS;
@@ -177,13 +239,17 @@ impl Collector {
                 let (Key::ObjectStats(object), Row::ObjectStats(stats)) = (&key, row) else {
                     continue;
                 };
-                if stats.live_bytes <= 0 && !self.deleted.contains_key(object) {
+                if self.filled.iter().any(|filled| filled.object == *object) {
+                    // Judged when the tree has all of its rows.
+                } else if stats.live_bytes > 0 {
+                    self.census.add(*object, stats);
+                } else if !self.deleted.contains_key(object) {
                     self.dead.entry(*object).or_insert(seen);
                 }
                 self.cursor = full.then(|| Key::ObjectStats(after(*object)));
             }
         }
-        Ok(())
+        Ok(self.cursor.is_none())
     }
 
     /// Deletes objects and returns those that are gone.

@@ -16,9 +16,17 @@ use crate::commit::{CommitHandle, DirtyState, Lost, SealedGeneration};
 use crate::error::FsError;
 use crate::fetch::Fetcher;
 use crate::ids::{Epoch, Generation};
+use crate::limits::CollectLimits;
 use crate::readahead::Readahead;
 use crate::table::{Need, Stop, Tables};
 use crate::tree::{Tree, TreeError};
+
+mod follow;
+
+pub(crate) use follow::Follow;
+
+/// 2 renewals for one operation of a mount that only reads: the second for a writer that was quicker than the first.
+const RENEWALS_MAX: u32 = 2;
 
 /// 10,000 loads for one operation: a directory of ten million entries, or a file of two million extents that is cut to
 /// nothing. More means that rows are evicted faster than the operation loads them, and it fails rather than run for ever.
@@ -77,6 +85,8 @@ impl DirtyState for State {
 pub(crate) struct Mount {
     pub state: Arc<State>,
     pub tree: Arc<dyn Tree>,
+    /// For a mount that only reads.
+    pub follow: Option<Follow>,
     /// `None` for a mount that only reads.
     pub commit: Option<CommitHandle>,
     /// Where the journal, segments and tree are.
@@ -86,7 +96,10 @@ pub(crate) struct Mount {
     pub clock: Arc<dyn Clock>,
     pub uuid: Uuid,
     pub epoch: Epoch,
+    /// What tells our objects from anybody's.
+    pub writer: Uuid,
     pub read_only: bool,
+    pub collect: CollectLimits,
     /// Told when there is an orphan to purge.
     pub purge: Notify,
 }
@@ -111,7 +124,9 @@ impl Mount {
 
     /// Runs an operation that changes nothing.
     pub async fn look<R>(&self, mut operation: impl FnMut(&mut Tables) -> Result<R, Stop>) -> Result<R, FsError> {
+        let mut renewals = 0;
         for _ in 0..LOADS_MAX {
+            let seen = self.renewals();
             let need = {
                 let mut tables = self.lock();
                 tables.check_open()?;
@@ -125,7 +140,12 @@ impl Mount {
                     Err(Stop::Need(need)) => need,
                 }
             };
-            self.load(need).await?;
+            if let Err(error) = self.load(need).await {
+                renewals += 1;
+                if renewals > RENEWALS_MAX || !self.renew_after(seen, &error).await {
+                    return Err(error);
+                }
+            }
         }
         Err(overrun())
     }
@@ -178,10 +198,14 @@ impl Mount {
             state: &self.state,
             began,
         };
+        let seen = self.renewals();
         let loaded = need.ask(self.tree.as_ref()).await?;
         {
             let mut tables = self.lock();
-            tables.load(loaded);
+            // What an older state said is nothing to be known in a newer one.
+            if self.renewals() == seen {
+                tables.load(loaded);
+            }
         }
         drop(fetching);
         Ok(())

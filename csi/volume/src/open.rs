@@ -9,6 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::bucket::{BucketError, BucketRef, Prefixed};
+use crate::clock::Timestamp;
 use crate::format::seal::Seal;
 use crate::head::{Claim, HeadError, HeadFile, HeadWriter, TakenOver};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
@@ -26,18 +27,21 @@ use walk::{Step, Walk};
 pub struct TreeConfig {
     /// Bytes of decoded blocks kept in RAM.
     pub cache_bytes: u64,
+    /// This node's time: what a writer stamps the tree's files with. It may be wrong.
+    pub now: Timestamp,
 }
 
 impl Default for TreeConfig {
     fn default() -> Self {
         Self {
             cache_bytes: TREE_CACHE_BYTES,
+            now: Timestamp::default(),
         }
     }
 }
 
-/// 32 MiB: blocks of the tree in RAM, for each volume. What operations need often is in the RAM tables already.
-pub const TREE_CACHE_BYTES: u64 = 32 * 1024 * 1024;
+/// 16 MiB: blocks of the tree in RAM, for each volume. What operations need often is in the RAM tables already.
+pub const TREE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// 8 claims of the tree: each lost one means that another mount opened it meanwhile, which the head then tells.
 const CLAIMS_MAX: u32 = 8;
@@ -174,7 +178,7 @@ async fn claim_tree(
     for _ in 0..CLAIMS_MAX {
         let seen = seen_writer(bucket.clone()).await?;
         head.confirm(epoch).await?;
-        match SlateTree::open(bucket.clone(), seen, config.cache_bytes).await {
+        match SlateTree::open(bucket.clone(), seen, config.now, config.cache_bytes).await {
             Err(TreeError::Fenced) => {}
             answer => return Ok(answer?),
         }

@@ -5,6 +5,7 @@
 //! mount go on with it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::FsError;
 use crate::ids::InodeNo;
@@ -14,20 +15,41 @@ use crate::row::Key;
 /// 1,000 orphans of an earlier mount are looked up at a time.
 const ORPHAN_ROWS: usize = 1_000;
 
-/// Purges until the mount ends. An orphan that cannot be purged stays for the next mount.
+/// 60 s until what could not be purged is tried again: the store may be away, or the tables too small for a while.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// Purges until the mount ends, or can change nothing any more. What could not be purged is tried again.
 pub(crate) async fn run(mount: Arc<Mount>) {
-    if let Err(error) = adopt(&mount).await {
-        tracing::warn!(%error, volume = %mount.uuid, "orphans of an earlier mount could not be listed; the next mount tries again");
-    }
+    let mut adopted = false;
     loop {
-        let next = mount.lock().next_purgeable();
-        match next {
-            None => mount.purge.notified().await,
-            Some(ino) => {
-                if let Err(error) = purge(&mount, ino).await {
-                    tracing::warn!(%error, %ino, volume = %mount.uuid, "an orphan could not be purged; the next mount tries again");
+        let mut failed = Vec::new();
+        if !adopted {
+            match adopt(&mount).await {
+                Ok(()) => adopted = true,
+                Err(error) => {
+                    tracing::warn!(%error, volume = %mount.uuid, "orphans of an earlier mount could not be listed; it is tried again");
                 }
             }
+        }
+        loop {
+            let Some(ino) = mount.lock().next_purgeable() else {
+                break;
+            };
+            match purge(&mount, ino).await {
+                Ok(()) => {}
+                Err(FsError::Lost(_) | FsError::Closed) => return,
+                Err(error) => {
+                    tracing::warn!(%error, %ino, volume = %mount.uuid, "an orphan could not be purged; it is tried again");
+                    failed.push(ino);
+                }
+            }
+        }
+        if adopted && failed.is_empty() {
+            mount.purge.notified().await;
+        } else {
+            // Whoever is told meanwhile waits as long: the store is away for him too.
+            tokio::time::sleep(AGAIN_AFTER).await;
+            mount.lock().purge_again(failed);
         }
     }
 }
@@ -68,4 +90,112 @@ async fn purge(mount: &Mount, ino: InodeNo) -> Result<(), FsError> {
     while !mount.change(|tables, _| tables.purge_step(ino)).await? {}
     mount.readahead.forget(ino);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use async_trait::async_trait;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::bucket::memory::MemoryBucket;
+    use crate::clock::Timestamp;
+    use crate::commit::DirtyState;
+    use crate::ids::{Epoch, JournalSeq};
+    use crate::ops::make::root_row;
+    use crate::row::{Applied, Counters, FileKind, InodeRow, Row};
+    use crate::tree::memory::MemoryTree;
+    use crate::tree::{Tree, TreeError};
+    use crate::volume::Volume;
+
+    /// A tree that can be away.
+    #[derive(Debug)]
+    struct Away {
+        tree: MemoryTree,
+        away: AtomicBool,
+    }
+
+    impl Away {
+        fn there(&self) -> Result<&MemoryTree, TreeError> {
+            match self.away.load(Ordering::SeqCst) {
+                true => Err(TreeError::Unavailable {
+                    detail: "away".to_owned(),
+                }),
+                false => Ok(&self.tree),
+            }
+        }
+    }
+
+    #[async_trait]
+    impl Tree for Away {
+        async fn get(&self, key: &Key) -> Result<Option<Row>, TreeError> {
+            self.there()?.get(key).await
+        }
+
+        async fn scan(&self, from: &Key, until: &Key, rows_max: usize) -> Result<Vec<(Key, Row)>, TreeError> {
+            self.there()?.scan(from, until, rows_max).await
+        }
+
+        async fn apply(&self, applied: Applied, changes: Vec<(Key, Option<Row>)>) -> Result<(), TreeError> {
+            self.there()?.apply(applied, changes).await
+        }
+
+        async fn flush(&self) -> Result<Applied, TreeError> {
+            self.there()?.flush().await
+        }
+
+        fn applied(&self) -> Applied {
+            self.tree.applied()
+        }
+
+        async fn close(&self) -> Result<(), TreeError> {
+            self.tree.close().await
+        }
+    }
+
+    fn orphan() -> Vec<(Key, Option<Row>)> {
+        let ino = InodeNo(2);
+        let file = InodeRow {
+            kind: FileKind::Regular,
+            nlink: 0,
+            ..root_row(Timestamp::default())
+        };
+        vec![
+            (Key::Orphan(ino), Some(Row::Orphan)),
+            (Key::Inode(ino), Some(Row::Inode(file))),
+        ]
+    }
+
+    /// An orphan that cannot be purged when it is found goes while the mount lives.
+    #[tokio::test(start_paused = true)]
+    async fn what_could_not_be_purged_is_tried_again() {
+        let tree = Arc::new(Away {
+            tree: MemoryTree::new(),
+            away: AtomicBool::new(false),
+        });
+        let applied = Applied {
+            epoch: Epoch(1),
+            seq: JournalSeq(1),
+        };
+        tree.apply(applied, orphan()).await.unwrap();
+        tree.away.store(true, Ordering::SeqCst);
+        let counters = Counters {
+            next_ino: 3,
+            used_bytes: 0,
+            inodes: 2,
+        };
+        let bucket = Arc::new(MemoryBucket::new());
+        let volume = Volume::reopened(tree.clone(), bucket, counters, Uuid::from_u128(1));
+        let purging = tokio::spawn(run(volume.mount()));
+        tokio::time::sleep(3 * AGAIN_AFTER).await;
+        assert!(volume.state().seal().is_none(), "nothing could be done yet");
+        tree.away.store(false, Ordering::SeqCst);
+        tokio::time::sleep(2 * AGAIN_AFTER).await;
+        let purged = volume.state().seal().expect("something was done");
+        assert!(purged.rows.contains(&(Key::Orphan(InodeNo(2)), None)), "{purged:?}");
+        assert_eq!(purged.counters.inodes, 1);
+        purging.abort();
+    }
 }

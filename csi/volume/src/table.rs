@@ -26,6 +26,7 @@ mod inodes;
 mod load;
 mod orphans;
 mod ranges;
+mod relocate;
 mod seal;
 mod xattrs;
 
@@ -106,6 +107,8 @@ struct OpenGeneration {
     orphans: BTreeSet<InodeNo>,
     /// Objects that were deleted from the bucket: their counters go.
     deleted_objects: BTreeSet<ObjectId>,
+    /// Bytes of content of objects that were filled beside the commits.
+    filled_objects: BTreeMap<ObjectId, u64>,
 }
 
 impl OpenGeneration {
@@ -119,6 +122,7 @@ impl OpenGeneration {
             xattrs: BTreeSet::new(),
             orphans: BTreeSet::new(),
             deleted_objects: BTreeSet::new(),
+            filled_objects: BTreeMap::new(),
         }
     }
 
@@ -129,6 +133,7 @@ impl OpenGeneration {
             && self.xattrs.is_empty()
             && self.orphans.is_empty()
             && self.deleted_objects.is_empty()
+            && self.filled_objects.is_empty()
     }
 }
 
@@ -200,6 +205,24 @@ impl Tables {
             lost: None,
             closed: false,
         }
+    }
+
+    /// Forgets every row: another state of the volume is read from now on. Who holds which inode stays.
+    ///
+    /// Panics where something can be dirty: a mistake of the caller.
+    pub fn forget_state(&mut self, counters: Counters) {
+        assert!(self.read_only, "only a mount that reads alone changes its state");
+        self.inodes.clear();
+        self.dirents.clear();
+        self.listings.clear();
+        self.files.clear();
+        self.xattrs.clear();
+        self.orphans.clear();
+        self.orphans_stored.clear();
+        self.evictable.clear();
+        self.open = OpenGeneration::new(self.open.number);
+        self.bytes = 0;
+        self.counters = counters;
     }
 
     /// Totals of the volume.
@@ -299,6 +322,12 @@ impl Tables {
         if self.open.deleted_objects.insert(object) {
             self.open.bytes += ROW_BYTES;
         }
+    }
+
+    /// Notes how much content an object was filled with beside the commits.
+    pub fn note_filled(&mut self, object: ObjectId, total_bytes: u64) {
+        self.open.filled_objects.insert(object, total_bytes);
+        self.open.bytes += ROW_BYTES;
     }
 
     fn queue(&mut self, key: EvictKey) {

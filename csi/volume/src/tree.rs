@@ -10,8 +10,10 @@ use async_trait::async_trait;
 
 use crate::row::{Applied, Key, ObjectStats, Row};
 
+mod clock;
 #[cfg(test)]
 pub(crate) mod contract;
+pub(crate) mod latest;
 pub mod memory;
 mod object_store;
 pub(crate) mod overlay;

@@ -13,9 +13,9 @@ pub const NOT_NEEDED: Errno = Errno::ENOSYS;
 /// 1 MiB: the kernel's own largest request (256 pages). Larger ones were not faster.
 const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 
-/// 256 reads ahead and writes behind at a time; above it the kernel makes their callers wait. With 1 MiB each this is as
-/// much as a volume may hold dirty.
-const BACKGROUND_REQUESTS_MAX: u16 = 256;
+/// 32 reads ahead and writes behind at a time; above it the kernel makes their callers wait. A write that waits for room holds
+/// its 1 MiB in our memory, beside what is dirty.
+const BACKGROUND_REQUESTS_MAX: u16 = 32;
 
 /// Agrees with the kernel on how to talk. A mount that writes gets the writeback cache: the kernel answers write(2) from
 /// its own memory and sends us whole pages later. Locks are not asked for, so the kernel keeps them by itself. The
@@ -31,12 +31,15 @@ pub fn negotiate(config: &mut KernelConfig, read_only: bool) -> io::Result<()> {
         | InitFlags::FUSE_ASYNC_DIO
         | InitFlags::FUSE_CACHE_SYMLINKS
         | InitFlags::FUSE_NO_OPENDIR_SUPPORT
-        | InitFlags::FUSE_EXPLICIT_INVAL_DATA
         | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
         | InitFlags::FUSE_POSIX_ACL
         | InitFlags::FUSE_DONT_MASK;
     if !read_only {
-        wanted |= InitFlags::FUSE_WRITEBACK_CACHE | InitFlags::FUSE_HANDLE_KILLPRIV_V2;
+        wanted |=
+            InitFlags::FUSE_WRITEBACK_CACHE | InitFlags::FUSE_HANDLE_KILLPRIV_V2 | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
+    } else {
+        // A reader may go on with a newer state, in which a file is another one.
+        wanted |= InitFlags::FUSE_AUTO_INVAL_DATA;
     }
     // An older kernel lacks some: without them it is slower, not wrong.
     let offered = wanted & config.capabilities();

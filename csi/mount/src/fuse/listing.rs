@@ -9,7 +9,7 @@ use volume::ids::{DirCookie, InodeNo};
 use volume::volume::Volume;
 
 use super::stat::{file_attr, file_type};
-use super::{FOREVER, GENERATION};
+use super::{GENERATION, valid_for};
 
 /// 128 entries per call: three of the kernel's smallest buffers of names, six with attributes.
 const ENTRIES_PER_CALL: usize = 128;
@@ -51,7 +51,7 @@ pub async fn fill_plus(
                     INodeNo(entry.ino.0),
                     entry.cookie.0,
                     name,
-                    &FOREVER,
+                    &valid_for(volume),
                     &file_attr(attr),
                     GENERATION,
                 ) {

@@ -32,8 +32,14 @@ const REGIONS: u64 = 16;
 /// 64 KiB: a region is never shorter, so that a tiny cache still holds a frame of 4 KiB in each.
 const REGION_BYTES_MIN: u64 = 64 * 1024;
 
-/// 4 writes wait for the disk at most. More are not cached: reading must not wait for a slow disk.
-const WRITES_AT_ONCE: usize = 4;
+/// 32 MiB wait for the disk at most. More is not cached: neither reading nor a commit must wait for a slow disk.
+const WRITING_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// 64 KiB: what waiting bytes are counted in.
+const WRITING_UNIT_BYTES: u64 = 64 * 1024;
+
+/// As many units.
+const WRITING_UNITS_MAX: u32 = (WRITING_BYTES_MAX / WRITING_UNIT_BYTES) as u32;
 
 #[derive(Debug, Clone, Copy)]
 struct Location {
@@ -109,7 +115,7 @@ impl DiskCache {
             dir: dir.to_owned(),
             region_bytes: (bytes_max / REGIONS).max(REGION_BYTES_MIN),
             index: Mutex::default(),
-            writes: Arc::new(Semaphore::new(WRITES_AT_ONCE)),
+            writes: Arc::new(Semaphore::new(WRITING_UNITS_MAX as usize)),
         });
         let found = region_numbers(dir)?;
         // What is appended from now on goes to a region of its own, so that the search never meets it.
@@ -158,9 +164,17 @@ impl DiskCache {
         tokio::task::spawn_blocking(read).await.unwrap_or_default()
     }
 
+    /// True if the frame is here.
+    pub fn contains(&self, key: FrameKey) -> bool {
+        self.inner.lock().by_key.contains_key(&key)
+    }
+
     /// Keeps frames, if the disk is quick enough.
     pub fn put(&self, frames: Arc<Vec<(FrameKey, Bytes)>>) {
-        let Ok(permit) = Arc::clone(&self.inner.writes).try_acquire_owned() else {
+        let bytes: u64 = frames.iter().map(|(_, stored)| stored.len() as u64).sum();
+        let units = u32::try_from(bytes.div_ceil(WRITING_UNIT_BYTES)).unwrap_or(u32::MAX);
+        let units = units.clamp(1, WRITING_UNITS_MAX);
+        let Ok(permit) = Arc::clone(&self.inner.writes).try_acquire_many_owned(units) else {
             return;
         };
         let inner = Arc::clone(&self.inner);

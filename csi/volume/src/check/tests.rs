@@ -115,7 +115,9 @@ async fn change(memory: &MemoryBucket, key: &str, change: impl FnOnce(&mut Vec<u
 async fn rewrite(memory: &Arc<MemoryBucket>, changes: Vec<(Key, Option<Row>)>) {
     let data: BucketRef = Arc::new(Prefixed::new(memory.clone(), format!("{}/", UUID.simple())));
     let seen = seen_writer(data.clone()).await.unwrap();
-    let tree = SlateTree::open(data, seen, 1 << 20).await.unwrap();
+    let tree = SlateTree::open(data, seen, Timestamp::default(), 1 << 20)
+        .await
+        .unwrap();
     tree.apply(tree.applied(), changes).await.unwrap();
     tree.close().await.unwrap();
 }

@@ -24,6 +24,8 @@ pub(super) struct Encoded {
     pub journal: Bytes,
     pub segments: Vec<(ObjectId, Bytes)>,
     pub changes: Vec<(Key, Option<Row>)>,
+    /// Where each new run lies.
+    pub placed: Vec<ExtentRow>,
     /// Length of the changes as encoded.
     pub rows_bytes: u64,
 }
@@ -52,12 +54,27 @@ pub(super) fn encode(
             place(run, builder.put_run(run.ino, run.offset, &run.data));
         }
     }
+    let placed = sealed.runs.iter().filter_map(|run| run.placed.get().cloned()).collect();
+    let held: Vec<_> = sealed
+        .runs
+        .iter()
+        .map(|run| (run.placed.clone(), run.held.clone()))
+        .collect();
     let changes = changes_of(sealed);
     let (journal, rows_bytes) = builder.finish(&changes);
+    let inline = (ObjectId::Journal(name.epoch, name.seq), journal.clone());
+    for (placed, held) in held {
+        let row = placed.get().expect("all runs were placed");
+        let mut objects = segments.iter().chain(std::iter::once(&inline));
+        if let Some((_, body)) = objects.find(|(object, _)| *object == row.object) {
+            held.move_into(body, row);
+        }
+    }
     Encoded {
         journal,
         segments,
         changes,
+        placed,
         rows_bytes,
     }
 }
@@ -135,7 +152,17 @@ fn changes_of(sealed: SealedGeneration) -> Vec<(Key, Option<Row>)> {
         };
         changes.push((key, new.map(Row::Extent)));
     }
-    changes.extend(sealed.rows);
+    for (key, row) in sealed.rows {
+        match (key, row) {
+            // Objects that were filled beside the commits: their totals join the rest of their sums.
+            (Key::ObjectStats(object), Some(Row::ObjectStats(more))) => {
+                let sum = stats.entry(object).or_default();
+                sum.live_bytes += more.live_bytes;
+                sum.total_bytes += more.total_bytes;
+            }
+            other => changes.push(other),
+        }
+    }
     for (object, delta) in stats {
         if delta != ObjectStats::default() {
             changes.push((Key::ObjectStats(object), Some(Row::ObjectStats(delta))));
@@ -183,6 +210,7 @@ mod tests {
             offset: 0,
             data: vec![Bytes::from(vec![ino as u8; len])],
             placed: Arc::new(OnceLock::new()),
+            held: Arc::default(),
         }
     }
 

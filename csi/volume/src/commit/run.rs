@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -19,10 +20,10 @@ use super::encode::{Encoded, encode};
 use super::handle::Shared;
 use super::pace::{Decision, PutTime, Situation, decide};
 use super::put::Putter;
-use super::{CommitContext, DirtyState, Lost, SealedGeneration};
+use super::{CommitContext, DirtyState, KeepFrames, Lost, SealedGeneration};
 use crate::format::journal::JournalName;
-use crate::ids::{Generation, JournalSeq};
-use crate::row::Applied;
+use crate::ids::{Generation, JournalSeq, ObjectId};
+use crate::row::{Applied, ExtentRow};
 
 /// 24 segments of 16 MiB under way: more would only queue in the store's client, holding their bytes.
 const SEGMENT_PUTS_MAX: usize = 24;
@@ -218,11 +219,18 @@ impl CommitLoop {
             rows_bytes: encoded.rows_bytes,
         };
         self.in_flight.push_back(Slot { commit, done: false });
-        let (putter, journal, segments) = (self.putter.clone(), encoded.journal, encoded.segments);
+        let (putter, kept) = (self.putter.clone(), self.context.kept.clone());
+        let (journal, segments, placed) = (encoded.journal, encoded.segments, encoded.placed);
         self.uploads.spawn(async move {
             let started = Instant::now();
-            let result = putter.put_commit(seq, journal, segments).await;
+            let result = putter.put_commit(seq, journal.clone(), segments.clone()).await;
             let took = started.elapsed();
+            if let (Some(kept), Ok(())) = (kept, &result) {
+                keep(&*kept, ObjectId::Journal(putter.epoch, seq), &journal, &placed);
+                segments
+                    .iter()
+                    .for_each(|(object, body)| keep(&*kept, *object, body, &placed));
+            }
             Upload { seq, took, result }
         });
         Ok(true)
@@ -313,6 +321,14 @@ impl Shared {
             state.lost(why);
             self.wake.notify_one();
         }
+    }
+}
+
+/// Gives the frames of one object away, before its commit gives up the content in RAM.
+fn keep(kept: &dyn KeepFrames, object: ObjectId, body: &Bytes, placed: &[ExtentRow]) {
+    let rows: Vec<ExtentRow> = placed.iter().filter(|row| row.object == object).cloned().collect();
+    if !rows.is_empty() {
+        kept.keep(body, &rows);
     }
 }
 

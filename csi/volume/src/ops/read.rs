@@ -22,6 +22,7 @@ pub(crate) async fn read(mount: &Mount, ino: InodeNo, offset: u64, len_bytes: u3
     let mut looks = 0;
     loop {
         looks += 1;
+        let seen = mount.renewals();
         let parts = mount
             .look(|tables| plan(tables, ino, offset, u64::from(len_bytes)))
             .await?;
@@ -30,7 +31,13 @@ pub(crate) async fn read(mount: &Mount, ino: InodeNo, offset: u64, len_bytes: u3
         }
         match gather(mount, parts).await {
             Ok(bytes) => return Ok(bytes),
-            Err(FetchError::Missing(_)) if looks < LOOKS_MAX => {}
+            Err(error @ FetchError::Missing(_)) if looks < LOOKS_MAX => {
+                // Of a mount that only reads the whole state may be gone.
+                if let Err(why) = mount.renew(seen).await {
+                    tracing::warn!(error = %why, "the newest state of the volume cannot be read");
+                    return Err(error.into_fs(ino));
+                }
+            }
             Err(error) => return Err(error.into_fs(ino)),
         }
     }

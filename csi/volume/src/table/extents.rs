@@ -7,12 +7,12 @@
 //! - A key that was sealed and is gone since stays in `gone` until the tree says so too, and what it covered stays known.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
 use super::{EvictKey, Need, ROW_BYTES, RangeSet, Stop, Tables};
-use crate::commit::RunSource;
+use crate::commit::{HeldContent, RunSource};
 use crate::ids::{Generation, InodeNo};
 use crate::row::{ExtentRow, RUN_BYTES_MAX};
 
@@ -27,41 +27,27 @@ const COPY_BELOW: u64 = 4;
 pub(crate) struct Run {
     /// Where the whole lies; filled by the commit.
     pub placed: Arc<OnceLock<ExtentRow>>,
-    /// Pieces by their offset in the run, until it is durable.
-    data: Mutex<Option<Vec<(u64, Bytes)>>>,
+    /// The content, until it is durable.
+    pub held: Arc<HeldContent>,
 }
 
 impl Run {
     pub fn new(pieces: Vec<(u64, Bytes)>) -> Self {
         Self {
             placed: Arc::new(OnceLock::new()),
-            data: Mutex::new(Some(pieces)),
+            held: Arc::new(HeldContent::new(pieces)),
         }
-    }
-
-    /// Gives the content up: it is in the bucket.
-    pub fn landed(&self) {
-        *self.data.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The content of a part, if it is still in RAM.
     fn slice(&self, skip: u64, len: u64, parts: &mut Vec<Part>) -> bool {
-        let data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(pieces) = data.as_ref() else { return false };
-        let end = skip + len;
-        let first = pieces.partition_point(|(at, piece)| at + piece.len() as u64 <= skip);
-        for (at, piece) in pieces[first..].iter().take_while(|(at, _)| *at < end) {
-            let from = skip.max(*at) - at;
-            let until = end.min(at + piece.len() as u64) - at;
-            parts.push(Part::Bytes(piece.slice(from as usize..until as usize)));
-        }
-        true
+        self.held.slice(skip, len, |bytes| parts.push(Part::Bytes(bytes)))
     }
 }
 
 /// Where an extent's content is.
 #[derive(Debug, Clone)]
-enum Source {
+pub(super) enum Source {
     /// Written since the last cut. `backing` is the length of the buffer that the bytes keep alive.
     Open { bytes: Bytes, backing: u64 },
     /// Sealed by this mount: the part of the run from `skip` on.
@@ -116,11 +102,12 @@ fn told_len(source: &RunSource) -> u64 {
     }
 }
 
+/// Content without a gap, up to the key that it has in the map.
 #[derive(Debug)]
-struct Extent {
-    start: u64,
-    source: Source,
-    changed: Generation,
+pub(super) struct Extent {
+    pub start: u64,
+    pub source: Source,
+    pub changed: Generation,
 }
 
 /// A part of what a read returns, in order.
@@ -147,7 +134,7 @@ pub(crate) enum Part {
 #[derive(Debug, Default)]
 pub(crate) struct FileExtents {
     /// By their end.
-    map: BTreeMap<u64, Extent>,
+    pub(super) map: BTreeMap<u64, Extent>,
     /// Start of what a key that is gone covered when it was last sealed, and the generation that removed it.
     gone: BTreeMap<u64, (u64, Generation)>,
     known: RangeSet,
@@ -335,7 +322,7 @@ impl Tables {
         }
     }
 
-    fn put_extent(&mut self, ino: InodeNo, end: u64, extent: Extent) {
+    pub(super) fn put_extent(&mut self, ino: InodeNo, end: u64, extent: Extent) {
         self.bytes += ROW_BYTES;
         let before = self.files.entry(ino).or_default().map.insert(end, extent);
         assert!(before.is_none(), "two extents of inode {ino} end at {end}");

@@ -78,6 +78,11 @@ impl Tables {
         true
     }
 
+    /// Notes orphans that could not be purged.
+    pub fn purge_again(&mut self, inos: Vec<InodeNo>) {
+        self.purgeable.extend(inos);
+    }
+
     /// The next orphan to purge.
     pub fn next_purgeable(&mut self) -> Option<InodeNo> {
         while let Some(ino) = self.purgeable.pop_front() {

@@ -8,7 +8,7 @@ use super::extents::Run;
 use super::{DirentKey, OpenGeneration, Tables};
 use crate::commit::{DirtyRun, ExtentChange, Lost, SealedGeneration};
 use crate::ids::{Generation, InodeNo};
-use crate::row::{Key, Row};
+use crate::row::{Key, ObjectStats, Row};
 
 /// The keys that a generation changed.
 #[derive(Debug, Default)]
@@ -81,6 +81,13 @@ impl Tables {
                 .into_iter()
                 .map(|object| (Key::ObjectStats(object), None)),
         );
+        rows.extend(open.filled_objects.into_iter().map(|(object, bytes)| {
+            let total = ObjectStats {
+                live_bytes: 0,
+                total_bytes: i64::try_from(bytes).expect("a segment has few bytes"),
+            };
+            (Key::ObjectStats(object), Some(Row::ObjectStats(total)))
+        }));
         self.flying_bytes += open.bytes;
         self.flights.push_back(Flight {
             generation,
@@ -110,6 +117,7 @@ impl Tables {
                     offset,
                     data,
                     placed: Arc::clone(&run.placed),
+                    held: Arc::clone(&run.held),
                 });
                 sealed_runs.push(run);
             }
@@ -134,7 +142,7 @@ impl Tables {
         assert!(generation >= self.durable, "durability is told in order");
         for flight in self.flights.iter_mut().filter(|flight| flight.generation <= generation) {
             self.flying_bytes -= std::mem::take(&mut flight.bytes);
-            flight.runs.drain(..).for_each(|run| run.landed());
+            flight.runs.drain(..).for_each(|run| run.held.give_up());
         }
         self.durable = generation;
     }

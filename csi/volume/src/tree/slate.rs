@@ -17,13 +17,16 @@ use slatedb::config::{
 };
 use slatedb::db_cache::foyer::{FoyerCache, FoyerCacheOptions};
 use slatedb::db_cache::{DbCache, SplitCache};
+use slatedb::manifest::VersionedManifest;
 use slatedb::{
     CloseReason, Db, DbIterator, DbReader, DbReaderMode, ErrorKind, MergeOperator, MergeOperatorError, WriteBatch,
 };
 
+use super::clock::{Stamp, TreeClock, newest_stamp};
 use super::object_store::BucketStore;
 use super::{Tree, TreeError, merged_stats};
 use crate::bucket::BucketRef;
+use crate::clock::Timestamp;
 use crate::ids::{Epoch, JournalSeq};
 use crate::row::codec::{decode_key, decode_pair, decode_row, encode_key, encode_row};
 use crate::row::{Applied, Key, Row};
@@ -31,18 +34,18 @@ use crate::row::{Applied, Key, Row};
 /// Folder of the tree below the volume's data prefix.
 const FOLDER: &str = "m";
 
-/// 32 MiB: rows gathered in RAM before they become an SST; also the largest SST, which is held in RAM while it is put.
-const SST_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// 16 MiB: rows gathered in RAM before they become an SST; also the largest SST, which is held in RAM while it is put.
+const SST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// 96 MiB: rows in RAM not yet in an SST. Above it `apply` waits, then commits, then writers.
-const UNFLUSHED_BYTES_MAX: usize = 3 * SST_BYTES_MAX;
+/// 32 MiB: rows in RAM not yet in an SST. Above it `apply` waits, then commits, then writers.
+const UNFLUSHED_BYTES_MAX: usize = 2 * SST_BYTES_MAX;
 
-/// 64 SSTs that no compaction has taken yet: with a compactor that looks every eight minutes, 2 GiB of rows before
+/// 64 SSTs that no compaction has taken yet: with a compactor that looks every twelve minutes, 1 GiB of rows before
 /// `apply` waits for it.
 const L0_SSTS_MAX: usize = 64;
 
-/// 8 minutes: each look is six requests, and an idle volume asks the store about once a minute, all pollers together.
-const COMPACTOR_POLL: Duration = Duration::from_secs(480);
+/// 12 minutes: each look is eight requests, and an idle volume asks the store less than once a minute, all pollers together.
+const COMPACTOR_POLL: Duration = Duration::from_secs(720);
 
 /// 15 minutes: a writer learns by it what the compactor did; being fenced it learns from its journal, much sooner.
 const MANIFEST_POLL: Duration = Duration::from_secs(900);
@@ -105,14 +108,23 @@ pub(crate) const NOTHING: Applied = Applied {
     seq: JournalSeq(0),
 };
 
-/// The writer epoch that the tree shows now: what `SlateTree::open` is to be given after the head was confirmed.
+/// The writer that a tree shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenWriter {
+    epoch: u64,
+    newest: Stamp,
+}
+
+/// The writer that the tree shows now: what `SlateTree::open` is to be given after the head was confirmed.
 ///
 /// # Errors
 /// `TreeError` if the manifest cannot be read.
-pub async fn seen_writer(bucket: BucketRef) -> Result<u64, TreeError> {
-    let admin = AdminBuilder::new(FOLDER, Arc::new(BucketStore::new(bucket))).build();
-    let manifest = admin.read_manifest(None).await.map_err(outward)?;
-    Ok(manifest.map_or(0, |manifest| manifest.writer_epoch()))
+pub async fn seen_writer(bucket: BucketRef) -> Result<SeenWriter, TreeError> {
+    let manifest = read_manifest(bucket).await?;
+    Ok(SeenWriter {
+        epoch: manifest.as_ref().map_or(0, VersionedManifest::writer_epoch),
+        newest: manifest.as_ref().map(newest_stamp).unwrap_or_default(),
+    })
 }
 
 /// The number of the newest manifest of the tree; `None` if there is no tree.
@@ -120,19 +132,29 @@ pub async fn seen_writer(bucket: BucketRef) -> Result<u64, TreeError> {
 /// # Errors
 /// `TreeError` if it cannot be read.
 pub(crate) async fn newest_manifest(bucket: BucketRef) -> Result<Option<u64>, TreeError> {
+    Ok(read_manifest(bucket).await?.map(|manifest| manifest.id()))
+}
+
+async fn read_manifest(bucket: BucketRef) -> Result<Option<VersionedManifest>, TreeError> {
     let admin = AdminBuilder::new(FOLDER, Arc::new(BucketStore::new(bucket))).build();
-    let manifest = admin.read_manifest(None).await.map_err(outward)?;
-    Ok(manifest.map(|manifest| manifest.id()))
+    admin.read_manifest(None).await.map_err(outward)
 }
 
 impl SlateTree {
-    /// Opens the tree below `bucket`, or makes it, as the only writer after `seen_writer`.
+    /// Opens the tree below `bucket`, or makes it, as the only writer after the one that was seen. `now` is this node's time.
     ///
     /// # Errors
     /// `Fenced` if another writer opened it since; other `TreeError`s.
-    pub async fn open(bucket: BucketRef, seen_writer: u64, cache_bytes: u64) -> Result<Self, TreeError> {
+    pub async fn open(
+        bucket: BucketRef,
+        seen: SeenWriter,
+        now: Timestamp,
+        cache_bytes: u64,
+    ) -> Result<Self, TreeError> {
+        let clock = Arc::new(TreeClock::new(now, seen.newest));
         let db = Db::builder(FOLDER, Arc::new(BucketStore::new(bucket)))
-            .with_expected_epoch(seen_writer)
+            .with_expected_epoch(seen.epoch)
+            .with_system_clock(clock.clone())
             .with_settings(settings())
             .with_sst_block_size(SstBlockSize::Block16Kib)
             .with_db_cache(cache(cache_bytes), 0)
@@ -140,6 +162,8 @@ impl SlateTree {
             .build()
             .await
             .map_err(outward)?;
+        // The writer before may have flushed between our look and our claim.
+        clock.reach(newest_stamp(&db.manifest()));
         let key = encode_key(&Key::Applied);
         let row = db.get(&key).await.map_err(outward)?;
         let state = State {
@@ -170,9 +194,11 @@ impl SlateReader {
     /// # Errors
     /// `TreeError`.
     pub async fn open(bucket: BucketRef, cache_bytes: u64) -> Result<Option<Self>, TreeError> {
-        if newest_manifest(bucket.clone()).await?.is_none() {
+        let Some(manifest) = read_manifest(bucket.clone()).await? else {
             return Ok(None);
-        }
+        };
+        // A reader decides nothing by time.
+        let clock = TreeClock::new(Timestamp::default(), newest_stamp(&manifest));
         let store = Arc::new(BucketStore::new(bucket));
         let options = DbReaderOptions {
             manifest_poll_interval: NEVER,
@@ -181,6 +207,7 @@ impl SlateReader {
         };
         let db = DbReader::builder(FOLDER, store)
             .with_reader_mode(DbReaderMode::FollowLatest)
+            .with_system_clock(Arc::new(clock))
             .with_options(options)
             .with_db_cache(cache(cache_bytes), 0)
             .with_merge_operator(Arc::new(SumStats))
@@ -441,7 +468,9 @@ mod tests {
 
     async fn open(bucket: &BucketRef) -> SlateTree {
         let seen = seen_writer(bucket.clone()).await.unwrap();
-        SlateTree::open(bucket.clone(), seen, 1 << 20).await.unwrap()
+        SlateTree::open(bucket.clone(), seen, Timestamp::default(), 1 << 20)
+            .await
+            .unwrap()
     }
 
     #[tokio::test]
@@ -496,7 +525,7 @@ mod tests {
         let second = open(&bucket).await;
         assert_eq!(first.flush().await, Err(TreeError::Fenced));
         assert_eq!(second.applied(), NOTHING, "what the first had not flushed is gone");
-        let third = SlateTree::open(bucket.clone(), stale, 1 << 20).await;
+        let third = SlateTree::open(bucket.clone(), stale, Timestamp::default(), 1 << 20).await;
         assert_eq!(
             third.map(|_| ()),
             Err(TreeError::Fenced),

@@ -1,9 +1,10 @@
 //! The life of a mount: from a bucket to a running volume, and back to a bucket that is complete.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;
 
 use super::{CacheConfig, OpenOptions};
@@ -16,12 +17,13 @@ use crate::fetch::Fetcher;
 use crate::gc::Collector;
 use crate::head::{Claim, HeadFile};
 use crate::ids::InodeNo;
-use crate::limits::Limits;
-use crate::mount::{Mount, State};
+use crate::limits::{CollectLimits, Limits};
+use crate::mount::{Follow, Mount, State};
 use crate::open::{OpenError, TreeConfig, open_reader, open_writer};
 use crate::readahead::Readahead;
 use crate::row::Counters;
 use crate::table::Tables;
+use crate::tree::latest::LatestTree;
 use crate::{ops, purge};
 
 /// A mount and what runs beside it.
@@ -32,7 +34,15 @@ pub(super) struct Inner {
     head: Option<HeadFile>,
     /// Purge and garbage collection.
     tasks: Vec<AbortHandle>,
+    /// Tells the collector to stop.
+    stop: Arc<Notify>,
+    /// Until `close` waits for it.
+    collector: Mutex<Option<JoinHandle<()>>>,
 }
+
+/// 10 s for the collector to end the request that it has under way: what it has put and not named would be garbage that
+/// only a search after a crash finds.
+const COLLECTOR_ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -50,7 +60,7 @@ pub(super) async fn open(bucket: BucketRef, options: OpenOptions) -> Result<Inne
 }
 
 async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenError> {
-    let opened = open_reader(bucket, TreeConfig::default()).await?;
+    let opened = open_reader(bucket.clone(), TreeConfig::default()).await?;
     let head = opened.head;
     let tables = tables_of(
         opened.counters,
@@ -58,9 +68,11 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         head.capacity_bytes,
         options.clock.now(),
     );
+    let tree = Arc::new(LatestTree::new(opened.tree));
     let mount = Mount {
         state: Arc::new(State::new(tables)),
-        tree: opened.tree,
+        tree: tree.clone(),
+        follow: Some(Follow::new(bucket, tree)),
         commit: None,
         fetcher: fetcher(&opened.bucket, head.uuid, &options.cache),
         bucket: opened.bucket,
@@ -68,13 +80,17 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         clock: options.clock,
         uuid: head.uuid,
         epoch: head.epoch,
+        writer: Uuid::nil(),
         read_only: true,
+        collect: CollectLimits::default(),
         purge: Notify::new(),
     };
     Ok(Inner {
         mount: Arc::new(mount),
         head: None,
         tasks: Vec::new(),
+        stop: Arc::default(),
+        collector: Mutex::default(),
     })
 }
 
@@ -86,8 +102,13 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         lease: options.claim,
         now: options.clock.now(),
     };
-    let opened = open_writer(bucket, claim, TreeConfig::default()).await?;
+    let config = TreeConfig {
+        now: claim.now,
+        ..TreeConfig::default()
+    };
+    let opened = open_writer(bucket, claim, config).await?;
     let (head, after_crash) = (opened.taken.head, !opened.taken.clean);
+    let collect = options.limits.collect.clone();
     let tables = tables_of(
         opened.counters,
         (options.limits, false),
@@ -95,6 +116,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         options.clock.now(),
     );
     let state = Arc::new(State::new(tables));
+    let fetcher = fetcher(&opened.bucket, head.uuid, &options.cache);
     let context = CommitContext {
         bucket: opened.bucket.clone(),
         tree: Arc::clone(&opened.tree),
@@ -104,31 +126,38 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         next_seq: opened.next_seq,
         durable: opened.durable,
         limits: options.commits,
+        kept: Some(Arc::new(fetcher.clone())),
     };
     let commit = commit::start(context, Arc::clone(&state) as Arc<dyn DirtyState>);
     let mount = Arc::new(Mount {
         state,
         tree: opened.tree,
+        follow: None,
         commit: Some(commit),
-        fetcher: fetcher(&opened.bucket, head.uuid, &options.cache),
+        fetcher,
         bucket: opened.bucket,
         readahead: Readahead::default(),
         clock: options.clock,
         uuid: head.uuid,
         epoch: opened.epoch,
+        writer: session,
         read_only: false,
+        collect,
         purge: Notify::new(),
     });
     // The root directory of a new volume.
     let unsealed = mount.lock().unsealed_bytes();
     mount.dirtied(unsealed);
     let purging = tokio::spawn(purge::run(Arc::clone(&mount)));
-    let collecting = tokio::spawn(Collector::new(Arc::clone(&mount), after_crash).run());
+    let stop = Arc::new(Notify::new());
+    let collecting = tokio::spawn(Collector::new(Arc::clone(&mount), after_crash).run(Arc::clone(&stop)));
     let tasks = vec![purging.abort_handle(), collecting.abort_handle()];
     Ok(Inner {
         mount,
         head: Some(opened.head),
         tasks,
+        stop,
+        collector: Mutex::new(Some(collecting)),
     })
 }
 
@@ -138,6 +167,7 @@ pub(super) async fn close(inner: &Inner) -> Result<(), FsError> {
     if !mount.lock().set_closed() {
         return Ok(());
     }
+    end_collector(inner).await;
     inner.tasks.iter().for_each(AbortHandle::abort);
     let ended = match &mount.commit {
         Some(commit) => commit.shutdown().await.map_err(FsError::Lost),
@@ -158,6 +188,16 @@ pub(super) async fn close(inner: &Inner) -> Result<(), FsError> {
             .await
             .map_err(|error| FsError::Head(Arc::new(error))),
         None => Ok(()),
+    }
+}
+
+async fn end_collector(inner: &Inner) {
+    inner.stop.notify_one();
+    let collector = inner.collector.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(collector) = collector
+        && tokio::time::timeout(COLLECTOR_ENDS_WITHIN, collector).await.is_err()
+    {
+        tracing::warn!(volume = %inner.mount.uuid, "the collector of garbage does not end: it is stopped");
     }
 }
 
@@ -234,6 +274,7 @@ mod by_hand {
             let mount = Mount {
                 state: Arc::new(State::new(tables)),
                 tree,
+                follow: None,
                 commit: None,
                 fetcher: Fetcher::new(bucket.clone(), uuid, FRAME_CACHE_BYTES_MAX, None),
                 bucket,
@@ -241,13 +282,17 @@ mod by_hand {
                 clock: Arc::new(Steps::default()),
                 uuid,
                 epoch: Epoch(1),
+                writer: Uuid::nil(),
                 read_only: false,
+                collect: CollectLimits::default(),
                 purge: Notify::new(),
             };
             let inner = Inner {
                 mount: Arc::new(mount),
                 head: None,
                 tasks: Vec::new(),
+                stop: Arc::default(),
+                collector: Mutex::default(),
             };
             Self { inner: Arc::new(inner) }
         }

@@ -119,6 +119,7 @@ impl DirtyState for State {
                 offset: 0,
                 data: vec![head, tail],
                 placed,
+                held: Arc::default(),
             });
             let ends: Vec<u64> = tables
                 .referred
@@ -211,7 +212,10 @@ impl Mount {
             lease: None,
             now: Timestamp::default(),
         };
-        let config = TreeConfig { cache_bytes: 1 << 20 };
+        let config = TreeConfig {
+            cache_bytes: 1 << 20,
+            ..TreeConfig::default()
+        };
         let opened = open_writer(bucket, claim, config).await?;
         let found = found(&*opened.tree).await;
         let mut tables = Tables {
@@ -231,6 +235,7 @@ impl Mount {
             next_seq: opened.next_seq,
             durable: opened.durable,
             limits,
+            kept: None,
         };
         Ok(Self {
             commit: commit::start(context, state.clone()),
@@ -370,7 +375,10 @@ async fn judge(tree: &dyn Tree, bucket: &BucketRef, volume: Uuid, issued: &Issue
 /// Opens for reading and judges that: it must find the same, and write nothing.
 pub async fn judge_reader(memory: Arc<MemoryBucket>, issued: &Issued) {
     let before = memory.keys();
-    let config = TreeConfig { cache_bytes: 1 << 20 };
+    let config = TreeConfig {
+        cache_bytes: 1 << 20,
+        ..TreeConfig::default()
+    };
     let reader = open_reader(memory.clone(), config).await.unwrap();
     judge(&*reader.tree, &reader.bucket, reader.head.uuid, issued).await;
     assert_eq!(memory.keys(), before, "a reader writes nothing");
