@@ -3,6 +3,7 @@
 pub mod binaries;
 pub mod bounded_command;
 pub mod calls;
+pub mod counting_bucket;
 pub mod csi_plugin;
 pub mod engine_process;
 pub mod environment;
@@ -15,3 +16,4 @@ pub mod mounted;
 pub mod s3_proxy;
 pub mod s3_server;
 pub mod scratch_volume;
+pub mod volume_store;

@@ -11,7 +11,7 @@ use volume::bucket::memory::MemoryBucket;
 use volume::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta};
 use volume::clock::{Clock, Timestamp};
 use volume::commit::CommitLimits;
-use volume::limits::Limits;
+use volume::limits::{CollectLimits, Limits};
 use volume::volume::{CacheConfig, OpenOptions, Volume};
 use volume::volume_id::NodeId as HostId;
 
@@ -147,6 +147,12 @@ pub async fn open(bucket: &Arc<MemoryBucket>, dice: &mut Dice) -> (Arc<Wire>, Vo
         limits: Limits {
             table_bytes_max,
             dirty_bytes_max: 100_000 + dice.below(1_000_000),
+            collect: CollectLimits {
+                every: Duration::from_millis(1 + dice.below(30)),
+                repack_every: Duration::from_millis(dice.below(50)),
+                slack_bytes: 0,
+                small_objects_max: dice.below(20) as usize,
+            },
         },
         commits,
         clock: Arc::new(Ticks::default()),
