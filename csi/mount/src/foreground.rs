@@ -12,7 +12,6 @@ use volume::error::FsError;
 use volume::volume::VolumeInfo;
 use volume_s3::S3Location;
 
-use crate::allocator::return_what_is_freed;
 use crate::mountpoint::{self, AttachOptions, MountpointError};
 use crate::open::{OpenFailed, OpenSpec, open};
 use crate::session::{Session, SessionError, flush, unmount};
@@ -73,7 +72,6 @@ pub async fn mount_foreground(
     ready: impl FnOnce(Ready),
     stop: impl Future<Output = ()>,
 ) -> Result<(), ForegroundError> {
-    return_what_is_freed();
     // Before anything is taken over: a typing error must not disturb the volume's present writer.
     let path = mountpoint::check(&request.mountpoint)?;
     let location = request.open.location.clone();

@@ -4,7 +4,6 @@
 //! mount), `session.rs` (the connection), `open.rs` and `store.rs` (the bucket's side), `engine.rs` (many of them in a
 //! process of its own) and `foreground.rs` (one of them, by hand).
 
-mod allocator;
 pub mod clock;
 pub mod engine;
 mod errno;

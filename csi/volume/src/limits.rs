@@ -41,8 +41,8 @@ pub const DIRTY_BYTES_MAX: u64 = 96 * 1024 * 1024;
 /// ones stay, so while much is dirty the tables may be larger by what `DIRTY_BYTES_MAX` allows.
 pub const TABLE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
-/// 48 MiB: frames kept in RAM, as stored. Above it the least recently used ones go (to disk, where they are already).
-pub const FRAME_CACHE_BYTES_MAX: u64 = 48 * 1024 * 1024;
+/// 32 MiB: frames kept in RAM, as stored. Above it the least recently used ones go (to disk, where they are already).
+pub const FRAME_CACHE_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// 8 GiB: frames kept on disk, if there is a cache folder. Above it the oldest region is dropped.
 pub const DISK_CACHE_BYTES_MAX: u64 = 8 * 1024 * 1024 * 1024;

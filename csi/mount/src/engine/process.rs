@@ -20,7 +20,6 @@ use volume::volume::CacheConfig;
 use super::leftovers::{Ledger, lock};
 use super::server::Service;
 use super::{Engine, EngineError};
-use crate::allocator::return_what_is_freed;
 use crate::clock::{SystemClock, unix_ms};
 
 /// 10 s between two tries to end while the store does not take what is dirty.
@@ -83,7 +82,6 @@ fn io_error(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Process
 /// # Errors
 /// `ProcessError`.
 pub async fn run_engine(config: EngineConfig, ready: impl FnOnce()) -> Result<(), ProcessError> {
-    return_what_is_freed();
     leave_parent();
     let socket = &config.socket;
     let _lock = lock(socket).map_err(|source| match source.kind() {
