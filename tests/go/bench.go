@@ -101,7 +101,8 @@ func (w *world) startMany(a *agent, count int, script string) []*task {
 		}()
 	}
 	for range tasks {
-		demand(nil == <-failures, "a start fails")
+		err := <-failures
+		demand(err == nil, "a start fails: %v", err)
 	}
 	running := string(w.tell("GET", `containers/json?filters={"status":["running"]}`, nil))
 	for _, t := range tasks {
@@ -149,6 +150,18 @@ const obedient = `trap 'exit 42' TERM; echo up; while :; do sleep 3600 & wait $!
 func benchMany(w *world) {
 	count := scaled(w, 8, 100)
 	a := w.launchPodman()
+	health := must(a.driver.Fingerprint(waitFor(10*limit), &driver.FingerprintRequest{}))
+	equal("health", must(health.Recv()).Health, driver.FingerprintResponse_HEALTHY)
+	changes := make(chan *driver.FingerprintResponse, 100)
+	go func() {
+		for {
+			change, err := health.Recv()
+			if err != nil {
+				return
+			}
+			changes <- change
+		}
+	}()
 	began := time.Now()
 	tasks := w.startMany(a, count, obedient)
 	started := time.Now()
@@ -162,6 +175,7 @@ func benchMany(w *world) {
 	for _, t := range tasks {
 		equal("stdout", t.logs.stdout.finished(), "up\n")
 	}
+	equal("changes of the driver's health under the load", len(changes), 0)
 	a.end()
 }
 

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::socket::{Socket, percent_encoded};
 use super::{
@@ -14,9 +15,16 @@ use super::{
     PullRequest, TtySize, containers, events, exec, images, system,
 };
 
+/// Eight containers being made, started or removed at a time. Podman does little of it in parallel, for storage, network and
+/// cgroups have locks; of a hundred calls at once most waited for those until their deadlines (seen on two cores). Here they
+/// wait before the deadline begins.
+const LIFE_CYCLE_CALLS_MAX: usize = 8;
+
 /// A Podman service behind a unix socket.
 #[derive(Debug)]
 pub struct Client {
+    /// Turns of the calls that change containers.
+    turns: Semaphore,
     pub(super) socket: Socket,
     /// What the service said last; forgotten when it does not answer, since an upgrade may be why. Never held across an await.
     version: Mutex<Option<ApiVersion>>,
@@ -27,6 +35,7 @@ impl Client {
     #[must_use]
     pub fn new(socket_path: impl Into<PathBuf>) -> Self {
         Self {
+            turns: Semaphore::new(LIFE_CYCLE_CALLS_MAX),
             socket: Socket::new(socket_path),
             version: Mutex::new(None),
         }
@@ -70,6 +79,11 @@ impl Client {
         *self.version.lock().expect("nobody panics while holding the version") = None;
     }
 
+    /// Waits for a turn among the calls that change containers.
+    async fn turn(&self) -> SemaphorePermit<'_> {
+        self.turns.acquire().await.expect("nobody closes the semaphore")
+    }
+
     async fn negotiate(&self) -> Result<ApiVersion, PodmanError> {
         let version = system::version(self).await?;
         *self.version.lock().expect("nobody panics while holding the version") = Some(version);
@@ -95,10 +109,12 @@ impl Podman for Client {
     }
 
     async fn create_container(&self, spec: &ContainerSpec) -> Result<CreatedContainer, PodmanError> {
+        let _turn = self.turn().await;
         containers::create(self, spec).await
     }
 
     async fn start_container(&self, id: &str) -> Result<(), PodmanError> {
+        let _turn = self.turn().await;
         containers::start(self, id).await
     }
 
@@ -122,6 +138,7 @@ impl Podman for Client {
     }
 
     async fn remove_container(&self, id: &str, force: bool) -> Result<(), PodmanError> {
+        let _turn = self.turn().await;
         containers::remove(self, id, force).await
     }
 

@@ -313,3 +313,48 @@ async fn busy_at_first(listener: tokio::net::UnixListener, mut busy: usize) {
         connection.write_all(answer.as_bytes()).await.unwrap();
     }
 }
+
+/// Goal: a hundred starts at once do not drown Podman, whose locks would let most wait until their deadlines. Method: a service
+/// that answers nobody until eight wait, and sees whether a ninth comes.
+#[tokio::test]
+async fn regression_no_more_than_eight_calls_change_containers_at_a_time() {
+    const CALLS: usize = 20;
+    const AT_ONCE: usize = 8;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("podman.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let client = Client::new(socket);
+    let calls = futures::future::join_all((0..CALLS).map(|n| {
+        let (client, name) = (&client, format!("c{n}"));
+        async move { client.remove_container(&name, true).await.unwrap() }
+    }));
+    let service = async {
+        let (mut waiting, mut left) = (Vec::new(), CALLS);
+        while left > 0 {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                request.push(connection.read_u8().await.unwrap());
+            }
+            if !request.starts_with(b"DELETE") {
+                answer_ok(&mut connection).await;
+                continue;
+            }
+            waiting.push(connection);
+            if waiting.len() == AT_ONCE {
+                let ninth = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await;
+                assert!(ninth.is_err(), "a ninth call came");
+            }
+            while !waiting.is_empty() && waiting.len() >= left.min(AT_ONCE) {
+                answer_ok(&mut waiting.remove(0)).await;
+                left -= 1;
+            }
+        }
+    };
+    soon(async { tokio::join!(calls, service) }).await;
+}
+
+async fn answer_ok(connection: &mut tokio::net::UnixStream) {
+    let answer = "HTTP/1.1 200 OK\r\nLibpod-API-Version: 4.3.1\r\nContent-Length: 2\r\nConnection: close\r\n\r\n[]";
+    connection.write_all(answer.as_bytes()).await.unwrap();
+}
