@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, stream};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::compute::Compute;
@@ -77,6 +78,9 @@ struct State {
     meter: Meter,
 }
 
+/// Whose turn it is to read.
+static READER: Semaphore = Semaphore::const_new(1);
+
 /// Turns counters into use per time.
 #[derive(Debug)]
 struct Meter {
@@ -127,7 +131,9 @@ impl State {
             self.cgroup = self.find().await;
         }
         let cgroup = self.cgroup.clone()?;
-        // The kernel may take milliseconds for memory.stat.
+        // The kernel may take milliseconds for memory.stat, so a thread apart; but one for all tasks, whose samples are due at the
+        // same moment.
+        let _turn = READER.acquire().await.expect("nobody closes the semaphore");
         let reading = tokio::task::spawn_blocking(move || cgroup.read()).await;
         match reading {
             Ok(Ok(reading)) => Some(reading),
