@@ -1,13 +1,15 @@
 //! The plugin's options: the `config { .. }` of the agent's `plugin "nomad-driver-podman"` block.
 //!
-//! Same names, types and defaults as the driver that users come from; `default_ulimit` is ours. All mistakes are told at once, since a wrong option stops
+//! Same names, types and defaults as the driver that users come from; the options that it does not have allow and keep by
+//! default what it allowed and kept. All mistakes are told at once, since a wrong option stops
 //! the agent and every fix costs a restart. Absent: talking to Podman; a SetConfig only reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::log_choice::{LogChoice, LogChoiceError};
 use crate::msgpack::{Block, MsgpackError};
 use crate::rlimit::{self, Limit, RlimitError};
 use crate::units::{self, UnitError};
@@ -23,8 +25,14 @@ pub struct Config {
     pub volumes_enabled: bool,
     /// SELinux label option (`z` or `Z`) of mounted directories.
     pub volumes_selinux_label: Option<String>,
-    /// Whether a container is removed once Nomad is done with its task.
-    pub gc_container: bool,
+    /// What is cleared away, and when.
+    pub gc: Gc,
+    /// What tasks may ask for.
+    pub allowed: Allowed,
+    /// Where the output of tasks goes that say nothing of it.
+    pub logging: LogChoice,
+    /// A pull of which nothing is heard for this long is given up.
+    pub pull_activity_timeout: Duration,
     /// Whether a stopped container is started again when its task is recovered.
     pub recover_stopped: bool,
     /// Globs that choose additional labels.
@@ -51,6 +59,56 @@ pub struct Socket {
     /// The name as configured; it is "default" under another key when the only or first socket stands in for it.
     pub name: String,
 }
+
+/// What is cleared away, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gc {
+    /// Whether a container is removed once Nomad is done with its task.
+    pub container: bool,
+    /// Whether an image that the driver pulled is removed once no container needs it.
+    pub image: bool,
+    /// How long such an image is kept after its last task.
+    pub image_delay: Duration,
+    /// Containers of this node that no task is known of.
+    pub dangling: Dangling,
+}
+
+/// What becomes of containers of this node's tasks that nobody knows any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dangling {
+    /// Whether they are looked for.
+    pub enabled: bool,
+    /// Between two looks.
+    pub period: Duration,
+    /// Younger ones are left alone: their start may still be under way.
+    pub creation_grace: Duration,
+    /// Only say what would be removed.
+    pub dry_run: bool,
+}
+
+/// What tasks may ask for. The defaults allow what the driver that users come from allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowed {
+    /// `privileged`, and the host's or a stranger's namespaces of processes and of IPC.
+    pub privileged: bool,
+    /// Capabilities that `cap_add` may name, without `CAP_`; None: all.
+    pub caps: Option<BTreeSet<String>>,
+    /// Runtimes that `runtime` may name.
+    pub runtimes: BTreeSet<String>,
+    /// Processes a task may have, and has if it says nothing.
+    pub pids_limit: Option<i64>,
+}
+
+/// 3 min, so that a task that is moved or restarted finds its image.
+const IMAGE_DELAY: Duration = Duration::from_secs(180);
+/// 5 min between looks for containers without a task.
+const DANGLING_PERIOD: Duration = Duration::from_secs(300);
+/// 5 min: the longest a start was seen to take between creating its container and being known.
+const DANGLING_GRACE: Duration = Duration::from_secs(300);
+/// 2 min without a word from the registry.
+const PULL_ACTIVITY_TIMEOUT: Duration = Duration::from_secs(120);
+/// The runtimes that Podman is packaged with. Others run what the operator has not looked at with root's rights.
+const RUNTIMES: [&str; 2] = ["crun", "runc"];
 
 /// The name of the socket that tasks use when they say nothing.
 pub const DEFAULT_SOCKET: &str = "default";
@@ -104,15 +162,18 @@ pub enum ConfigError {
         /// What was written.
         text: String,
     },
-    /// A value that this version does not act on, so that it is refused rather than ignored.
-    #[error("{key} = {value:?} is not supported yet: {way_out}")]
-    Unsupported {
+    /// Output that is to go where it cannot.
+    #[error("logging: {0}")]
+    Logging(#[from] LogChoiceError),
+    /// A number outside of what is allowed.
+    #[error("{key} = {value} is out of range: {want}")]
+    Range {
         /// The option.
         key: &'static str,
         /// What was written.
-        value: String,
-        /// What to write instead.
-        way_out: &'static str,
+        value: i64,
+        /// What would be in it.
+        want: &'static str,
     },
 }
 
@@ -167,7 +228,10 @@ impl Reader {
             auth_helper,
             volumes_enabled,
             volumes_selinux_label,
-            gc_container: self.gc(),
+            gc: self.gc(),
+            allowed: self.allowed(),
+            logging: self.logging(),
+            pull_activity_timeout: self.duration("pull_activity_timeout", PULL_ACTIVITY_TIMEOUT),
             recover_stopped: self
                 .keep(|block| block.bool("recover_stopped"))
                 .flatten()
@@ -183,7 +247,6 @@ impl Reader {
             dns_servers: self.dns_servers(),
             default_ulimits: self.default_ulimits(),
         };
-        self.logging();
         for key in self.block.unknown() {
             tracing::debug!(key, "unknown plugin option");
         }
@@ -232,16 +295,80 @@ impl Reader {
         (enabled.unwrap_or(true), self.nested(&mut block, "selinuxlabel"))
     }
 
-    fn gc(&mut self) -> bool {
-        let Some(Some(mut block)) = self.keep(|block| block.block("gc")) else {
-            return true;
-        };
-        block
-            .bool("container")
+    /// A flag in a nested block.
+    fn nested_flag(&mut self, block: &mut Block, key: &str, default: bool) -> bool {
+        let flag = block.bool(key).map_err(|error| self.errors.push(error.into())).ok();
+        flag.flatten().unwrap_or(default)
+    }
+
+    /// A duration in a nested block.
+    fn nested_duration(&mut self, block: &mut Block, key: &'static str, default: Duration) -> Duration {
+        let text = self.nested(block, key);
+        self.parsed_duration(key, text, default)
+    }
+
+    fn duration(&mut self, key: &'static str, default: Duration) -> Duration {
+        let text = self.keep(|block| block.string(key)).flatten();
+        self.parsed_duration(key, text.filter(|text| !text.is_empty()), default)
+    }
+
+    fn parsed_duration(&mut self, key: &'static str, text: Option<String>, default: Duration) -> Duration {
+        let parsed = text.map_or(Ok(default), |text| units::duration(&text));
+        parsed.unwrap_or_else(|source| {
+            self.errors.push(ConfigError::Duration { key, source });
+            default
+        })
+    }
+
+    fn gc(&mut self) -> Gc {
+        let mut block = self.keep(|block| block.block("gc")).flatten().unwrap_or_default();
+        let mut dangling = block
+            .block("dangling_containers")
             .map_err(|error| self.errors.push(error.into()))
             .ok()
             .flatten()
-            .unwrap_or(true)
+            .unwrap_or_default();
+        let period = self.nested_duration(&mut dangling, "period", DANGLING_PERIOD);
+        if period.is_zero() {
+            self.errors.push(ConfigError::Range {
+                key: "gc.dangling_containers.period",
+                value: 0,
+                want: "more than nothing, as in \"5m\"; enabled = false turns it off",
+            });
+        }
+        Gc {
+            container: self.nested_flag(&mut block, "container", true),
+            image: self.nested_flag(&mut block, "image", false),
+            image_delay: self.nested_duration(&mut block, "image_delay", IMAGE_DELAY),
+            dangling: Dangling {
+                enabled: self.nested_flag(&mut dangling, "enabled", true),
+                period,
+                creation_grace: self.nested_duration(&mut dangling, "creation_grace", DANGLING_GRACE),
+                dry_run: self.nested_flag(&mut dangling, "dry_run", false),
+            },
+        }
+    }
+
+    fn allowed(&mut self) -> Allowed {
+        let privileged = self.keep(|block| block.bool("allow_privileged")).flatten();
+        let caps = self.keep(|block| block.strings("allow_caps")).unwrap_or_default();
+        let caps: BTreeSet<String> = caps.iter().map(|name| capability(name)).collect();
+        let runtimes = self.keep(|block| block.strings("allow_runtimes")).unwrap_or_default();
+        let pids_limit = self.keep(|block| block.integer("pids_limit")).flatten();
+        if let Some(value) = pids_limit.filter(|limit| *limit < 0) {
+            let (key, want) = ("pids_limit", "1 or more; 0 or nothing for no limit");
+            self.errors.push(ConfigError::Range { key, value, want });
+        }
+        Allowed {
+            privileged: privileged.unwrap_or(true),
+            caps: (!caps.is_empty() && !caps.contains("ALL")).then_some(caps),
+            runtimes: if runtimes.is_empty() {
+                RUNTIMES.map(str::to_owned).into()
+            } else {
+                runtimes.into_iter().collect()
+            },
+            pids_limit: pids_limit.filter(|limit| *limit > 0),
+        }
     }
 
     fn networking(&mut self) -> Option<String> {
@@ -251,28 +378,15 @@ impl Reader {
         self.nested(&mut block, "default_rootless_mode")
     }
 
-    fn logging(&mut self) {
+    fn logging(&mut self) -> LogChoice {
         let Some(Some(mut block)) = self.keep(|block| block.block("logging")) else {
-            return;
+            return LogChoice::Nomad;
         };
-        let driver = self.nested(&mut block, "driver").unwrap_or_else(|| "nomad".to_owned());
-        if driver != "nomad" {
-            self.errors.push(ConfigError::Unsupported {
-                key: "logging.driver",
-                value: driver,
-                way_out: "write \"nomad\", or leave it out",
-            });
-        }
-        match block.string_map("options") {
-            Err(error) => self.errors.push(error.into()),
-            Ok(options) => {
-                if let Some((key, _)) = options.first_key_value() {
-                    self.errors.push(ConfigError::Unsupported {
-                        key: "logging.options",
-                        value: key.clone(),
-                        way_out: "the driver \"nomad\" has no options; use the task's logs block for rotation",
-                    });
-                }
+        match LogChoice::read(&mut block) {
+            Ok(choice) => choice.unwrap_or_default(),
+            Err(error) => {
+                self.errors.push(error.into());
+                LogChoice::Nomad
             }
         }
     }
@@ -369,6 +483,13 @@ impl Reader {
     }
 }
 
+/// A capability's name as it is compared: in capitals, without `CAP_`.
+#[must_use]
+pub fn capability(name: &str) -> String {
+    let upper = name.trim().to_ascii_uppercase();
+    upper.strip_prefix("CAP_").map(str::to_owned).unwrap_or(upper)
+}
+
 /// Where Podman's own units make it listen.
 fn default_socket(uid: u32) -> PathBuf {
     if uid == 0 {
@@ -379,124 +500,4 @@ fn default_socket(uid: u32) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
-    use rmpv::Value;
-
-    use super::*;
-
-    fn map(entries: Vec<(&str, Value)>) -> Value {
-        Value::Map(
-            entries
-                .into_iter()
-                .map(|(key, value)| (Value::from(key), value))
-                .collect(),
-        )
-    }
-
-    fn decode(entries: Vec<(&str, Value)>) -> Result<Config, ConfigErrors> {
-        let mut bytes = Vec::new();
-        rmpv::encode::write_value(&mut bytes, &map(entries)).unwrap();
-        Config::decode(&bytes, 0)
-    }
-
-    fn list(values: Vec<Value>) -> Value {
-        Value::Array(values)
-    }
-
-    #[test]
-    fn nothing_configured_means_the_documented_defaults() {
-        let config = Config::default_for(0);
-        assert_eq!(
-            config.sockets[DEFAULT_SOCKET].path,
-            Path::new("/run/podman/podman.sock")
-        );
-        assert!(config.volumes_enabled && config.gc_container && !config.recover_stopped);
-        assert_eq!(config.call_timeout, None);
-        let user = Config::default_for(1000);
-        assert_eq!(
-            user.sockets[DEFAULT_SOCKET].path,
-            Path::new("/run/user/1000/podman/podman.sock")
-        );
-    }
-
-    #[test]
-    fn every_option_is_read() {
-        let config = decode(vec![
-            (
-                "auth",
-                map(vec![("config", "/etc/auth.json".into()), ("helper", "ecr".into())]),
-            ),
-            (
-                "volumes",
-                map(vec![("enabled", false.into()), ("selinuxlabel", "z".into())]),
-            ),
-            ("gc", map(vec![("container", false.into())])),
-            ("recover_stopped", true.into()),
-            ("extra_labels", list(vec!["job_*".into()])),
-            (
-                "logging",
-                map(vec![("driver", "nomad".into()), ("options", map(vec![]))]),
-            ),
-            ("networking", map(vec![("default_rootless_mode", "pasta".into())])),
-            ("socket_path", "unix:///run/p.sock".into()),
-            ("disable_log_collection", true.into()),
-            ("client_http_timeout", "5s".into()),
-            ("dns_servers", list(vec!["1.1.1.1".into()])),
-            ("default_ulimit", list(vec![map(vec![("nofile", "10:20".into())])])),
-        ])
-        .unwrap();
-        assert_eq!(config.auth_file.as_deref(), Some(Path::new("/etc/auth.json")));
-        assert_eq!(config.auth_helper.as_deref(), Some("ecr"));
-        assert!(!config.volumes_enabled && !config.gc_container && config.recover_stopped);
-        assert_eq!(config.volumes_selinux_label.as_deref(), Some("z"));
-        assert_eq!(config.default_rootless_mode.as_deref(), Some("pasta"));
-        assert_eq!(config.sockets[DEFAULT_SOCKET].path, Path::new("/run/p.sock"));
-        assert!(config.disable_log_collection);
-        assert_eq!(config.call_timeout, Some(Duration::from_secs(5)));
-        assert_eq!(config.default_ulimits["nofile"], Limit { soft: 10, hard: 20 });
-    }
-
-    #[test]
-    fn a_named_socket_stands_in_for_the_default_one() {
-        let socket = |name: &str, path: &str| map(vec![("name", name.into()), ("socket_path", path.into())]);
-        let config = decode(vec![(
-            "socket",
-            list(vec![socket("app", "/a.sock"), socket("other", "/b.sock")]),
-        )])
-        .unwrap();
-        assert_eq!(config.sockets[DEFAULT_SOCKET], config.sockets["app"]);
-        let config = decode(vec![(
-            "socket",
-            list(vec![socket("app", "/a.sock"), socket("", "/b.sock")]),
-        )])
-        .unwrap();
-        assert_eq!(config.sockets[DEFAULT_SOCKET].path, Path::new("/b.sock"));
-        let twice = decode(vec![("socket", list(vec![socket("x", "/a"), socket("x", "/b")]))]).unwrap_err();
-        assert!(twice.to_string().contains("configured twice"), "{twice}");
-    }
-
-    #[test]
-    fn all_mistakes_are_told_at_once_and_by_name() {
-        let errors = decode(vec![
-            ("client_http_timeout", "soon".into()),
-            ("dns_servers", list(vec!["resolver".into()])),
-            ("gc", map(vec![("container", "maybe".into())])),
-            ("logging", map(vec![("driver", "journald".into())])),
-            ("socket_path", "tcp://1.2.3.4".into()),
-            ("default_ulimit", list(vec![map(vec![("nofile", "x".into())])])),
-        ])
-        .unwrap_err();
-        let text = errors.to_string();
-        for key in [
-            "client_http_timeout",
-            "dns_servers",
-            "gc.container",
-            "logging.driver",
-            "socket_path",
-            "default_ulimit",
-        ] {
-            assert!(text.contains(key), "{key} is missing in: {text}");
-        }
-        assert_eq!(errors.0.len(), 6);
-    }
-}
+mod tests;

@@ -67,6 +67,33 @@ pub enum DriverError {
         /// The name.
         name: String,
     },
+    /// Output for a journal that is not there.
+    #[error(
+        "logging: this host has no journald (nobody listens at {socket}): use driver = \"nomad\", \"k8s-file\" or \"none\""
+    )]
+    NoJournal {
+        /// Where it would listen.
+        socket: &'static str,
+    },
+    /// Podman does not use the runtime that the task wants.
+    #[error(
+        "runtime = {wanted:?}: this Podman made the container with {got:?}; name the runtime in its containers.conf, or give it a \
+         socket of its own"
+    )]
+    Runtime {
+        /// What was written.
+        wanted: String,
+        /// What it is.
+        got: String,
+    },
+    /// The task's own /etc/hosts or /etc/resolv.conf cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    NameFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A step of a start failed at Podman.
     #[error("failed to {step}: {source}{hint}")]
     Start {
@@ -195,7 +222,9 @@ impl DriverError {
             Self::Start { source, .. } | Self::Podman { source, .. } => source.is_recoverable(),
             Self::Image { recoverable, .. } => *recoverable,
             // The start that is under way will end; the log process is started anew by the next try.
-            Self::Starting { .. } | Self::Logs(_) | Self::WillNotDie { .. } | Self::CutOff => true,
+            Self::Starting { .. } | Self::Logs(_) | Self::NameFile { .. } | Self::WillNotDie { .. } | Self::CutOff => {
+                true
+            }
             Self::Config(_)
             | Self::TaskConfig(_)
             | Self::Spec(_)
@@ -205,6 +234,8 @@ impl DriverError {
             | Self::NoSuchNetwork { .. }
             | Self::Escapes { .. }
             | Self::NameTaken { .. }
+            | Self::NoJournal { .. }
+            | Self::Runtime { .. }
             | Self::Handle(_)
             | Self::NotRecovered { .. }
             | Self::StillRunning { .. }

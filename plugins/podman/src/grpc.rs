@@ -54,6 +54,8 @@ fn code(error: &DriverError) -> Code {
         DriverError::Escapes { .. } => Code::PermissionDenied,
         DriverError::Starting { .. }
         | DriverError::NameTaken { .. }
+        | DriverError::NoJournal { .. }
+        | DriverError::Runtime { .. }
         | DriverError::StillRunning { .. }
         | DriverError::NotRunning { .. }
         | DriverError::Handle(_)
@@ -62,6 +64,7 @@ fn code(error: &DriverError) -> Code {
         DriverError::Start { .. }
         | DriverError::Image { .. }
         | DriverError::Logs(_)
+        | DriverError::NameFile { .. }
         | DriverError::Podman { .. }
         | DriverError::Exec { .. }
         | DriverError::Stats { .. }

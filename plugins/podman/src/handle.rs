@@ -177,6 +177,7 @@ mod tests {
                 dir: "/l".into(),
                 stdout: "/o".into(),
                 stderr: "/e".into(),
+                ..LogPlan::default()
             }),
             remove_container: true,
             ..Handle::default()

@@ -16,6 +16,7 @@ pub mod grpc;
 pub mod handle;
 pub mod host;
 pub mod images;
+pub mod log_choice;
 pub mod logs;
 pub mod msgpack;
 pub mod nomad_task;

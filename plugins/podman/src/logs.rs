@@ -6,8 +6,9 @@
 //!
 //! Here is the plugin's side: it starts that process, starts it again should it die, and tells it that the container has
 //! ended. Invariant: while either of the two lives, Nomad's reader sees no end of file. Called by start, recover, wait
-//! and destroy. Absent: `journald` logging, which needs none of this.
+//! and destroy.
 
+mod journal;
 mod lane;
 mod plan;
 mod record;
@@ -29,6 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::pidfd::PidFd;
 use crate::podman::LogConfiguration;
+pub use journal::{JOURNAL_SOCKET, JournalPlan};
 use plan::LogLock;
 pub use plan::LogPlan;
 

@@ -5,13 +5,15 @@
 use proto::nomad::hclspec::{Attr, Block, BlockAttrs, BlockList, Default, Literal, Object, Spec, spec};
 
 /// Attributes of the task block that are plain: name and type.
-const TASK_ATTRIBUTES: [(&str, &str); 44] = [
+const TASK_ATTRIBUTES: [(&str, &str); 55] = [
+    ("annotations", "list(map(string))"),
     ("apparmor_profile", "string"),
     ("arch", "string"),
     ("args", "list(string)"),
     ("auth_soft_fail", "bool"),
     ("cap_add", "list(string)"),
     ("cap_drop", "list(string)"),
+    ("cgroupns", "string"),
     ("command", "string"),
     ("cpu_cfs_period", "number"),
     ("cpu_hard_limit", "bool"),
@@ -20,9 +22,11 @@ const TASK_ATTRIBUTES: [(&str, &str); 44] = [
     ("entrypoint", "any"),
     ("extra_hosts", "list(string)"),
     ("force_pull", "bool"),
+    ("group_add", "list(string)"),
     ("hostname", "string"),
     ("init", "bool"),
     ("init_path", "string"),
+    ("interactive", "bool"),
     ("ipc_mode", "string"),
     ("ipv4_address", "string"),
     ("ipv6_address", "string"),
@@ -30,24 +34,31 @@ const TASK_ATTRIBUTES: [(&str, &str); 44] = [
     ("memory_reservation", "string"),
     ("memory_swap", "string"),
     ("memory_swappiness", "number"),
+    ("network_aliases", "list(string)"),
     ("network_mode", "string"),
+    ("networks", "list(string)"),
     ("oom_score_adj", "number"),
     ("os", "string"),
+    ("pid_mode", "string"),
     ("pids_limit", "number"),
     ("port_map", "list(map(number))"),
     ("ports", "list(string)"),
     ("privileged", "bool"),
     ("readonly_rootfs", "bool"),
+    ("runtime", "string"),
     ("security_opt", "list(string)"),
     ("selinux_opts", "list(string)"),
     ("shm_size", "string"),
     ("static_ips", "list(string)"),
     ("static_mac", "string"),
+    ("storage_opt", "list(map(string))"),
     ("sysctl", "list(map(string))"),
+    ("timezone", "string"),
     ("tmpfs", "list(string)"),
     ("tty", "bool"),
     ("ulimit", "list(map(string))"),
     ("userns", "string"),
+    ("uts_mode", "string"),
     ("variant", "string"),
     ("volumes", "list(string)"),
     ("working_dir", "string"),
@@ -78,8 +89,40 @@ pub fn task() -> Spec {
         ("socket", with_default(attribute("socket", "string"), "\"default\"")),
         ("auth", block("auth", auth)),
         ("logging", block("logging", logging)),
+        (
+            "healthchecks",
+            block("healthchecks", object(vec![("disable", attribute("disable", "bool"))])),
+        ),
+        ("mount", block_list("mount", mount())),
     ]);
     object(attributes)
+}
+
+/// One `mount { .. }` of a task.
+fn mount() -> Spec {
+    let bind = object(vec![
+        ("propagation", attribute("propagation", "string")),
+        ("selinux", attribute("selinux", "string")),
+    ]);
+    let tmpfs = object(vec![
+        ("size", attribute("size", "number")),
+        ("mode", attribute("mode", "number")),
+    ]);
+    object(vec![
+        ("type", attribute("type", "string")),
+        ("source", attribute("source", "string")),
+        ("target", required("target", "string")),
+        ("readonly", attribute("readonly", "bool")),
+        ("bind_options", block("bind_options", bind)),
+        (
+            "volume_options",
+            block(
+                "volume_options",
+                object(vec![("no_copy", attribute("no_copy", "bool"))]),
+            ),
+        ),
+        ("tmpfs_options", block("tmpfs_options", tmpfs)),
+    ])
 }
 
 /// The agent's `plugin "nomad-driver-podman" { config { .. } }`.
@@ -93,10 +136,24 @@ pub fn plugin() -> Spec {
         ("enabled", with_default(attribute("enabled", "bool"), "true")),
         ("selinuxlabel", attribute("selinuxlabel", "string")),
     ]);
-    let gc = object(vec![(
-        "container",
-        with_default(attribute("container", "bool"), "true"),
-    )]);
+    let dangling = object(vec![
+        ("enabled", with_default(attribute("enabled", "bool"), "true")),
+        ("period", with_default(attribute("period", "string"), "\"5m\"")),
+        (
+            "creation_grace",
+            with_default(attribute("creation_grace", "string"), "\"5m\""),
+        ),
+        ("dry_run", with_default(attribute("dry_run", "bool"), "false")),
+    ]);
+    let gc = object(vec![
+        ("container", with_default(attribute("container", "bool"), "true")),
+        ("image", with_default(attribute("image", "bool"), "false")),
+        (
+            "image_delay",
+            with_default(attribute("image_delay", "string"), "\"3m\""),
+        ),
+        ("dangling_containers", block("dangling_containers", dangling)),
+    ]);
     let options = BlockAttrs {
         name: "options".to_owned(),
         r#type: "string".to_owned(),
@@ -114,12 +171,6 @@ pub fn plugin() -> Spec {
         ("name", attribute("name", "string")),
         ("socket_path", required("socket_path", "string")),
     ]);
-    let sockets = BlockList {
-        name: "socket".to_owned(),
-        min_items: 0,
-        max_items: 0,
-        nested: Some(Box::new(socket)),
-    };
     object(vec![
         ("auth", block("auth", auth)),
         ("volumes", with_default(block("volumes", volumes), "{ enabled = true }")),
@@ -137,12 +188,23 @@ pub fn plugin() -> Spec {
             "networking",
             with_default(block("networking", networking), "{ default_rootless_mode = \"\" }"),
         ),
-        ("socket", spec_of(spec::Block::BlockList(Box::new(sockets)))),
+        ("socket", block_list("socket", socket)),
         ("socket_path", attribute("socket_path", "string")),
         ("disable_log_collection", attribute("disable_log_collection", "bool")),
         ("client_http_timeout", attribute("client_http_timeout", "string")),
         ("dns_servers", attribute("dns_servers", "list(string)")),
         ("default_ulimit", attribute("default_ulimit", "list(map(string))")),
+        (
+            "allow_privileged",
+            with_default(attribute("allow_privileged", "bool"), "true"),
+        ),
+        ("allow_caps", attribute("allow_caps", "list(string)")),
+        ("allow_runtimes", attribute("allow_runtimes", "list(string)")),
+        ("pids_limit", attribute("pids_limit", "number")),
+        (
+            "pull_activity_timeout",
+            with_default(attribute("pull_activity_timeout", "string"), "\"2m\""),
+        ),
     ])
 }
 
@@ -185,6 +247,16 @@ fn block(name: &str, nested: Spec) -> Spec {
     spec_of(spec::Block::BlockValue(Box::new(block)))
 }
 
+fn block_list(name: &str, nested: Spec) -> Spec {
+    let list = BlockList {
+        name: name.to_owned(),
+        min_items: 0,
+        max_items: 0,
+        nested: Some(Box::new(nested)),
+    };
+    spec_of(spec::Block::BlockList(Box::new(list)))
+}
+
 fn object(attributes: Vec<(&str, Spec)>) -> Spec {
     let attributes = attributes
         .into_iter()
@@ -211,6 +283,7 @@ mod tests {
         let mut keys = BTreeSet::new();
         for getter in [
             "text", "flag", "list", "size", "number", "string", "bool", "strings", "value", "block", "blocks",
+            "duration",
         ]
         .iter()
         .chain(&["string_map", "integer_map", "integer", "string"])
@@ -224,8 +297,12 @@ mod tests {
 
     #[test]
     fn every_option_in_the_schema_is_read_by_somebody() {
-        let task_source = include_str!("task_config.rs");
-        let asked = asked_for(task_source);
+        let task_source = [
+            include_str!("task_config/reader.rs"),
+            include_str!("task_config/reader/mounts.rs"),
+        ]
+        .concat();
+        let asked = asked_for(&task_source);
         for name in names(&task()) {
             assert!(
                 asked.contains(&name) || name == "image_pull_timeout",

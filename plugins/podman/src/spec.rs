@@ -33,7 +33,7 @@ pub struct Inputs<'a> {
     pub config: &'a Config,
     /// Where it will run.
     pub host: &'a Host,
-    /// Where its output goes; None: nowhere.
+    /// Where conmon writes its output; None: where the Podman service does by itself.
     pub logs: Option<&'a LogConfiguration>,
 }
 
@@ -46,8 +46,21 @@ pub struct Plan {
     pub remarks: Vec<String>,
     /// Volume sources that must lie inside the allocation's directory also after symlinks are followed.
     pub confined: Vec<PathBuf>,
-    /// A network that must exist.
-    pub custom_network: Option<String>,
+    /// Networks that must exist.
+    pub custom_networks: Vec<String>,
+    /// Files of names that Podman does not make for this container.
+    pub name_files: NameFiles,
+}
+
+/// Name resolution of a container that shares another's network, or has none: Podman leaves it what that one has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NameFiles {
+    /// The container whose /etc/hosts comes first.
+    pub hosts_of: Option<String>,
+    /// Lines for /etc/hosts, if there are any.
+    pub hosts: Vec<String>,
+    /// Lines of /etc/resolv.conf, if they are not that of the other.
+    pub resolv: Vec<String>,
 }
 
 /// Why a task cannot become a container. Each text names the option and the way out.
@@ -152,6 +165,45 @@ pub enum SpecError {
         /// What was written.
         text: String,
     },
+    /// Something that the operator does not let tasks have.
+    #[error("{option} = {value:?} is not allowed on this client: {way_out}")]
+    Forbidden {
+        /// The option.
+        option: &'static str,
+        /// What was written.
+        value: String,
+        /// What would allow it.
+        way_out: String,
+    },
+    /// A namespace that cannot be had.
+    #[error("invalid {option} {mode:?}: expected one of {known}")]
+    NamespaceMode {
+        /// The option.
+        option: &'static str,
+        /// What was written.
+        mode: String,
+        /// What can be had.
+        known: &'static str,
+    },
+    /// More processes than the operator lets a task have.
+    #[error("pids_limit = {wanted} is more than the operator allows: pids_limit = {max} in the plugin's config")]
+    PidsLimit {
+        /// What was written.
+        wanted: i64,
+        /// The most.
+        max: i64,
+    },
+    /// Networks for a container that has none of its own.
+    #[error(
+        "{option} cannot be used with {with}: leave network_mode out, and the group without a network block that makes a \
+         namespace"
+    )]
+    NoNetworksHere {
+        /// The option.
+        option: &'static str,
+        /// What stands against it.
+        with: String,
+    },
     /// Less memory and swap than memory.
     #[error("memory_swap = {swap} is below the memory limit of {limit} bytes: it counts memory and swap together")]
     SwapBelowMemory {
@@ -174,13 +226,9 @@ pub fn container(inputs: Inputs<'_>) -> Result<Plan, SpecError> {
     network::fill(inputs, &mut plan)?;
     resources::fill(inputs, &mut plan)?;
     security::fill(inputs, &mut plan)?;
-    let no_logs = || LogConfiguration {
-        driver: "none".to_owned(),
-        ..LogConfiguration::default()
-    };
-    plan.container.log_configuration = Some(inputs.logs.cloned().unwrap_or_else(no_logs));
+    plan.container.log_configuration = inputs.logs.cloned();
     // The image's own health check would run on systemd timers that nobody reads: Nomad has its own checks.
-    plan.container.healthconfig = Some(HealthCheck::none());
+    plan.container.healthconfig = (!inputs.options.healthchecks).then(HealthCheck::none);
     plan.container.restart_policy = Some("no".to_owned());
     plan.container.sdnotify_mode = Some("ignore".to_owned());
     plan.container.systemd = Some("false".to_owned());
@@ -262,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn output_goes_to_the_file_that_the_log_process_reads_or_nowhere() {
+    fn output_goes_where_it_is_told_and_else_where_podman_puts_it() {
         let Case {
             task,
             options,
@@ -274,18 +322,23 @@ mod tests {
             path: Some("/log".into()),
             ..Default::default()
         };
-        let inputs = |logs| Inputs {
-            task: &task,
-            options: &options,
-            config: &config,
-            host: &host,
-            logs,
-        };
-        assert_eq!(
-            container(inputs(Some(&file))).unwrap().container.log_configuration,
-            Some(file.clone())
-        );
-        let none = container(inputs(None)).unwrap().container.log_configuration.unwrap();
-        assert_eq!((none.driver.as_str(), none.path), ("none", None));
+        for logs in [Some(&file), None] {
+            let inputs = Inputs {
+                task: &task,
+                options: &options,
+                config: &config,
+                host: &host,
+                logs,
+            };
+            assert_eq!(container(inputs).unwrap().container.log_configuration.as_ref(), logs);
+        }
+    }
+
+    #[test]
+    fn an_images_health_check_runs_only_if_the_job_asks() {
+        let mut case = Case::new();
+        assert_eq!(case.container().healthconfig, Some(HealthCheck::none()));
+        case.options.healthchecks = true;
+        assert_eq!(case.container().healthconfig, None);
     }
 }

@@ -12,10 +12,11 @@ use crate::events::Subject;
 use crate::handle::{self, Handle};
 use crate::host::Host;
 use crate::images::ImageRequest;
-use crate::logs::{HeldOpen, LogPlan, TaskLogs, log_configuration, log_dir};
+use crate::log_choice::LogChoice;
+use crate::logs::{HeldOpen, JOURNAL_SOCKET, JournalPlan, LogPlan, TaskLogs, log_configuration, log_dir};
 use crate::nomad_task::NomadTask;
 use crate::plugin::{Plugin, Service, Settings};
-use crate::podman::ContainerInfo;
+use crate::podman::{BindMount, ContainerInfo, LogConfiguration};
 use crate::roster::Taken;
 use crate::spec::{self, DriverNetwork, Inputs, Plan};
 use crate::task::Task;
@@ -75,6 +76,31 @@ struct Recipe<'a> {
     made: Made,
 }
 
+/// Where a task's output goes.
+#[derive(Default)]
+struct Output {
+    /// What conmon is told; None: whatever the Podman service does by itself.
+    configuration: Option<LogConfiguration>,
+    /// What the log process is told; None: there is none.
+    plan: Option<LogPlan>,
+}
+
+impl Output {
+    fn carried(plan: LogPlan) -> Self {
+        Self {
+            configuration: Some(log_configuration(&plan.dir)),
+            plan: Some(plan),
+        }
+    }
+
+    fn kept(configuration: LogConfiguration) -> Self {
+        Self {
+            configuration: Some(configuration),
+            plan: None,
+        }
+    }
+}
+
 /// What has been made so far: a failed start must not leave it behind.
 #[derive(Default)]
 struct Made {
@@ -85,22 +111,24 @@ struct Made {
 impl Recipe<'_> {
     /// Makes the container and starts it; what to recover it by, and the pid of its first process.
     async fn cook(&mut self, host: &Host) -> Result<(Handle, Option<i32>), DriverError> {
-        let logs = self.log_plan();
-        let configuration = logs.as_ref().map(|logs| log_configuration(&logs.dir));
+        let logs = self.output()?;
         let inputs = Inputs {
             task: self.task,
             options: self.options,
             config: &self.settings.config,
             host,
-            logs: configuration.as_ref(),
+            logs: logs.configuration.as_ref(),
         };
         let mut plan = spec::container(inputs)?;
         check_confined(self.task, &plan)?;
         self.check_network(&plan).await?;
-        let held = logs.as_ref().map(HeldOpen::of).unwrap_or_default();
+        let held = logs.plan.as_ref().map(HeldOpen::of).unwrap_or_default();
         self.remove_leftover().await?;
+        self.write_name_files(&mut plan).await?;
         plan.container.image = self.ensure_image().await?;
         let container = self.create(&plan).await?;
+        self.check_runtime(&container).await?;
+        let logs = logs.plan.map(|plan| self.journalled(plan, &container));
         self.collect_logs(logs.as_ref(), held).await?;
         self.start_container(&container).await?;
         let info = self.inspect(&container).await?;
@@ -108,28 +136,135 @@ impl Recipe<'_> {
         Ok((self.handle(container, logs, network, &info), info.state.pid))
     }
 
-    /// Where output goes: nowhere when nobody collects it.
-    fn log_plan(&self) -> Option<LogPlan> {
+    /// Where output goes, as the task says or else the plugin's options.
+    fn output(&self) -> Result<Output, DriverError> {
+        let config = &self.settings.config;
+        let choice = self.options.logging.as_ref().unwrap_or(&config.logging);
         let nowhere = Path::new("/dev/null");
-        if self.settings.config.disable_log_collection || self.task.stdout_path == nowhere {
-            return None;
-        }
-        Some(LogPlan {
+        let collected = !config.disable_log_collection && self.task.stdout_path != nowhere;
+        let by_podman = |driver: &str| LogConfiguration {
+            driver: driver.to_owned(),
+            ..LogConfiguration::default()
+        };
+        let plan = LogPlan {
             dir: log_dir(&self.task.alloc_dir, &self.task.name),
             stdout: self.task.stdout_path.clone(),
             stderr: self.task.stderr_path.clone(),
+            journal: None,
+        };
+        match choice {
+            LogChoice::Nomad if collected => Ok(Output::carried(plan)),
+            // The operator collects what Podman's own log driver keeps.
+            LogChoice::Nomad if config.disable_log_collection => Ok(Output::default()),
+            LogChoice::Nomad | LogChoice::Nowhere => Ok(Output::kept(by_podman("none"))),
+            LogChoice::File { path, bytes_max } => Ok(Output::kept(LogConfiguration {
+                path: path.clone(),
+                size: *bytes_max,
+                ..by_podman("k8s-file")
+            })),
+            LogChoice::Journald { .. } => {
+                if !Path::new(JOURNAL_SOCKET).exists() {
+                    return Err(DriverError::NoJournal { socket: JOURNAL_SOCKET });
+                }
+                let (stdout, stderr) = if collected {
+                    (plan.stdout, plan.stderr)
+                } else {
+                    (nowhere.to_owned(), nowhere.to_owned())
+                };
+                Ok(Output::carried(LogPlan { stdout, stderr, ..plan }))
+            }
+        }
+    }
+
+    /// The plan with the entries' fields, once the container has an id.
+    fn journalled(&self, plan: LogPlan, container: &str) -> LogPlan {
+        let choice = self.options.logging.as_ref().unwrap_or(&self.settings.config.logging);
+        let LogChoice::Journald { tag } = choice else {
+            return plan;
+        };
+        let mut journal = JournalPlan::new(container, &self.task.container_name(), tag.as_deref());
+        let ours = [
+            ("NOMAD_ALLOC_ID", &self.task.alloc_id),
+            ("NOMAD_JOB_NAME", &self.task.job_name),
+            ("NOMAD_TASK_NAME", &self.task.name),
+            ("NOMAD_NAMESPACE", &self.task.namespace),
+        ];
+        journal
+            .fields
+            .extend(ours.map(|(name, value)| (name.to_owned(), value.clone())));
+        LogPlan {
+            journal: Some(journal),
+            ..plan
+        }
+    }
+
+    /// Podman before 5 takes the wish for another runtime and forgets it. A task that asked for a virtual machine must not
+    /// run without one.
+    async fn check_runtime(&self, container: &str) -> Result<(), DriverError> {
+        let Some(wanted) = &self.options.security.runtime else {
+            return Ok(());
+        };
+        let got = self.inspect(container).await?.runtime.unwrap_or_default();
+        if Path::new(&got).file_name() == Path::new(wanted).file_name() {
+            return Ok(());
+        }
+        Err(DriverError::Runtime {
+            wanted: wanted.clone(),
+            got,
         })
     }
 
-    async fn check_network(&self, plan: &Plan) -> Result<(), DriverError> {
-        let Some(name) = &plan.custom_network else {
-            return Ok(());
-        };
-        let exists = self.service.podman.network_exists(name).await;
-        match exists.map_err(|error| DriverError::start("look for the network", error))? {
-            true => Ok(()),
-            false => Err(DriverError::NoSuchNetwork { name: name.clone() }),
+    /// Writes /etc/hosts and /etc/resolv.conf for a container to which Podman gives another's, and mounts them.
+    async fn write_name_files(&self, plan: &mut Plan) -> Result<(), DriverError> {
+        let files = std::mem::take(&mut plan.name_files);
+        let mut texts = Vec::new();
+        if !files.hosts.is_empty() {
+            let mut hosts = match &files.hosts_of {
+                Some(name) => self.hosts_of(name).await?,
+                None => String::new(),
+            };
+            files.hosts.iter().for_each(|line| hosts.push_str(&format!("{line}\n")));
+            texts.push(("hosts", hosts));
         }
+        if !files.resolv.is_empty() {
+            texts.push(("resolv.conf", files.resolv.join("\n") + "\n"));
+        }
+        let dir = self.task.task_dir().join(".podman-names");
+        for (name, text) in texts {
+            let path = dir.join(name);
+            let written = std::fs::create_dir_all(&dir).and_then(|()| std::fs::write(&path, text));
+            written.map_err(|source| DriverError::NameFile {
+                path: path.clone(),
+                source,
+            })?;
+            plan.container.mounts.push(BindMount {
+                destination: format!("/etc/{name}"),
+                kind: "bind".to_owned(),
+                source: path.to_string_lossy().into_owned(),
+                options: vec!["rbind".to_owned(), "rprivate".to_owned()],
+            });
+        }
+        Ok(())
+    }
+
+    /// The /etc/hosts of the container whose network is shared.
+    async fn hosts_of(&self, name: &str) -> Result<String, DriverError> {
+        let found = self.service.podman.inspect_container(name).await;
+        let found =
+            found.map_err(|error| DriverError::start("look at the container whose network is shared", error))?;
+        let path = found.and_then(|info| info.hosts_path).filter(|path| !path.is_empty());
+        let hosts = path.and_then(|path| std::fs::read_to_string(path).ok());
+        Ok(hosts.unwrap_or_else(|| "127.0.0.1\tlocalhost\n::1\tlocalhost\n".to_owned()))
+    }
+
+    async fn check_network(&self, plan: &Plan) -> Result<(), DriverError> {
+        for name in &plan.custom_networks {
+            let exists = self.service.podman.network_exists(name).await;
+            if !exists.map_err(|error| DriverError::start("look for the network", error))? {
+                return Err(DriverError::NoSuchNetwork { name: name.clone() });
+            }
+        }
+        Ok(())
     }
 
     /// Removes a container of the same name: an earlier start of this very task made it, and its plugin died before it
@@ -218,7 +353,7 @@ impl Recipe<'_> {
             stop_signal: stop_signal(info),
             logs,
             network,
-            remove_container: self.settings.config.gc_container,
+            remove_container: self.settings.config.gc.container,
             compute: self.settings.compute,
         }
     }

@@ -6,6 +6,7 @@
 //! | `container.log` | conmon | both streams, `k8s-file` |
 //! | `plan.json` | plugin, once | where the streams go |
 //! | `position` | log process | up to where they have been delivered |
+//! | `journal` | log process | up to where the journal has them, if it gets them |
 //! | `lock` | log process | locked as long as it lives; its pid |
 //! | `ended` | plugin | there once the container has ended |
 //! | `failure` | log process | why it gave up |
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use super::journal::JournalPlan;
 use super::record::Cursor;
 
 /// Version 1: as the table above says.
@@ -27,7 +29,7 @@ const VERSION: u32 = 1;
 const POSITION_BYTES: usize = 256;
 
 /// Where a container's output comes from and goes to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogPlan {
     /// The directory of all files of the table; the task's own, and of nobody else.
     pub dir: PathBuf,
@@ -35,6 +37,9 @@ pub struct LogPlan {
     pub stdout: PathBuf,
     /// Nomad's FIFO for stderr.
     pub stderr: PathBuf,
+    /// The journal that gets them as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalPlan>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,7 +90,7 @@ impl LogPlan {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)?;
-        for name in ["position", "ended", "failure", "container.log"] {
+        for name in ["position", "journal", "ended", "failure", "container.log"] {
             remove_if_there(&self.dir.join(name))?;
         }
         private().write(true).create_new(true).open(self.container_log())?;
@@ -183,7 +188,15 @@ impl Position {
 impl PositionFile {
     /// Opens it; a new or damaged one says "from the start".
     pub(super) fn open(plan: &LogPlan) -> io::Result<Self> {
-        let path = plan.dir.join("position");
+        Self::open_at(&plan.dir.join("position"))
+    }
+
+    /// As [`PositionFile::open`], of what the journal has.
+    pub(super) fn open_journal(plan: &LogPlan) -> io::Result<Self> {
+        Self::open_at(&plan.dir.join("journal"))
+    }
+
+    fn open_at(path: &Path) -> io::Result<Self> {
         let mut file = private()
             .read(true)
             .write(true)
@@ -284,6 +297,7 @@ mod tests {
             dir: dir.path().join("log"),
             stdout: "/o".into(),
             stderr: "/e".into(),
+            ..LogPlan::default()
         }
     }
 

@@ -98,6 +98,11 @@ impl Splitter {
         if first.is_empty() { second } else { first }
     }
 
+    /// All bytes to be delivered in one run.
+    pub fn pending_whole(&mut self) -> &[u8] {
+        self.pending.make_contiguous()
+    }
+
     /// Takes `bytes`, which stand in the file at [`Splitter::reads_at`]. A header that is cut by their end stays unread
     /// and comes again with the next call; returns whether anything was read.
     pub fn feed(&mut self, bytes: &[u8]) -> bool {

@@ -21,6 +21,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
 
+use super::journal::Journal;
 use super::lane::{BACKLOG_BYTES_MAX, Lane, Waits};
 use super::plan::{LogLock, LogPlan, Position, PositionFile};
 use super::record::Stream;
@@ -67,6 +68,8 @@ struct Relay<'a> {
     log: Log,
     stdout: Lane,
     stderr: Lane,
+    /// The way into the journal, if the plan has one.
+    journal: Option<Journal>,
     watches: Watches,
     backlog_bytes_max: u64,
     /// When the plugin's mark was first seen.
@@ -133,12 +136,17 @@ impl<'a> Relay<'a> {
         } else {
             Default::default()
         };
+        let journal = plan.journal.as_ref();
+        let journal = journal
+            .map(|journal| Journal::open(plan, journal, log.inode))
+            .transpose()?;
         Ok(Self {
             plan,
             position,
             log,
             stdout: Lane::new(Stream::Stdout, stdout, plan.stdout.clone()),
             stderr: Lane::new(Stream::Stderr, stderr, plan.stderr.clone()),
+            journal,
             watches,
             backlog_bytes_max,
             ended_since: None,
@@ -147,23 +155,33 @@ impl<'a> Relay<'a> {
     }
 
     /// Moves both streams on as far as they go without waiting.
-    fn advance(&mut self, now: Instant) -> io::Result<[Waits; 2]> {
+    fn advance(&mut self, now: Instant) -> io::Result<[Waits; 3]> {
         let log_bytes = self.log.file.metadata()?.len();
         if log_bytes < self.stdout.resume_at().offset.min(self.stderr.resume_at().offset) {
             // Somebody cut the file off, as log rotation by copying does. What comes now stands at its start.
             self.stdout.begin_anew();
             self.stderr.begin_anew();
+            self.journal.iter_mut().for_each(Journal::begin_anew);
             self.log.freed_bytes = 0;
         }
         self.stdout.bound_backlog(log_bytes, self.backlog_bytes_max);
         self.stderr.bound_backlog(log_bytes, self.backlog_bytes_max);
+        let journal = match &mut self.journal {
+            Some(journal) => {
+                journal.bound_backlog(log_bytes, self.backlog_bytes_max);
+                journal.advance((&self.log.file, self.log.inode), now, self.ending)?
+            }
+            None => Waits::Output,
+        };
         let waits = [
             self.stdout.advance(&self.log.file, now)?,
             self.stderr.advance(&self.log.file, now)?,
+            journal,
         ];
         self.keep_position(false)?;
-        self.log
-            .free_up_to(self.stdout.resume_at().offset.min(self.stderr.resume_at().offset));
+        let delivered = self.stdout.resume_at().offset.min(self.stderr.resume_at().offset);
+        let journalled = self.journal.as_ref().map_or(u64::MAX, Journal::resume_offset);
+        self.log.free_up_to(delivered.min(journalled));
         Ok(waits)
     }
 
@@ -177,7 +195,7 @@ impl<'a> Relay<'a> {
         })
     }
 
-    fn is_finished(&mut self, waits: [Waits; 2], now: Instant) -> io::Result<bool> {
+    fn is_finished(&mut self, waits: [Waits; 3], now: Instant) -> io::Result<bool> {
         if waits.contains(&Waits::Room) {
             return Ok(false);
         }
@@ -200,6 +218,10 @@ impl<'a> Relay<'a> {
         if self.log.is_replaced() {
             return self.change_log().map(|()| false);
         }
+        let journalled = self.journal.as_ref().is_none_or(Journal::has_all);
+        if !journalled && !patience_over {
+            return Ok(false);
+        }
         // Looked at only now: what was written before the last writer left is in the file.
         let through = self.stdout.is_through(&self.log.file)? && self.stderr.is_through(&self.log.file)?;
         Ok(through && self.stdout.is_read() && self.stderr.is_read())
@@ -214,17 +236,21 @@ impl<'a> Relay<'a> {
         self.watches.log = self.watches.add_log(self.plan)?;
         self.stdout.begin_anew();
         self.stderr.begin_anew();
+        self.journal.iter_mut().for_each(Journal::begin_anew);
         self.keep_position(false)
     }
 
     /// Sleeps until something may have changed.
-    fn wait(&mut self, waits: [Waits; 2], now: Instant) -> io::Result<()> {
+    fn wait(&mut self, waits: [Waits; 3], now: Instant) -> io::Result<()> {
         let mut timeout = match (self.ending, self.ended_since) {
             (true, _) if waits.iter().all(|waits| *waits == Waits::Output) => LAST_BYTES_LOOK,
             (false, Some(_)) => LAST_BYTES_LOOK,
             _ => LOOK_AROUND,
         };
         let mut fds = vec![PollFd::new(self.watches.inotify.as_fd(), PollFlags::POLLIN)];
+        if let Waits::Reader(until) = waits[2] {
+            timeout = timeout.min(until.saturating_duration_since(now));
+        }
         for (lane, waits) in [&self.stdout, &self.stderr].into_iter().zip(waits) {
             match (waits, lane.fifo()) {
                 (Waits::Room, Some(fifo)) => fds.push(PollFd::new(fifo.as_fd(), PollFlags::POLLOUT)),

@@ -107,6 +107,11 @@ pub struct ContainerInfo {
     pub image: Option<String>,
     /// Reference of the image as it was asked for.
     pub image_name: Option<String>,
+    /// The OCI runtime that runs it, name or path.
+    #[serde(rename = "OCIRuntime")]
+    pub runtime: Option<String>,
+    /// Its /etc/hosts, on the host.
+    pub hosts_path: Option<String>,
     /// What it does now.
     #[serde(deserialize_with = "null_is_default")]
     pub state: ContainerState,

@@ -140,6 +140,9 @@ pub struct ContainerSpec {
     /// Podman's named volumes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<NamedVolume>,
+    /// Options of the storage driver for the container's layer.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub storage_opts: BTreeMap<String, String>,
     /// `anonymous` (default), `tmpfs` or `ignore`: what becomes of VOLUME lines of the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_volume_mode: Option<String>,

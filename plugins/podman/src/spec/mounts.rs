@@ -5,7 +5,8 @@ use std::path::{Component, Path, PathBuf};
 
 use super::{Inputs, Plan, SpecError};
 use crate::nomad_task::Mount;
-use crate::podman::{BindMount, DeviceNode};
+use crate::podman::{BindMount, DeviceNode, NamedVolume};
+use crate::task_config::{MountKind, MountOptions};
 
 /// Fills mounts and devices.
 pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError> {
@@ -20,6 +21,10 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError>
     for text in &options.storage.tmpfs {
         plan.container.mounts.push(tmpfs(text)?);
     }
+    for mount in &options.storage.mounts {
+        mount_block(inputs, plan, mount)?;
+    }
+    plan.container.storage_opts = options.storage.storage_opt.clone();
     let plugged = task.devices.iter().map(|device| {
         let permissions = if device.permissions.is_empty() {
             "rwm"
@@ -97,7 +102,6 @@ fn selinux(inputs: Inputs<'_>, own: &str, source: &Path) -> Option<String> {
 
 /// `source:destination[:options]`; a relative source begins in the task's directory.
 fn volume(inputs: Inputs<'_>, plan: &mut Plan, text: &str) -> Result<(), SpecError> {
-    let Inputs { task, config, .. } = inputs;
     let parts: Vec<&str> = text.split(':').collect();
     let (source, destination, mode) = match parts[..] {
         [source, destination] => (source, destination, ""),
@@ -107,14 +111,7 @@ fn volume(inputs: Inputs<'_>, plan: &mut Plan, text: &str) -> Result<(), SpecErr
     if source.is_empty() || !destination.starts_with('/') {
         return Err(SpecError::Volume { text: text.to_owned() });
     }
-    let source = normal(&task.task_dir().join(source));
-    if !config.volumes_enabled {
-        if !source.starts_with(normal(&task.alloc_dir)) {
-            return Err(SpecError::VolumesDisabled { text: text.to_owned() });
-        }
-        // The name is inside; start.rs looks whether a symlink leads out again.
-        plan.confined.push(source.clone());
-    }
+    let source = host_path(inputs, plan, source, text)?;
     let mut options = vec!["rbind".to_owned()];
     options.extend(
         mode.split(',')
@@ -125,6 +122,65 @@ fn volume(inputs: Inputs<'_>, plan: &mut Plan, text: &str) -> Result<(), SpecErr
         destination: destination.to_owned(),
         kind: "bind".to_owned(),
         source: source.to_string_lossy().into_owned(),
+        options,
+    });
+    Ok(())
+}
+
+/// A path of the host that the task may mount. `text` is what the job says, for the message.
+fn host_path(inputs: Inputs<'_>, plan: &mut Plan, source: &str, text: &str) -> Result<PathBuf, SpecError> {
+    let Inputs { task, config, .. } = inputs;
+    let source = normal(&task.task_dir().join(source));
+    if !config.volumes_enabled {
+        if !source.starts_with(normal(&task.alloc_dir)) {
+            return Err(SpecError::VolumesDisabled { text: text.to_owned() });
+        }
+        // The name is inside; start.rs looks whether a symlink leads out again.
+        plan.confined.push(source.clone());
+    }
+    Ok(source)
+}
+
+/// A `mount` block.
+fn mount_block(inputs: Inputs<'_>, plan: &mut Plan, mount: &MountOptions) -> Result<(), SpecError> {
+    let mut options: Vec<String> = Vec::new();
+    if mount.readonly {
+        options.push("ro".to_owned());
+    }
+    let destination = mount.target.clone();
+    let (kind, source) = match &mount.kind {
+        MountKind::Bind {
+            source,
+            propagation,
+            selinux: label,
+        } => {
+            let path = host_path(inputs, plan, source, source)?;
+            options.insert(0, "rbind".to_owned());
+            options.push(propagation.clone().unwrap_or_else(|| "rprivate".to_owned()));
+            options.extend(selinux(inputs, label.as_deref().unwrap_or_default(), &path).filter(|_| label.is_some()));
+            ("bind", path.to_string_lossy().into_owned())
+        }
+        MountKind::Volume { name, no_copy } => {
+            if *no_copy {
+                options.push("nocopy".to_owned());
+            }
+            plan.container.volumes.push(NamedVolume {
+                name: name.clone(),
+                dest: destination,
+                options,
+            });
+            return Ok(());
+        }
+        MountKind::Tmpfs { size, mode } => {
+            options.extend(size.map(|size| format!("size={size}")));
+            options.extend(mode.map(|mode| format!("mode={mode:o}")));
+            ("tmpfs", "tmpfs".to_owned())
+        }
+    };
+    plan.container.mounts.push(BindMount {
+        destination,
+        kind: kind.to_owned(),
+        source,
         options,
     });
     Ok(())
@@ -287,6 +343,41 @@ mod tests {
         assert_eq!(mount(&case, "/run").kind, "tmpfs");
         case.options.storage.tmpfs = vec!["scratch".into()];
         assert!(case.error().contains("tmpfs"));
+    }
+
+    #[test]
+    fn mount_blocks_become_binds_volumes_and_tmpfs() {
+        let block = |kind, readonly| MountOptions {
+            kind,
+            target: "/x".into(),
+            readonly,
+        };
+        let bind = |source: &str, propagation: Option<&str>| MountKind::Bind {
+            source: source.into(),
+            propagation: propagation.map(str::to_owned),
+            selinux: Some("Z".into()),
+        };
+        let mut case = Case::new();
+        case.options.storage.mounts = vec![block(bind("local/a", Some("rslave")), true)];
+        let mounted = mount(&case, "/x");
+        assert_eq!(mounted.source, "/nomad/alloc1/web/local/a");
+        assert_eq!(mounted.options, ["rbind", "ro", "rslave", "Z"]);
+        let (size, mode) = (Some(4096), Some(0o700));
+        case.options.storage.mounts = vec![block(MountKind::Tmpfs { size, mode }, false)];
+        assert_eq!(mount(&case, "/x").options, ["size=4096", "mode=700"]);
+        let (name, no_copy) = ("data".to_owned(), true);
+        case.options.storage.mounts = vec![block(MountKind::Volume { name, no_copy }, true)];
+        let volume = case.container().volumes.remove(0);
+        assert_eq!((volume.name.as_str(), volume.dest.as_str()), ("data", "/x"));
+        assert_eq!(volume.options, ["ro", "nocopy"]);
+
+        // Named volumes are Podman's own; a path of the host is what the operator can forbid.
+        case.config.volumes_enabled = false;
+        assert!(case.plan().is_ok());
+        case.options.storage.mounts = vec![block(bind("/etc", None), false)];
+        assert!(case.error().contains("volumes are not enabled"));
+        case.options.storage.mounts = vec![block(bind("local", None), false)];
+        assert_eq!(case.plan().unwrap().confined, [Path::new("/nomad/alloc1/web/local")]);
     }
 
     #[test]

@@ -26,11 +26,7 @@ const DEFAULT_NETWORK: &str = "default";
 pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError> {
     let netns = namespace(inputs, plan)?;
     let own = owns_network(&netns);
-    let network = plan
-        .custom_network
-        .clone()
-        .unwrap_or_else(|| DEFAULT_NETWORK.to_owned());
-    fixed_addresses(inputs, plan, &netns, &network)?;
+    join_networks(inputs, plan, &netns)?;
     let ports = published_ports(inputs)?;
     if own {
         plan.container.portmappings = ports;
@@ -68,7 +64,7 @@ pub fn driver_network(inputs: Inputs<'_>, plan: &Plan, info: &ContainerInfo) -> 
     Some(DriverNetwork {
         port_map: port_map(inputs),
         ip,
-        auto_advertise: plan.custom_network.is_some(),
+        auto_advertise: !plan.custom_networks.is_empty(),
     })
 }
 
@@ -109,7 +105,7 @@ fn namespace(inputs: Inputs<'_>, plan: &mut Plan) -> Result<Namespace, SpecError
         Some(_) | None => match mode {
             "bridge" | "host" | "none" | "pasta" | "slirp4netns" => Namespace::of(mode),
             network => {
-                plan.custom_network = Some(network.to_owned());
+                plan.custom_networks.push(network.to_owned());
                 Namespace::of("bridge")
             }
         },
@@ -129,27 +125,49 @@ fn joins_group(inputs: Inputs<'_>) -> bool {
         .is_some_and(|network| !network.path.is_empty())
 }
 
-fn fixed_addresses(inputs: Inputs<'_>, plan: &mut Plan, netns: &Namespace, network: &str) -> Result<(), SpecError> {
+/// The networks of Podman's that the container joins, and how. Fixed addresses and the MAC are those in the first one.
+fn join_networks(inputs: Inputs<'_>, plan: &mut Plan, netns: &Namespace) -> Result<(), SpecError> {
     let options = &inputs.options.network;
-    let fixed = !options.static_ips.is_empty() || options.static_mac.is_some();
-    if fixed && netns.nsmode != "bridge" {
-        let option = if options.static_mac.is_some() {
-            "static_mac"
-        } else {
-            "static_ips"
-        };
-        return Err(SpecError::NotInThisNetwork {
-            option,
-            mode: netns.nsmode.clone(),
-        });
+    let needs = [
+        ("static_mac", options.static_mac.is_some()),
+        ("static_ips", !options.static_ips.is_empty()),
+        ("networks", !options.networks.is_empty()),
+        ("network_aliases", !options.aliases.is_empty()),
+    ];
+    if let Some((option, _)) = needs.into_iter().find(|(_, needed)| *needed) {
+        if joins_group(inputs) && option.starts_with("network") {
+            let with = "the group's network".to_owned();
+            return Err(SpecError::NoNetworksHere { option, with });
+        }
+        if netns.nsmode != "bridge" {
+            return Err(SpecError::NotInThisNetwork {
+                option,
+                mode: netns.nsmode.clone(),
+            });
+        }
     }
-    if fixed || plan.custom_network.is_some() {
-        let wishes = NetworkOptions {
-            static_ips: options.static_ips.iter().map(IpAddr::to_string).collect(),
-            static_mac: options.static_mac.clone(),
-            ..NetworkOptions::default()
-        };
-        plan.container.networks.insert(network.to_owned(), wishes);
+    for name in &options.networks {
+        if !plan.custom_networks.contains(name) {
+            plan.custom_networks.push(name.clone());
+        }
+    }
+    let first = NetworkOptions {
+        static_ips: options.static_ips.iter().map(IpAddr::to_string).collect(),
+        static_mac: options.static_mac.clone(),
+        aliases: options.aliases.clone(),
+        ..NetworkOptions::default()
+    };
+    let further = NetworkOptions {
+        aliases: options.aliases.clone(),
+        ..NetworkOptions::default()
+    };
+    if plan.custom_networks.is_empty() && first != NetworkOptions::default() {
+        plan.container.networks.insert(DEFAULT_NETWORK.to_owned(), first);
+        return Ok(());
+    }
+    for (index, name) in plan.custom_networks.iter().enumerate() {
+        let wishes = if index == 0 { first.clone() } else { further.clone() };
+        plan.container.networks.insert(name.clone(), wishes);
     }
     Ok(())
 }
@@ -216,6 +234,7 @@ fn name_resolution(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError>
         task, options, config, ..
     } = inputs;
     let spec = &mut plan.container;
+    let netns = spec.netns.clone().unwrap_or_default();
     if let Some(dns) = &task.dns {
         for text in &dns.servers {
             let server = text
@@ -233,7 +252,46 @@ fn name_resolution(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError>
         spec.hostadd.push(format!("{}:{}", group.hostname, group.address));
     }
     spec.hostadd.extend(options.network.extra_hosts.iter().cloned());
+    // Podman refuses hosts for a container that shares another's network, forgets its name servers, and writes no
+    // resolv.conf for one that has no network: files of the task's own fulfil these wishes.
+    match netns.nsmode.as_str() {
+        "container" => {
+            own_hosts(plan, netns.value);
+            own_resolv(plan);
+        }
+        "none" => own_resolv(plan),
+        _ => {}
+    }
     Ok(())
+}
+
+fn own_hosts(plan: &mut Plan, of: String) {
+    let line = |entry: String| match entry.split_once(':') {
+        Some((host, ip)) => format!("{ip}\t{host}"),
+        None => entry,
+    };
+    plan.name_files.hosts_of = Some(of);
+    plan.name_files.hosts = std::mem::take(&mut plan.container.hostadd)
+        .into_iter()
+        .map(line)
+        .collect();
+}
+
+fn own_resolv(plan: &mut Plan) {
+    let spec = &mut plan.container;
+    let servers = std::mem::take(&mut spec.dns_server);
+    let (search, options) = (
+        std::mem::take(&mut spec.dns_search),
+        std::mem::take(&mut spec.dns_option),
+    );
+    let resolv = &mut plan.name_files.resolv;
+    resolv.extend(servers.iter().map(|server| format!("nameserver {server}")));
+    if !search.is_empty() {
+        resolv.push(format!("search {}", search.join(" ")));
+    }
+    if !options.is_empty() {
+        resolv.push(format!("options {}", options.join(" ")));
+    }
 }
 
 #[cfg(test)]

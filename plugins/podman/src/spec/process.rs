@@ -19,6 +19,9 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) {
     spec.work_dir = options.working_dir.clone();
     spec.hostname = options.hostname.clone();
     spec.terminal = options.tty;
+    spec.stdin = options.interactive;
+    spec.timezone = options.timezone.clone();
+    spec.annotations = options.annotations.clone();
     spec.init = options.init;
     spec.init_path = options.init_path.clone();
 }

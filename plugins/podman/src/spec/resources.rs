@@ -25,7 +25,7 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError>
     plan.container.resource_limits = Some(ResourceLimits {
         cpu: Some(cpu(inputs)),
         memory: Some(memory),
-        pids: limits.pids_limit.map(|limit| PidsLimit { limit }),
+        pids: pids(inputs)?,
     });
     if host.cgroup_v2 && host.systemd_cgroups {
         plan.container.cgroup_parent = Some("nomad.slice".to_owned());
@@ -42,6 +42,18 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError>
         })
         .collect();
     Ok(())
+}
+
+/// The task's own wish, within what the operator lets tasks have.
+fn pids(inputs: Inputs<'_>) -> Result<Option<PidsLimit>, SpecError> {
+    let wanted = inputs.options.limits.pids_limit;
+    let max = inputs.config.allowed.pids_limit;
+    if let (Some(wanted), Some(max)) = (wanted, max)
+        && !(1..=max).contains(&wanted)
+    {
+        return Err(SpecError::PidsLimit { wanted, max });
+    }
+    Ok(wanted.or(max).map(|limit| PidsLimit { limit }))
 }
 
 fn cpu(inputs: Inputs<'_>) -> CpuLimits {
@@ -217,6 +229,19 @@ mod tests {
             .map(|l| (l.kind, l.soft, l.hard))
             .collect();
         assert_eq!(got, [("nofile".to_owned(), 3, 4), ("nproc".to_owned(), 1, 2)]);
+    }
+
+    #[test]
+    fn the_operators_limit_of_processes_is_the_default_and_the_most() {
+        let mut case = Case::new();
+        case.config.allowed.pids_limit = Some(100);
+        assert_eq!(limits(&case).pids, Some(PidsLimit { limit: 100 }));
+        case.options.limits.pids_limit = Some(7);
+        assert_eq!(limits(&case).pids, Some(PidsLimit { limit: 7 }));
+        for greedy in [101, -1] {
+            case.options.limits.pids_limit = Some(greedy);
+            assert!(case.error().contains("pids_limit = 100"), "{greedy}");
+        }
     }
 
     #[test]

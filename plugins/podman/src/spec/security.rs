@@ -1,6 +1,7 @@
 //! Privileges and namespaces: capabilities, security options, IPC and user namespaces.
 
 use super::{Inputs, Plan, SpecError};
+use crate::config::capability;
 use crate::podman::{AutoUserNs, ContainerSpec, IdMap, IdMappings, Namespace};
 
 /// Fills everything about what the container may do.
@@ -15,13 +16,94 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) -> Result<(), SpecError>
     for text in &security.security_opt {
         security_opt(spec, text)?;
     }
+    spec.groups = security.group_add.clone();
+    spec.oci_runtime = security.runtime.clone();
+    gates(inputs)?;
     ipc(inputs, spec)?;
+    spec.pidns = own_or_joined(inputs, "pid_mode", security.pid_mode.as_deref())?;
+    spec.utsns = host_or_private("uts_mode", security.uts_mode.as_deref())?;
+    spec.cgroupns = host_or_private("cgroupns", security.cgroupns.as_deref())?;
     if let Some(text) = &security.userns {
         let (namespace, mappings) = userns(text)?;
         spec.userns = Some(namespace);
         spec.idmappings = mappings;
     }
     Ok(())
+}
+
+/// What the operator does not let tasks have.
+fn gates(inputs: Inputs<'_>) -> Result<(), SpecError> {
+    let (security, allowed) = (&inputs.options.security, &inputs.config.allowed);
+    let privileged = |option: &'static str, value: &str| SpecError::Forbidden {
+        option,
+        value: value.to_owned(),
+        way_out: "the operator allows it with allow_privileged = true in the plugin's config".to_owned(),
+    };
+    if !allowed.privileged {
+        if security.privileged {
+            return Err(privileged("privileged", "true"));
+        }
+        for (option, mode) in [("pid_mode", &security.pid_mode), ("ipc_mode", &security.ipc_mode)] {
+            let foreign =
+                |mode: &&String| **mode == "host" || mode.starts_with("ns:") || mode.starts_with("container:");
+            if let Some(mode) = mode.as_ref().filter(foreign) {
+                return Err(privileged(option, mode));
+            }
+        }
+    }
+    if let Some(caps) = &allowed.caps {
+        let beyond = |name: &&String| !caps.contains(&capability(name));
+        if let Some(name) = security.cap_add.iter().find(beyond) {
+            let caps: Vec<&str> = caps.iter().map(String::as_str).collect();
+            return Err(SpecError::Forbidden {
+                option: "cap_add",
+                value: name.clone(),
+                way_out: format!("allow_caps in the plugin's config has {}", caps.join(", ")),
+            });
+        }
+    }
+    if let Some(runtime) = security
+        .runtime
+        .as_ref()
+        .filter(|name| !allowed.runtimes.contains(*name))
+    {
+        let runtimes: Vec<&str> = allowed.runtimes.iter().map(String::as_str).collect();
+        return Err(SpecError::Forbidden {
+            option: "runtime",
+            value: runtime.clone(),
+            way_out: format!("allow_runtimes in the plugin's config has {}", runtimes.join(", ")),
+        });
+    }
+    Ok(())
+}
+
+fn own_or_joined(inputs: Inputs<'_>, option: &'static str, mode: Option<&str>) -> Result<Option<Namespace>, SpecError> {
+    let Some(mode) = mode else { return Ok(None) };
+    Ok(Some(match mode.split_once(':') {
+        None if matches!(mode, "host" | "private") => Namespace::of(mode),
+        Some(("container", id)) => Namespace::with("container", id),
+        Some(("ns", path)) => Namespace::with("path", path),
+        Some(("task", name)) => Namespace::with("container", inputs.task.container_name_of(name)),
+        None | Some(_) => {
+            return Err(SpecError::NamespaceMode {
+                option,
+                mode: mode.to_owned(),
+                known: "host, private, container:<id>, ns:<path>, task:<name>",
+            });
+        }
+    }))
+}
+
+fn host_or_private(option: &'static str, mode: Option<&str>) -> Result<Option<Namespace>, SpecError> {
+    match mode {
+        None => Ok(None),
+        Some(mode @ ("host" | "private")) => Ok(Some(Namespace::of(mode))),
+        Some(mode) => Err(SpecError::NamespaceMode {
+            option,
+            mode: mode.to_owned(),
+            known: "host, private",
+        }),
+    }
 }
 
 /// One `name=value` (or `name:value`) as `podman run --security-opt` takes it, with the annotation that keeps it in
@@ -206,6 +288,68 @@ mod tests {
         let mut case = Case::new();
         case.options.security.ipc_mode = Some("shared".into());
         assert!(case.error().contains("invalid ipc_mode"));
+    }
+
+    #[test]
+    fn the_operator_may_forbid_what_leads_out_of_the_container() {
+        let mut case = Case::new();
+        case.config.allowed.privileged = false;
+        assert!(case.plan().is_ok());
+        case.options.security.privileged = true;
+        assert!(
+            case.error()
+                .contains("privileged = \"true\" is not allowed on this client")
+        );
+        case.options.security.privileged = false;
+        for foreign in ["host", "ns:/proc/1/ns/pid", "container:abc"] {
+            case.options.security.pid_mode = Some(foreign.into());
+            assert!(case.error().contains("pid_mode"), "{foreign}");
+            case.options.security.pid_mode = None;
+            case.options.security.ipc_mode = Some(foreign.into());
+            assert!(case.error().contains("ipc_mode"), "{foreign}");
+            case.options.security.ipc_mode = None;
+        }
+        for own in ["private", "task:db"] {
+            (case.options.security.pid_mode, case.options.security.ipc_mode) = (Some(own.into()), Some(own.into()));
+            assert!(case.plan().is_ok(), "{own}");
+        }
+    }
+
+    #[test]
+    fn capabilities_and_runtimes_come_from_the_operators_lists() {
+        let mut case = Case::new();
+        case.options.security.cap_add = vec!["cap_sys_admin".into()];
+        case.options.security.runtime = Some("crun".into());
+        assert_eq!(case.container().oci_runtime.as_deref(), Some("crun"));
+        case.config.allowed.caps = Some(["SYS_ADMIN".to_owned()].into());
+        assert!(case.plan().is_ok());
+        case.options.security.cap_add.push("all".into());
+        assert!(case.error().contains("cap_add = \"all\" is not allowed on this client"));
+        case.options.security.cap_add.clear();
+        case.options.security.runtime = Some("/tmp/evil".into());
+        assert!(
+            case.error()
+                .contains("allow_runtimes in the plugin's config has crun, runc")
+        );
+    }
+
+    #[test]
+    fn namespaces_of_processes_and_names_are_chosen_by_mode() {
+        for (mode, nsmode, value) in [("host", "host", ""), ("task:db", "container", "db-alloc1")] {
+            let mut case = Case::new();
+            case.options.security.pid_mode = Some(mode.into());
+            assert_eq!(case.container().pidns, Some(Namespace::with(nsmode, value)));
+        }
+        let mut case = Case::new();
+        (case.options.security.uts_mode, case.options.security.cgroupns) =
+            (Some("host".into()), Some("private".into()));
+        let spec = case.container();
+        assert_eq!(
+            (spec.utsns, spec.cgroupns),
+            (Some(Namespace::of("host")), Some(Namespace::of("private")))
+        );
+        case.options.security.uts_mode = Some("shared".into());
+        assert!(case.error().contains("uts_mode"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The job block, option by option: what is read, what is refused and with which words.
 
+use rmpv::Value;
+
 use super::*;
 
 fn map(entries: Vec<(&str, Value)>) -> Value {
@@ -140,11 +142,96 @@ fn auth_is_never_printed() {
 }
 
 #[test]
-fn logging_other_than_nomads_is_refused_by_name() {
+fn logging_that_does_not_exist_is_refused_by_name() {
     let logging = |driver: &str| map(vec![("driver", driver.into()), ("options", Value::Nil)]);
-    assert!(decode(vec![("logging", logging("nomad"))]).is_ok());
-    assert!(decode(vec![("logging", logging(""))]).is_ok());
-    assert!(error(vec![("logging", logging("journald"))]).contains("logging.driver = \"journald\""));
+    assert_eq!(
+        decode(vec![("logging", logging("nomad"))]).unwrap().logging,
+        Some(LogChoice::Nomad)
+    );
+    assert_eq!(decode(vec![("logging", logging(""))]).unwrap().logging, None);
+    assert!(error(vec![("logging", logging("syslog"))]).contains("logging: driver = \"syslog\""));
+}
+
+#[test]
+fn health_checks_are_off_unless_asked_for() {
+    let of = |options: Vec<(&str, Value)>| decode(options).unwrap().healthchecks;
+    assert!(!of(vec![]));
+    assert!(!of(vec![("healthchecks", map(vec![("disable", true.into())]))]));
+    assert!(of(vec![("healthchecks", map(vec![("disable", false.into())]))]));
+    assert!(of(vec![("healthchecks", map(vec![("disable", Value::Nil)]))]));
+}
+
+#[test]
+fn mount_blocks_have_a_type_and_only_its_options() {
+    let mounts = |entries: Vec<(&str, Value)>| decode(vec![("mount", Value::Array(vec![map(entries)]))]);
+    let bind = mounts(vec![
+        ("type", "bind".into()),
+        ("source", "local/x".into()),
+        ("target", "/x".into()),
+        ("readonly", true.into()),
+        ("bind_options", map(vec![("propagation", "rslave".into())])),
+        ("tmpfs_options", Value::Nil),
+    ]);
+    let want = MountOptions {
+        kind: MountKind::Bind {
+            source: "local/x".into(),
+            propagation: Some("rslave".into()),
+            selinux: None,
+        },
+        target: "/x".into(),
+        readonly: true,
+    };
+    assert_eq!(bind.unwrap().storage.mounts, [want]);
+    let volume = mounts(vec![("source", "data".into()), ("target", "/x".into())]).unwrap();
+    let (name, no_copy) = ("data".to_owned(), false);
+    assert_eq!(volume.storage.mounts[0].kind, MountKind::Volume { name, no_copy });
+    let memory = mounts(vec![
+        ("type", "tmpfs".into()),
+        ("target", "/x".into()),
+        (
+            "tmpfs_options",
+            map(vec![("size", 1024.into()), ("mode", 0o700.into())]),
+        ),
+    ]);
+    let (size, mode) = (Some(1024), Some(0o700));
+    assert_eq!(memory.unwrap().storage.mounts[0].kind, MountKind::Tmpfs { size, mode });
+
+    for (entries, want) in [
+        (vec![("source", "data".into())], "mount.target"),
+        (vec![("target", "x".into()), ("source", "data".into())], "mount.target"),
+        (vec![("target", "/x".into())], "mount.source"),
+        (vec![("target", "/x".into()), ("source", "/etc".into())], "mount.source"),
+        (vec![("target", "/x".into()), ("type", "nfs".into())], "mount.type"),
+        (vec![("target", "/x".into()), ("type", "bind".into())], "mount.source"),
+        (
+            vec![
+                ("target", "/x".into()),
+                ("type", "tmpfs".into()),
+                ("bind_options", map(vec![])),
+            ],
+            "mount.bind_options",
+        ),
+        (
+            vec![
+                ("target", "/x".into()),
+                ("type", "bind".into()),
+                ("source", "/a".into()),
+                ("bind_options", map(vec![("propagation", "sideways".into())])),
+            ],
+            "sideways",
+        ),
+        (
+            vec![
+                ("target", "/x".into()),
+                ("type", "tmpfs".into()),
+                ("tmpfs_options", map(vec![("mode", 99999.into())])),
+            ],
+            "mount.tmpfs_options.mode",
+        ),
+    ] {
+        let error = mounts(entries).expect_err("should be refused").to_string();
+        assert!(error.contains(want), "{error}");
+    }
 }
 
 #[test]

@@ -49,6 +49,7 @@ impl Bench {
             dir,
             stdout: self.fifo("stdout"),
             stderr: self.fifo("stderr"),
+            ..LogPlan::default()
         }
     }
 
@@ -336,6 +337,7 @@ async fn plugin_stand_in() {
         dir: log_dir(&dir, "web"),
         stdout: dir.join("stdout.fifo"),
         stderr: dir.join("stderr.fifo"),
+        ..LogPlan::default()
     };
     let _logs = TaskLogs::start(plan, &program()).await.unwrap();
     std::future::pending::<()>().await;
@@ -481,7 +483,7 @@ async fn output_may_go_to_dev_null() {
     let plan = LogPlan {
         stdout: null.clone(),
         stderr: null,
-        ..bench.plan()
+        ..bench.plan()..LogPlan::default()
     };
     let logs = TaskLogs::start(plan, &program()).await.unwrap();
     bench

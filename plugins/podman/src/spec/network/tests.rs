@@ -261,3 +261,43 @@ fn only_addresses_outside_of_the_default_bridge_advertise_themselves() {
     case.options.network.mode = Some("host".into());
     assert_eq!(told(&case, default), None);
 }
+
+#[test]
+fn networks_are_joined_with_their_aliases_and_the_first_has_the_address() {
+    let mut case = Case::new();
+    case.options.network.mode = Some("front".into());
+    case.options.network.networks = vec!["front".into(), "back".into()];
+    case.options.network.aliases = vec!["db".into()];
+    case.options.network.static_ips = vec!["10.9.0.2".parse().unwrap()];
+    let plan = case.plan().unwrap();
+    assert_eq!(plan.custom_networks, ["front", "back"]);
+    let networks = plan.container.networks;
+    assert_eq!(networks["front"].static_ips, ["10.9.0.2"]);
+    assert!(networks["back"].static_ips.is_empty());
+    assert!(networks.values().all(|network| network.aliases == ["db"]));
+    case.options.network.mode = Some("host".into());
+    assert!(case.error().contains("network_mode \"host\""));
+    case.options.network.mode = None;
+    case.task.network = Some(group(IsolationMode::Group, "/run/netns/a"));
+    case.options.network.static_ips.clear();
+    assert!(case.error().contains("the group's network"));
+}
+
+#[test]
+fn names_are_files_of_the_tasks_own_where_podman_makes_none() {
+    let mut case = Case::new();
+    case.options.network.extra_hosts = vec!["db:192.0.2.9".into(), "v6:2001:db8::1".into()];
+    case.config.dns_servers = vec!["192.0.2.1".parse().unwrap()];
+    case.options.network.mode = Some("task:proxy".into());
+    let plan = case.plan().unwrap();
+    assert_eq!(plan.name_files.hosts_of.as_deref(), Some("proxy-alloc1"));
+    assert_eq!(plan.name_files.hosts, ["192.0.2.9\tdb", "2001:db8::1\tv6"]);
+    assert_eq!(plan.name_files.resolv, ["nameserver 192.0.2.1"]);
+    assert!(plan.container.hostadd.is_empty() && plan.container.dns_server.is_empty());
+    case.options.network.mode = Some("none".into());
+    let plan = case.plan().unwrap();
+    assert_eq!(plan.name_files.resolv, ["nameserver 192.0.2.1"]);
+    assert!(plan.name_files.hosts.is_empty() && plan.container.hostadd.len() == 2);
+    case.options.network.mode = Some("bridge".into());
+    assert_eq!(case.plan().unwrap().name_files, crate::spec::NameFiles::default());
+}
