@@ -31,7 +31,7 @@ pub struct Config {
     pub allowed: Allowed,
     /// Where the output of tasks goes that say nothing of it.
     pub logging: LogChoice,
-    /// A pull of which nothing is heard for this long is given up.
+    /// A pull of which nothing is heard for this long is given up; zero: none is.
     pub pull_activity_timeout: Duration,
     /// Whether a stopped container is started again when its task is recovered.
     pub recover_stopped: bool,
@@ -105,8 +105,8 @@ const IMAGE_DELAY: Duration = Duration::from_secs(180);
 const DANGLING_PERIOD: Duration = Duration::from_secs(300);
 /// 5 min: the longest a start was seen to take between creating its container and being known.
 const DANGLING_GRACE: Duration = Duration::from_secs(300);
-/// 2 min without a word from the registry.
-const PULL_ACTIVITY_TIMEOUT: Duration = Duration::from_secs(120);
+/// Never by default: Podman tells of a layer once, so a large one may rightly be silent for as long as it takes.
+const PULL_ACTIVITY_TIMEOUT: Duration = Duration::ZERO;
 /// The runtimes that Podman is packaged with. Others run what the operator has not looked at with root's rights.
 const RUNTIMES: [&str; 2] = ["crun", "runc"];
 

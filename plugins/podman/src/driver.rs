@@ -82,6 +82,7 @@ impl Driver for DriverService {
     type ExecTaskStreamingStream = Messages<ExecTaskStreamingResponse>;
 
     async fn init(&self, _: Request<InitRequest>) -> Result<Response<InitResponse>, Status> {
+        self.plugin.clearing.begin(&self.plugin);
         Ok(Response::new(InitResponse {}))
     }
 
@@ -115,6 +116,7 @@ impl Driver for DriverService {
         let handle = request.handle.unwrap_or_default();
         // Nomad never sets the request's own task_id; after an agent restart the handle's config has little more than ids.
         let config = handle.config.unwrap_or_default();
+        self.plugin.runs_on(&config.node_id);
         let subject = Subject {
             task_id: config.id,
             task_name: config.name,
@@ -128,6 +130,7 @@ impl Driver for DriverService {
         let Some(config) = request.into_inner().task else {
             return Err(grpc::start_status(&DriverError::Incomplete { what: "task" }));
         };
+        self.plugin.runs_on(&config.node_id);
         let options = config.msgpack_driver_config.clone();
         match start::start(self.plugin.clone(), decode::task(&config), options).await {
             Ok(task) => Ok(Response::new(encode::started(&task, config))),

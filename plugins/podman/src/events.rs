@@ -69,6 +69,12 @@ impl Events {
         });
     }
 
+    /// Whether an agent is connected: it listens for as long as it is.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.sender.receiver_count() > 0
+    }
+
     /// Everything from now on. Never ends: even when the sender is gone it stays pending.
     pub fn subscribe(&self) -> impl Stream<Item = TaskEvent> + Send + use<> {
         let events = BroadcastStream::new(self.sender.subscribe());

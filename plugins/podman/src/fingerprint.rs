@@ -248,6 +248,7 @@ mod tests {
                 version: Some("5.1.0".into()),
                 ..VersionFacts::default()
             },
+            ..HostInfo::default()
         };
         let info = answers.then(|| Arc::new(info));
         Seen {

@@ -49,6 +49,9 @@ pub struct Handle {
     /// The node's compute capacity when the task started: a reattached plugin is not told again.
     #[serde(default)]
     pub compute: Compute,
+    /// Whether it was read from a state of the driver that users come from.
+    #[serde(skip)]
+    pub predecessor: bool,
 }
 
 /// Why a driver state cannot be read.
@@ -132,6 +135,10 @@ impl Handle {
             .filter(|name| !name.is_empty());
         let mut net = state.block("Net").map_err(damaged)?.unwrap_or_default();
         let ip = net.string("IP").map_err(damaged)?.filter(|ip| !ip.is_empty());
+        let ports = net.integer_map("PortMap").map_err(damaged)?;
+        let port = |(label, port): (String, i64)| Some((label, u16::try_from(port).ok()?));
+        let port_map = ports.into_iter().filter_map(port).collect();
+        let auto_advertise = net.bool("AutoAdvertise").map_err(damaged)?.unwrap_or(true);
         Ok(Self {
             version: VERSION,
             task_id: of.task_id.clone(),
@@ -141,11 +148,12 @@ impl Handle {
             container_name: format!("{}-{}", of.task_name, of.alloc_id),
             socket: socket.unwrap_or_else(|| DEFAULT_SOCKET.to_owned()),
             network: ip.map(|ip| DriverNetwork {
+                port_map,
                 ip,
-                auto_advertise: true,
-                ..DriverNetwork::default()
+                auto_advertise,
             }),
             remove_container: true,
+            predecessor: true,
             ..Self::default()
         })
     }

@@ -174,6 +174,7 @@ mod tests {
                 version: Some("5.2.1".into()),
                 ..VersionFacts::default()
             },
+            ..HostInfo::default()
         };
         let host = Host::read(&info, Path::new("/nowhere"), "");
         assert!(host.rootless && host.cgroup_v2 && host.systemd_cgroups);

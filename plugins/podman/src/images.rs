@@ -1,12 +1,13 @@
-//! Coming by a task's image: from local storage, from an archive, else by a pull.
+//! Coming by a task's image: from local storage, from an archive here or at a URL, else by a pull.
 //!
 //! Tasks that want the same image at the same time share one pull. It goes on as long as one of them waits, and is given
 //! up with the last. Invariants: `localhost/` names are never pulled; credentials are asked for only when there is
 //! something to pull; each task keeps its own deadline, and hears of the pull in a few events, not in a line per layer.
-//! Absent: removing images.
+//! Absent: removing images (keeper.rs).
 
 pub mod credentials;
 pub mod download;
+pub mod keeper;
 pub mod reference;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use crate::podman::{Platform, Podman, PodmanError, PullRequest, RegistryAuth};
 use crate::task_config::ImageOptions;
 use credentials::{AuthError, AuthSources};
 use download::{DownloadError, download};
+use keeper::{HeldImage, Keeper};
 use reference::{Reference, ReferenceError, Source};
 
 /// Two minutes between events about one pull: Nomad keeps the last ten events of a task.
@@ -29,6 +31,9 @@ const PROGRESS_INTERVAL: Duration = Duration::from_secs(120);
 
 /// Where a downloaded archive is until Podman has it, in the task's directory, which no container sees.
 const ARCHIVE_FILE: &str = ".podman-image.tar";
+
+/// Pauses between the tries of a pull that the registry broke off or did not answer. Later tries are Nomad's.
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
 
 /// What image is wanted and who hears of the progress.
 pub struct ImageRequest<'a> {
@@ -75,7 +80,17 @@ pub enum ImageError {
         /// The deadline.
         limit: Duration,
     },
-    /// The archive cannot be fetched.
+    /// Nothing was heard of the pull for too long.
+    #[error(
+        "nothing was heard of the pull of {reference} for {limit:?} (pull_activity_timeout in the plugin's config)"
+    )]
+    Silent {
+        /// The image.
+        reference: String,
+        /// How long.
+        limit: Duration,
+    },
+    /// An archive cannot be fetched.
     #[error(transparent)]
     Download(#[from] DownloadError),
     /// Podman failed. Shared, because the tasks that waited for one pull share its failure.
@@ -88,11 +103,11 @@ impl ImageError {
     #[must_use]
     pub fn is_recoverable(&self) -> bool {
         match self {
-            Self::TimedOut { .. } => true,
+            Self::TimedOut { .. } | Self::Silent { .. } => true,
+            Self::Download(error) => error.is_recoverable(),
             // Helpers fail when the service that they ask is away.
             Self::Auth { source, .. } => matches!(source, AuthError::Helper { .. }),
             Self::Podman(error) => error.is_recoverable(),
-            Self::Download(error) => error.is_recoverable(),
             Self::Reference(_) | Self::NotLocal { .. } | Self::EmptyArchive { .. } => false,
         }
     }
@@ -108,7 +123,14 @@ struct PullKey {
     auth: Option<RegistryAuth>,
 }
 
-type Pulled = Result<String, Arc<PodmanError>>;
+type Pulled = Result<String, PullError>;
+
+/// Why a pull that several wait for failed.
+#[derive(Debug, Clone)]
+enum PullError {
+    Podman(Arc<PodmanError>),
+    Silent,
+}
 
 /// One pull that several may wait for.
 struct Flight {
@@ -120,6 +142,9 @@ struct Flight {
 #[derive(Default)]
 pub struct Images {
     sources: AuthSources,
+    keeper: Arc<Keeper>,
+    /// How long a pull may be silent; zero: for ever.
+    activity_limit: Duration,
     // Never held across an await. Pulls that nobody waits for any more are dropped with the next one.
     flights: Mutex<HashMap<PullKey, Flight>>,
 }
@@ -133,32 +158,50 @@ impl std::fmt::Debug for Images {
 }
 
 impl Images {
-    /// With these sources of credentials.
+    /// With these sources of credentials; a pull that is silent for `activity_limit` is given up, with zero never.
     #[must_use]
-    pub fn new(sources: AuthSources) -> Self {
+    pub fn new(sources: AuthSources, activity_limit: Duration) -> Self {
         Self {
             sources,
+            keeper: Arc::default(),
+            activity_limit,
             flights: Mutex::default(),
         }
     }
 
-    /// Makes sure that the image is there; returns its id.
+    /// Who knows what was pulled.
+    #[must_use]
+    pub fn keeper(&self) -> &Arc<Keeper> {
+        &self.keeper
+    }
+
+    /// Makes sure that the image is there, and stays there as long as what is returned does.
     ///
     /// # Errors
     /// [`ImageError`], as its variants say.
-    pub async fn ensure(&self, podman: &Arc<dyn Podman>, request: ImageRequest<'_>) -> Result<String, ImageError> {
+    pub async fn ensure(&self, podman: &Arc<dyn Podman>, request: ImageRequest<'_>) -> Result<HeldImage, ImageError> {
         let limit = request.options.pull_timeout;
         let reference = request.options.reference.clone();
         let image = async {
-            match Source::parse(&request.options.reference, request.task_dir)? {
-                Source::Archive(path) => load(podman, &path, request.progress).await,
-                Source::ArchiveUrl(url) => fetch_and_load(podman, &url, &request).await,
-                Source::Registry(reference) => self.find_or_pull(podman, &reference, &request).await,
+            loop {
+                let id = self.come_by(podman, &request).await?;
+                if let Some(held) = self.keeper.hold(&id) {
+                    return Ok(held);
+                }
+                self.keeper.until_left(&id).await;
             }
         };
         tokio::time::timeout(limit, image)
             .await
             .unwrap_or(Err(ImageError::TimedOut { reference, limit }))
+    }
+
+    async fn come_by(&self, podman: &Arc<dyn Podman>, request: &ImageRequest<'_>) -> Result<String, ImageError> {
+        match Source::parse(&request.options.reference, request.task_dir)? {
+            Source::Archive(path) => load(podman, &path, request.progress).await,
+            Source::ArchiveUrl(url) => fetch_and_load(podman, &url, request).await,
+            Source::Registry(reference) => self.find_or_pull(podman, &reference, request).await,
+        }
     }
 
     async fn find_or_pull(
@@ -188,7 +231,15 @@ impl Images {
         };
         (request.progress)(&format!("Pulling image {}", reference.full));
         let (pull, line) = self.join(podman, key);
-        Ok(told(pull, line, PROGRESS_INTERVAL, request.progress).await?)
+        told(pull, line, PROGRESS_INTERVAL, request.progress)
+            .await
+            .map_err(|error| match error {
+                PullError::Podman(error) => ImageError::Podman(error),
+                PullError::Silent => ImageError::Silent {
+                    reference: reference.full.clone(),
+                    limit: self.activity_limit,
+                },
+            })
     }
 
     /// Credentials of the job, else of the plugin's options, else none: Podman then uses its own.
@@ -233,13 +284,18 @@ impl Images {
             return (pull, flight.line.clone());
         }
         let (tell, line) = watch::channel(String::new());
-        let (podman, request) = (Arc::clone(podman), key.request());
+        let (podman, request, keeper) = (Arc::clone(podman), key.request(), Arc::clone(&self.keeper));
+        let activity_limit = self.activity_limit;
         let pull = async move {
-            let progress = |line: &str| {
-                tracing::debug!(image = request.reference, line, "pulling");
-                tell.send_replace(line.to_owned());
-            };
-            podman.pull_image(&request, &progress).await.map_err(Arc::new)
+            let before = podman.inspect_image(&request.reference).await;
+            let id = pull_anew(&*podman, &request, &tell, activity_limit).await?;
+            // What somebody else had brought here stays theirs, and what we cannot know about as well.
+            let known =
+                matches!(&before, Ok(found) if found.as_ref().is_none_or(|found| found.id.as_ref() != Some(&id)));
+            if known {
+                note(&*podman, &keeper, &id, &request.reference).await;
+            }
+            Ok(id)
         };
         let pull = pull.boxed().shared();
         let weak = pull.downgrade().expect("a future that was just made has not ended");
@@ -340,6 +396,53 @@ struct Removed(PathBuf);
 impl Drop for Removed {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Pulls, and again if the registry was away.
+async fn pull_anew(
+    podman: &dyn Podman,
+    request: &PullRequest,
+    tell: &watch::Sender<String>,
+    activity_limit: Duration,
+) -> Pulled {
+    let mut pauses = RETRY_PAUSES.into_iter();
+    loop {
+        let progress = |line: &str| {
+            tracing::debug!(image = request.reference, line, "pulling");
+            tell.send_replace(line.to_owned());
+        };
+        let pulled = tokio::select! {
+            pulled = podman.pull_image(request, &progress) => pulled,
+            () = silence(tell.subscribe(), activity_limit) => return Err(PullError::Silent),
+        };
+        match (pulled, pauses.next()) {
+            (Ok(id), _) => return Ok(id),
+            (Err(error @ PodmanError::Pull { .. }), Some(pause)) if error.is_recoverable() => {
+                tracing::warn!(image = request.reference, %error, "the pull failed, trying again");
+                tokio::time::sleep(pause).await;
+            }
+            (Err(error), _) => return Err(PullError::Podman(Arc::new(error))),
+        }
+    }
+}
+
+/// Returns when nothing was heard for `limit`; never if that is zero.
+async fn silence(mut line: watch::Receiver<String>, limit: Duration) {
+    if limit.is_zero() {
+        std::future::pending::<()>().await;
+    }
+    while let Ok(Ok(())) = tokio::time::timeout(limit, line.changed()).await {}
+}
+
+/// Remembers an image that was not there before: it has no other name than the one it was pulled by.
+async fn note(podman: &dyn Podman, keeper: &Keeper, id: &str, reference: &str) {
+    // An image whose names are not known is not ours to remove.
+    let Ok(Some(image)) = podman.inspect_image(id).await else {
+        return;
+    };
+    if image.repo_tags.iter().all(|name| name == reference) {
+        keeper.pulled(id, reference);
     }
 }
 

@@ -5,6 +5,7 @@
 //! [`handle`] (what recovery needs). Errors are facts in [`error`], told to Nomad by [`grpc`] alone.
 
 pub mod base_plugin;
+pub mod clearing;
 pub mod compute;
 pub mod config;
 pub mod driver;

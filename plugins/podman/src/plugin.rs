@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use crate::clearing::Clearing;
 use crate::compute::Compute;
 use crate::config::Config;
 use crate::error::DriverError;
@@ -31,6 +32,9 @@ pub struct Plugin {
     pub relay: RelayProgram,
     /// Where the time comes from.
     pub clock: Clock,
+    /// The work in the background.
+    pub clearing: Arc<Clearing>,
+    node_id: Arc<RwLock<Option<String>>>,
     settings: Arc<RwLock<Arc<Settings>>>,
     connect: Connector,
 }
@@ -78,6 +82,8 @@ impl Plugin {
             events: Arc::new(Events::new(clock)),
             relay,
             clock,
+            clearing: Arc::default(),
+            node_id: Arc::default(),
             settings: Arc::new(RwLock::new(Arc::new(settings))),
             connect,
         }
@@ -93,6 +99,19 @@ impl Plugin {
     #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes which node this is: Nomad says it with each task only.
+    pub fn runs_on(&self, node_id: &str) {
+        if !node_id.is_empty() && self.node_id().as_deref() != Some(node_id) {
+            *self.node_id.write().unwrap_or_else(PoisonError::into_inner) = Some(node_id.to_owned());
+        }
+    }
+
+    /// The node, once a task has told.
+    #[must_use]
+    pub fn node_id(&self) -> Option<String> {
+        self.node_id.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The task of this id.
@@ -117,10 +136,13 @@ impl Settings {
                 Arc::new(Service {
                     name: socket.name.clone(),
                     podman,
-                    images: Images::new(AuthSources {
-                        file: config.auth_file.clone(),
-                        helper: config.auth_helper.clone(),
-                    }),
+                    images: Images::new(
+                        AuthSources {
+                            file: config.auth_file.clone(),
+                            helper: config.auth_helper.clone(),
+                        },
+                        config.pull_activity_timeout,
+                    ),
                     info: RwLock::new(None),
                 })
             });
@@ -146,6 +168,22 @@ impl Settings {
                 known,
             }
         })
+    }
+}
+
+impl Settings {
+    /// Each service once, also if it has two names.
+    pub fn distinct_services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        let is_second = |index: usize, service: &Arc<Service>| {
+            self.services
+                .values()
+                .take(index)
+                .any(|earlier| Arc::ptr_eq(earlier, service))
+        };
+        let services = self.services.values().enumerate();
+        services
+            .filter(move |(index, service)| !is_second(*index, service))
+            .map(|(_, service)| service)
     }
 }
 

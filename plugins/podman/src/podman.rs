@@ -32,7 +32,7 @@ use tokio::io::AsyncWrite;
 pub use answers::{
     ContainerConfig, ContainerInfo, ContainerListing, ContainerNetwork, ContainerNetworkSettings, ContainerState,
     ExecInfo, HostConfig, HostFacts, HostInfo, HostPort, ImageConfig, ImageInfo, LogConfig, RuntimeFacts,
-    SecurityFacts, VersionFacts,
+    SecurityFacts, StoreFacts, VersionFacts,
 };
 pub use client::Client;
 pub use container_spec::{

@@ -13,6 +13,7 @@ use crate::logs::TaskLogs;
 use crate::plugin::Plugin;
 use crate::podman::{ContainerInfo, Podman};
 use crate::roster::Taken;
+use crate::start::stop_signal;
 use crate::task::Task;
 
 /// Takes a task over from its driver state.
@@ -31,10 +32,17 @@ pub async fn recover(plugin: &Plugin, of: &Subject, state: &[u8]) -> Result<Arc<
         Err(Taken::Starting) => return Err(DriverError::Starting { id: handle.task_id }),
     };
     let settings = plugin.settings();
+    if handle.predecessor {
+        handle.remove_container = settings.config.gc.container;
+        handle.compute = settings.compute;
+    }
     let podman = Arc::clone(&settings.service(&handle.socket)?.podman);
     let pid = match podman.inspect_container(&handle.container_id).await {
         Ok(info) => {
             check(&handle, info.as_ref(), &*podman, settings.config.recover_stopped).await?;
+            if let Some(info) = &info {
+                complete(&mut handle, info);
+            }
             info.and_then(|info| info.state.pid)
         }
         Err(error) => {
@@ -45,6 +53,16 @@ pub async fn recover(plugin: &Plugin, of: &Subject, state: &[u8]) -> Result<Arc<
     let logs = resume_logs(plugin, &handle);
     tracing::info!(task = handle.task_id, container = handle.container_id, "recovered");
     Ok(reservation.commit(Task::watch(handle, podman, logs, pid)))
+}
+
+/// What a predecessor's state does not have, the container does.
+fn complete(handle: &mut Handle, info: &ContainerInfo) {
+    if handle.stop_signal.is_empty() {
+        handle.stop_signal = stop_signal(info);
+    }
+    if handle.started_at.is_empty() {
+        handle.started_at = info.state.started_at.clone().unwrap_or_default();
+    }
 }
 
 async fn check(

@@ -66,6 +66,12 @@ impl Roster {
         }
     }
 
+    /// Whether the task of this id is known, or being started.
+    #[must_use]
+    pub fn has(&self, id: &str) -> bool {
+        self.lock().contains_key(id)
+    }
+
     /// Forgets a task. A start in progress keeps its place.
     pub fn remove(&self, id: &str) -> Option<Arc<Task>> {
         let mut tasks = self.lock();

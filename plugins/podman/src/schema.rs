@@ -203,7 +203,7 @@ pub fn plugin() -> Spec {
         ("pids_limit", attribute("pids_limit", "number")),
         (
             "pull_activity_timeout",
-            with_default(attribute("pull_activity_timeout", "string"), "\"2m\""),
+            with_default(attribute("pull_activity_timeout", "string"), "\"0\""),
         ),
     ])
 }

@@ -19,7 +19,7 @@ use crate::podman::{ContainerSpec, HealthCheck, LogConfiguration};
 use crate::rlimit::RlimitError;
 use crate::task_config::TaskConfig;
 
-pub use labels::{ALLOC_ID_LABEL, DRIVER_LABEL, DRIVER_LABEL_VALUE, TASK_ID_LABEL};
+pub use labels::{ALLOC_ID_LABEL, DRIVER_LABEL, DRIVER_LABEL_VALUE, NODE_ID_LABEL, TASK_ID_LABEL};
 pub use network::{DriverNetwork, driver_network};
 
 /// Everything a container is made from.

@@ -12,6 +12,7 @@ use crate::events::Subject;
 use crate::handle::{self, Handle};
 use crate::host::Host;
 use crate::images::ImageRequest;
+use crate::images::keeper::HeldImage;
 use crate::log_choice::LogChoice;
 use crate::logs::{HeldOpen, JOURNAL_SOCKET, JournalPlan, LogPlan, TaskLogs, log_configuration, log_dir};
 use crate::nomad_task::NomadTask;
@@ -125,8 +126,11 @@ impl Recipe<'_> {
         let held = logs.plan.as_ref().map(HeldOpen::of).unwrap_or_default();
         self.remove_leftover().await?;
         self.write_name_files(&mut plan).await?;
-        plan.container.image = self.ensure_image().await?;
+        // Held until the container shows that it is needed.
+        let image = self.ensure_image().await?;
+        plan.container.image.clone_from(&image.id);
         let container = self.create(&plan).await?;
+        drop(image);
         self.check_runtime(&container).await?;
         let logs = logs.plan.map(|plan| self.journalled(plan, &container));
         self.collect_logs(logs.as_ref(), held).await?;
@@ -288,7 +292,7 @@ impl Recipe<'_> {
         removed.map_err(|error| DriverError::start("remove a leftover container", error))
     }
 
-    async fn ensure_image(&self) -> Result<String, DriverError> {
+    async fn ensure_image(&self) -> Result<HeldImage, DriverError> {
         let subject = self.subject();
         let progress = |line: &str| self.plugin.events.emit(&subject, line);
         let request = ImageRequest {
@@ -355,6 +359,7 @@ impl Recipe<'_> {
             network,
             remove_container: self.settings.config.gc.container,
             compute: self.settings.compute,
+            predecessor: false,
         }
     }
 
@@ -383,7 +388,7 @@ impl Recipe<'_> {
 }
 
 /// The signal that asks the program to end: the image's, else SIGTERM. Podman 4 gives a number, Podman 5 a name.
-fn stop_signal(info: &ContainerInfo) -> String {
+pub(crate) fn stop_signal(info: &ContainerInfo) -> String {
     match &info.config.stop_signal {
         Some(serde_json::Value::String(name)) if !name.is_empty() => name.clone(),
         Some(serde_json::Value::Number(number)) if number.as_i64() != Some(0) => number.to_string(),

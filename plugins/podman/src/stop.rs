@@ -138,7 +138,7 @@ async fn destroy_unknown(plugin: &Plugin, id: &str) -> Result<(), DriverError> {
 }
 
 /// Ends the log process of a container that is about to be removed. Its directory is known from the container itself.
-async fn end_logs_of(podman: &dyn Podman, container: &str) {
+pub(crate) async fn end_logs_of(podman: &dyn Podman, container: &str) {
     let Ok(Some(info)) = podman.inspect_container(container).await else {
         return;
     };

@@ -35,7 +35,7 @@ fn nothing_configured_means_the_documented_defaults() {
     assert!(config.allowed.privileged && config.allowed.caps.is_none() && config.allowed.pids_limit.is_none());
     assert!(!config.gc.image && config.gc.dangling.enabled && !config.gc.dangling.dry_run);
     assert_eq!(config.gc.dangling.period, Duration::from_secs(300));
-    assert_eq!(config.pull_activity_timeout, Duration::from_secs(120));
+    assert_eq!(config.pull_activity_timeout, Duration::ZERO);
     let user = Config::default_for(1000);
     assert_eq!(
         user.sockets[DEFAULT_SOCKET].path,

@@ -229,6 +229,10 @@ mod tests {
             ("registry:5000/a:1", "registry:5000/a:1"),
             ("localhost/a", "localhost/a:latest"),
             ("a:1", "docker.io/library/a:1"),
+            (
+                "oci-archive:https://example.com/a.tar",
+                "archive at https://example.com/a.tar",
+            ),
             ("docker-archive:image.tar", "archive /task/image.tar"),
             ("oci-archive:/images/a.tar", "archive /images/a.tar"),
         ];

@@ -45,7 +45,8 @@ impl World {
             task_dir: Path::new("/task"),
             progress: &progress,
         };
-        self.images.ensure(&podman, request).await
+        let held = self.images.ensure(&podman, request).await?;
+        Ok(held.id.clone())
     }
 }
 
@@ -113,10 +114,11 @@ async fn an_image_that_does_not_exist_is_final() {
 #[tokio::test]
 async fn credentials_that_cannot_be_had_stop_the_pull_unless_told_otherwise() {
     let mut world = World::new();
-    world.images = Images::new(AuthSources {
+    let sources = AuthSources {
         file: Some("/absent/config.json".into()),
         helper: None,
-    });
+    };
+    world.images = Images::new(sources, Duration::ZERO);
     world.fake.add_registry_image("quay.io/a:1", image("a"));
     let error = world.ensure(&options("quay.io/a:1")).await.unwrap_err();
     assert!(error.to_string().contains("/absent/config.json"), "{error}");
@@ -191,4 +193,39 @@ async fn a_long_pull_is_told_of_from_time_to_time() {
     };
     let pulled = told(pull.boxed().shared(), line, Duration::from_millis(10), &progress).await;
     assert_eq!(pulled.unwrap(), "Image pull progress: Copying blob 1");
+}
+
+#[tokio::test]
+async fn what_was_pulled_goes_when_nobody_needs_it_and_what_was_there_stays() {
+    let world = World::new();
+    world.fake.add_image("quay.io/own:1", image("own"));
+    world.fake.add_registry_image("quay.io/own:1", image("own"));
+    world.fake.add_registry_image("quay.io/new:1", image("new"));
+    let forced = ImageOptions {
+        force_pull: true,
+        ..options("quay.io/own:1")
+    };
+    assert_eq!(world.ensure(&forced).await.unwrap(), "own");
+    assert_eq!(world.ensure(&options("quay.io/new:1")).await.unwrap(), "new");
+    assert_eq!(world.fake.pulls().len(), 2);
+    world.images.keeper().sweep(&*world.fake, Duration::ZERO).await.unwrap();
+    assert!(world.fake.inspect_image("quay.io/own:1").await.unwrap().is_some());
+    assert!(world.fake.inspect_image("quay.io/new:1").await.unwrap().is_none());
+}
+
+/// Goal: a pull that says nothing more is given up and may be tried again; one that goes on is not cut off. Method: the
+/// registry is held for ever; no clock but the limit's own.
+#[tokio::test]
+async fn a_silent_pull_is_given_up() {
+    let mut world = World::new();
+    world.images = Images::new(AuthSources::default(), Duration::from_millis(20));
+    world.fake.add_registry_image("quay.io/a:1", image("a"));
+    world.fake.hold_pulls(true);
+    let error = world.ensure(&options("quay.io/a:1")).await.unwrap_err();
+    assert!(
+        matches!(error, ImageError::Silent { .. }) && error.is_recoverable(),
+        "{error}"
+    );
+    assert!(error.to_string().contains("pull_activity_timeout"), "{error}");
+    assert_eq!(world.fake.pulls_given_up(), 1);
 }

@@ -24,6 +24,17 @@ pub struct HostInfo {
     /// Podman's versions.
     #[serde(deserialize_with = "null_is_default")]
     pub version: VersionFacts,
+    /// Where images and containers are.
+    #[serde(deserialize_with = "null_is_default")]
+    pub store: StoreFacts,
+}
+
+/// The storage of a service.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct StoreFacts {
+    /// Its directory on the host.
+    pub graph_root: Option<std::path::PathBuf>,
 }
 
 /// The host of a service.

@@ -214,6 +214,7 @@ fn info_of(id: &str, container: &FakeContainer) -> ContainerInfo {
     ContainerInfo {
         id: Some(id.to_owned()),
         name: Some(spec.name.clone()),
+        image: Some(spec.image.clone()),
         image_name: Some(spec.image.clone()),
         state: ContainerState {
             status: Some(status.to_owned()),
@@ -267,6 +268,7 @@ impl Podman for FakePodman {
                 version: Some("5.4.0".to_owned()),
                 api_version: Some("5.4.0".to_owned()),
             },
+            ..HostInfo::default()
         })
     }
 

@@ -11,6 +11,9 @@ pub const TASK_ID_LABEL: &str = "nomad.podman.task_id";
 /// The allocation that the container belongs to.
 pub const ALLOC_ID_LABEL: &str = "nomad.podman.alloc_id";
 
+/// The node whose task the container runs.
+pub const NODE_ID_LABEL: &str = "nomad.podman.node_id";
+
 /// Fills the labels. Ours win over the job's: a job must not be able to disguise its container.
 pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) {
     let Inputs {
@@ -44,7 +47,7 @@ pub(super) fn fill(inputs: Inputs<'_>, plan: &mut Plan) {
         ("nomad.podman.task", &task.name),
         ("nomad.podman.namespace", &task.namespace),
         ("nomad.podman.job", &task.job_id),
-        ("nomad.podman.node_id", &task.node_id),
+        (NODE_ID_LABEL, &task.node_id),
     ];
     labels.extend(ours.map(|(name, value)| (name.to_owned(), value.to_owned())));
 }

@@ -3,9 +3,12 @@
 #[path = "../fixture/mod.rs"]
 mod fixture;
 
+mod adoption;
 mod agent;
+mod clearing;
 mod faults;
 mod hostile;
+mod features;
 mod life;
 mod options;
 mod protocol;

@@ -131,16 +131,13 @@ fn with_auth(reference: &str, password: &str) -> ImageOptions {
 
 async fn ensure(service: &PodmanService, images: &Images, options: &ImageOptions) -> Result<String, ImageError> {
     let podman: Arc<dyn Podman> = Arc::new(service.client());
-    images
-        .ensure(
-            &podman,
-            ImageRequest {
-                options,
-                task_dir: service.dir(),
-                progress: &|_| {},
-            },
-        )
-        .await
+    let request = ImageRequest {
+        options,
+        task_dir: service.dir(),
+        progress: &|_| {},
+    };
+    let held = images.ensure(&podman, request).await?;
+    Ok(held.id.clone())
 }
 
 /// Goal: a pull with the task's credentials succeeds; without, with wrong ones, for a tag that is not there and from a
@@ -196,10 +193,13 @@ async fn credentials_of_the_operator_serve_tasks_without_their_own() {
     };
     let reference = registry.push(&service, "operator/busybox:1");
     let file = registry.dir.path().join("config.json");
-    let images = Images::new(AuthSources {
-        file: Some(file.clone()),
-        helper: None,
-    });
+    let images = Images::new(
+        AuthSources {
+            file: Some(file.clone()),
+            helper: None,
+        },
+        Duration::ZERO,
+    );
     let auth = base64::engine::general_purpose::STANDARD.encode("nomad:correct horse");
     let json = serde_json::json!({ "auths": { registry.address.as_str(): { "auth": auth } } });
     std::fs::write(&file, json.to_string()).unwrap();
@@ -221,10 +221,13 @@ async fn helper_stand_in() {
     };
     let Some(service) = PodmanService::start() else { return };
     for (helper, works) in [("good", true), ("none", false), ("broken", false)] {
-        let images = Images::new(AuthSources {
-            file: None,
-            helper: Some(helper.to_owned()),
-        });
+        let images = Images::new(
+            AuthSources {
+                file: None,
+                helper: Some(helper.to_owned()),
+            },
+            Duration::ZERO,
+        );
         let pulled = ensure(&service, &images, &options(&format!("{registry}/helper/busybox:1"))).await;
         assert_eq!(pulled.is_ok(), works, "{helper}: {pulled:?}");
         if helper == "broken" {

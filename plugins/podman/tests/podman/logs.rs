@@ -483,7 +483,7 @@ async fn output_may_go_to_dev_null() {
     let plan = LogPlan {
         stdout: null.clone(),
         stderr: null,
-        ..bench.plan()..LogPlan::default()
+        ..bench.plan()
     };
     let logs = TaskLogs::start(plan, &program()).await.unwrap();
     bench

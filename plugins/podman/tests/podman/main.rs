@@ -9,5 +9,6 @@ mod fixture;
 mod client;
 mod exec;
 mod images;
+mod journal;
 mod logs;
 mod stats;
