@@ -6,6 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::clearing::Clearing;
 use crate::compute::Compute;
 use crate::config::Config;
@@ -60,7 +62,12 @@ pub struct Service {
     /// Its images.
     pub images: Images,
     info: RwLock<Option<Arc<HostInfo>>>,
+    /// When it was last found not to answer in time.
+    silent: RwLock<Option<Instant>>,
 }
+
+/// Ten seconds for which a service that did not answer is not asked again by those who cannot wait.
+const SILENCE_BELIEVED: Duration = Duration::from_secs(10);
 
 #[derive(Clone)]
 struct Connector(Connect);
@@ -144,6 +151,7 @@ impl Settings {
                         config.pull_activity_timeout,
                     ),
                     info: RwLock::new(None),
+                    silent: RwLock::new(None),
                 })
             });
             services.insert(name.clone(), Arc::clone(service));
@@ -199,6 +207,25 @@ impl Service {
             Some(info) => Ok(info),
             None => self.refresh().await,
         }
+    }
+
+    /// What `call` answers if that takes no longer than `limit`; None otherwise, and at once if the service was found silent a
+    /// moment ago. For calls that the agent's start waits for, one after the other.
+    pub async fn within<T>(&self, limit: Duration, call: impl Future<Output = T>) -> Option<T> {
+        let silent = *self.silent.read().unwrap_or_else(PoisonError::into_inner);
+        if silent.is_some_and(|since| since.elapsed() < SILENCE_BELIEVED) {
+            return None;
+        }
+        let answer = tokio::time::timeout(limit, call).await.ok();
+        if answer.is_none() {
+            self.found_silent();
+        }
+        answer
+    }
+
+    /// Notes that it did not answer just now.
+    pub fn found_silent(&self) {
+        *self.silent.write().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Asks again.

@@ -5,6 +5,7 @@
 //! answer yet is no reason to fail, for then Nomad would destroy a container that runs well.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::error::DriverError;
 use crate::events::Subject;
@@ -15,6 +16,12 @@ use crate::podman::{ContainerInfo, Podman};
 use crate::roster::Taken;
 use crate::start::stop_signal;
 use crate::task::Task;
+
+/// 3 s for Podman to say what became of a container: the agent recovers its tasks one after the other.
+const LOOK_LIMIT: Duration = Duration::from_secs(3);
+
+/// 10 s for an ended container to run again (recover_stopped); after it Nomad starts the task anew.
+const START_LIMIT: Duration = Duration::from_secs(10);
 
 /// Takes a task over from its driver state.
 ///
@@ -36,16 +43,20 @@ pub async fn recover(plugin: &Plugin, of: &Subject, state: &[u8]) -> Result<Arc<
         handle.remove_container = settings.config.gc.container;
         handle.compute = settings.compute;
     }
-    let podman = Arc::clone(&settings.service(&handle.socket)?.podman);
-    let pid = match podman.inspect_container(&handle.container_id).await {
-        Ok(info) => {
+    let service = settings.service(&handle.socket)?;
+    let podman = Arc::clone(&service.podman);
+    let look = podman.inspect_container(&handle.container_id);
+    let pid = match service.within(LOOK_LIMIT, look).await {
+        Some(Ok(info)) => {
             check(&handle, info.as_ref(), &*podman, settings.config.recover_stopped).await?;
             if let Some(info) = &info {
                 complete(&mut handle, info);
             }
             info.and_then(|info| info.state.pid)
         }
-        Err(error) => {
+        silent => {
+            let error = silent.and_then(Result::err);
+            service.found_silent();
             tracing::warn!(task = handle.task_id, error = ?error, "podman does not answer, taking the task over unseen");
             None
         }
@@ -85,7 +96,9 @@ async fn check(
         return Ok(());
     }
     if info.has_ended() {
-        let started = podman.start_container(&handle.container_id).await;
+        let started = podman.start_container(&handle.container_id);
+        let started = tokio::time::timeout(START_LIMIT, started).await;
+        let started = started.map_err(|_| lost("has ended and does not start again in time".to_owned()))?;
         started.map_err(|error| lost(format!("has ended and cannot be started again: {error}")))?;
         if let Some(plan) = &handle.logs
             && let Err(error) = TaskLogs::reopen(&plan.dir)

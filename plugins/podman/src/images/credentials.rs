@@ -132,8 +132,9 @@ impl AuthSources {
     /// # Errors
     /// [`AuthError`], as its variants say.
     pub async fn find(&self, image: &Reference) -> Result<Option<RegistryAuth>, AuthError> {
-        if let Some(path) = &self.file
-            && let Some(auth) = from_file(path, image).await?
+        let file = self.file.clone().or_else(file_of_environment);
+        if let Some(path) = file
+            && let Some(auth) = from_file(&path, image).await?
         {
             return Ok(Some(auth));
         }
@@ -142,6 +143,17 @@ impl AuthSources {
             None => Ok(None),
         }
     }
+}
+
+/// The file that Podman's own tools look into first. One that is not there says nothing, for the variable may be meant for
+/// another program.
+fn file_of_environment() -> Option<PathBuf> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an adapter: the variable is how the agent's environment names the file"
+    )]
+    let path = std::env::var_os("REGISTRY_AUTH_FILE").map(PathBuf::from);
+    path.filter(|path| path.exists())
 }
 
 async fn from_file(path: &Path, image: &Reference) -> Result<Option<RegistryAuth>, AuthError> {

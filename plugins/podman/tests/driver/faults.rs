@@ -373,3 +373,35 @@ async fn destroying_the_unknown_succeeds_without_podman() {
     podman.set("list", Fault::Before);
     within(stop::destroy(&plugin, "a", true)).await.unwrap();
 }
+
+/// Goal: an agent's start is not held up by a Podman that hangs, however many tasks there are: the first recovery waits a
+/// moment, the others do not. Method: inspection never answers; fifty tasks are recovered one after the other.
+#[tokio::test]
+async fn a_hanging_podman_does_not_hold_up_the_agents_start() {
+    let podman = Faulty::new();
+    let first = plugin(&podman);
+    let state = started(&first, "a").await.handle.encode();
+    podman.set("inspect", Fault::Gate);
+    let second = plugin(&podman);
+    let tasks: Vec<String> = (0..50).map(|number| format!("task-{number}")).collect();
+    let recovering = async {
+        for id in &tasks {
+            let of = Subject {
+                task_id: id.clone(),
+                ..Subject::default()
+            };
+            recover::recover(&second, &of, &state).await.unwrap();
+        }
+    };
+    within(recovering).await;
+    podman.heal();
+    let status = ExitStatus {
+        code: 4,
+        oom_killed: false,
+    };
+    podman.inner.end("web-alloc", status);
+    for id in &tasks {
+        let task = second.roster.get(id).unwrap();
+        assert_eq!(within(task.ended()).await.code, 4, "{id}");
+    }
+}
