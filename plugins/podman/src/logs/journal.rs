@@ -29,10 +29,10 @@ const ENTRY_BYTES_MAX: usize = 32 << 10;
 /// 64 KiB from the file at a time.
 const READ_BYTES: usize = 64 << 10;
 
-/// Between tries while journald has no room.
+/// Between tries while journald is away.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 
-/// The longest of these waits, while it is away.
+/// The longest of these waits.
 const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// 64 entries in one go, so that Nomad's streams have their turn.
@@ -59,6 +59,8 @@ pub(super) struct Journal {
     retry: Duration,
     buffer: Vec<u8>,
     has_all: bool,
+    /// When journald last took something.
+    taken_at: Option<Instant>,
 }
 
 impl JournalPlan {
@@ -121,6 +123,7 @@ impl Journal {
             retry: RETRY_MIN,
             buffer: vec![0; READ_BYTES],
             has_all: false,
+            taken_at: None,
         })
     }
 
@@ -134,6 +137,17 @@ impl Journal {
         self.has_all
     }
 
+    /// Whether journald has taken nothing since `since` for `limit` or longer.
+    pub(super) fn is_stuck(&self, since: Instant, limit: Duration, now: Instant) -> bool {
+        let since = self.taken_at.map_or(since, |taken| taken.max(since));
+        now.duration_since(since) >= limit
+    }
+
+    /// The socket, for poll.
+    pub(super) fn socket(&self) -> Option<&UnixDatagram> {
+        self.socket.as_ref()
+    }
+
     /// Sends what there is. `last`: no more will come, so what is left of a line is one.
     ///
     /// # Errors
@@ -145,11 +159,15 @@ impl Journal {
         }
         let mut waits = Waits::Output;
         for stream in [Stream::Stdout, Stream::Stderr] {
-            match self.carry(stream, log, last)? {
+            match self.carry(stream, log, last, now)? {
                 Carried::All => {}
-                // Not for room, of which no event tells: for the next turn.
+                // Now, but after Nomad's streams.
                 Carried::Turn => waits = Waits::Reader(now),
-                Carried::Stuck => {
+                Carried::Busy => {
+                    waits = Waits::Room;
+                    break;
+                }
+                Carried::Away => {
                     let until = now + self.retry;
                     self.retry = (self.retry * 2).min(RETRY_MAX);
                     self.not_before = Some(until);
@@ -190,7 +208,7 @@ impl Journal {
         }
     }
 
-    fn carry(&mut self, stream: Stream, log: &File, last: bool) -> io::Result<Carried> {
+    fn carry(&mut self, stream: Stream, log: &File, last: bool, now: Instant) -> io::Result<Carried> {
         for _entry in 0..TURN_ENTRIES {
             let splitter = match stream {
                 Stream::Stdout => &mut self.stdout,
@@ -200,8 +218,10 @@ impl Journal {
                 return Ok(Carried::All);
             };
             let entry = entry(&self.plan.fields, stream, &line);
-            if !send(&mut self.socket, &self.plan.socket, &entry) {
-                return Ok(Carried::Stuck);
+            match send(&mut self.socket, &self.plan.socket, &entry) {
+                Sent::Taken => self.taken_at = Some(now),
+                Sent::Busy => return Ok(Carried::Busy),
+                Sent::Away => return Ok(Carried::Away),
             }
             let splitter = match stream {
                 Stream::Stdout => &mut self.stdout,
@@ -218,7 +238,15 @@ impl Journal {
 enum Carried {
     All,
     Turn,
-    Stuck,
+    Busy,
+    Away,
+}
+
+/// What became of an entry.
+enum Sent {
+    Taken,
+    Busy,
+    Away,
 }
 
 /// A line, or a part of one.
@@ -274,8 +302,8 @@ fn entry(fields: &BTreeMap<String, String>, stream: Stream, line: &Line) -> Vec<
     entry
 }
 
-/// Whether journald took it. A socket that fails is opened anew: journald may have been restarted.
-fn send(socket: &mut Option<UnixDatagram>, path: &Path, entry: &[u8]) -> bool {
+/// Sends an entry. A socket that fails is opened anew: journald may have been restarted.
+fn send(socket: &mut Option<UnixDatagram>, path: &Path, entry: &[u8]) -> Sent {
     for _try in 0..2 {
         let open = || {
             let socket = UnixDatagram::unbound()?;
@@ -287,22 +315,22 @@ fn send(socket: &mut Option<UnixDatagram>, path: &Path, entry: &[u8]) -> bool {
             Some(socket) => socket,
             None => match open() {
                 Ok(socket) => socket,
-                Err(_) => return false,
+                Err(_) => return Sent::Away,
             },
         };
         match connected.send(entry) {
             Ok(_) => {
                 *socket = Some(connected);
-                return true;
+                return Sent::Taken;
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 *socket = Some(connected);
-                return false;
+                return Sent::Busy;
             }
             Err(_) => {}
         }
     }
-    false
+    Sent::Away
 }
 
 #[cfg(test)]

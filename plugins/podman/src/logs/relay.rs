@@ -196,7 +196,8 @@ impl<'a> Relay<'a> {
     }
 
     fn is_finished(&mut self, waits: [Waits; 3], now: Instant) -> io::Result<bool> {
-        if waits.contains(&Waits::Room) {
+        let [stdout, stderr, _journal] = waits;
+        if [stdout, stderr].contains(&Waits::Room) {
             return Ok(false);
         }
         if self.ended_since.is_none() && self.plan.is_marked_ended() {
@@ -218,8 +219,12 @@ impl<'a> Relay<'a> {
         if self.log.is_replaced() {
             return self.change_log().map(|()| false);
         }
-        let journalled = self.journal.as_ref().is_none_or(Journal::has_all);
-        if !journalled && !patience_over {
+        let given_up = |journal: &Journal| {
+            let since = self.ended_since.filter(|_| patience_over);
+            since.is_some_and(|since| journal.is_stuck(since, ENDED_GRACE, now))
+        };
+        let journal = self.journal.as_ref();
+        if !journal.is_none_or(|journal| journal.has_all() || given_up(journal)) {
             return Ok(false);
         }
         // Looked at only now: what was written before the last writer left is in the file.
@@ -248,8 +253,10 @@ impl<'a> Relay<'a> {
             _ => LOOK_AROUND,
         };
         let mut fds = vec![PollFd::new(self.watches.inotify.as_fd(), PollFlags::POLLIN)];
-        if let Waits::Reader(until) = waits[2] {
-            timeout = timeout.min(until.saturating_duration_since(now));
+        match (waits[2], self.journal.as_ref().and_then(Journal::socket)) {
+            (Waits::Room, Some(socket)) => fds.push(PollFd::new(socket.as_fd(), PollFlags::POLLOUT)),
+            (Waits::Reader(until), _) => timeout = timeout.min(until.saturating_duration_since(now)),
+            (Waits::Room, None) | (Waits::Output, _) => {}
         }
         for (lane, waits) in [&self.stdout, &self.stderr].into_iter().zip(waits) {
             match (waits, lane.fifo()) {

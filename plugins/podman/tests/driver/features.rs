@@ -1,11 +1,14 @@
 //! Options that Docker's driver has too: mounts, namespaces, gates, networks and logging, seen from inside the container.
 
-use proto::nomad::driver::DnsConfig;
+use futures::StreamExt as _;
+use proto::nomad::driver::fingerprint_response::HealthState;
+use proto::nomad::driver::{DnsConfig, FingerprintRequest};
+use proto::nomad::structs::attribute::Value as AttributeValue;
 use rmpv::Value;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use crate::agent::{Agent, Job, list, map, pairs};
+use crate::agent::{Agent, Job, list, map, pairs, within};
 use crate::fixture::{BUSYBOX, PodmanService};
 
 fn options(service: &PodmanService, more: Vec<(&'static str, Value)>) -> Vec<(&'static str, Value)> {
@@ -206,6 +209,9 @@ async fn an_archive_at_a_url_is_fetched_and_run() {
     let url = format!("http://{}/image.tar", listener.local_addr().unwrap());
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
+            // Closing a connection with an unread request would break the answer off.
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await;
             let bytes = std::fs::read(&archive).unwrap();
             let head = format!(
                 "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
@@ -228,4 +234,46 @@ async fn an_archive_at_a_url_is_fetched_and_run() {
     let absent = Job::new("true").with("image", "docker-archive:http://127.0.0.1:1/x.tar");
     let error = agent.start_task(&absent).await.unwrap_err();
     assert!(error.message().contains("127.0.0.1:1") && !error.details().is_empty());
+}
+
+/// Goal: each of several services has its own health, and one that is away takes nothing from the others.
+#[tokio::test]
+async fn each_socket_has_its_own_health() {
+    let Some(service) = PodmanService::shared() else { return };
+    let socket = |name: &str, path: &str| map(vec![("name", name.into()), ("socket_path", path.into())]);
+    let here = service.socket().display().to_string();
+    let sockets = vec![
+        socket("app-1", &here),
+        socket("gone", "/var/tmp/nobody-listens-here.sock"),
+    ];
+    let agent = Agent::with_options(vec![("socket", Value::Array(sockets))]).await;
+    let fingerprints = agent.driver.clone().fingerprint(FingerprintRequest {}).await.unwrap();
+    let first = within(fingerprints.into_inner().next()).await.unwrap().unwrap();
+    assert_eq!(first.health(), HealthState::Unhealthy);
+    assert!(
+        first.health_description.ends_with(": gone"),
+        "{}",
+        first.health_description
+    );
+    let text = |name: &str| match first.attributes.get(name).and_then(|attribute| attribute.value.clone()) {
+        Some(AttributeValue::StringVal(text)) => text,
+        other => panic!("{name}: {other:?}"),
+    };
+    assert_eq!(text("driver.podman.health"), "healthy");
+    assert_eq!(text("driver.podman.socketName"), "app-1");
+    assert_eq!(text("driver.podman.gone.health"), "unhealthy");
+    for name in ["default", "app-1"] {
+        assert_eq!(agent.run(&Job::new("exit 3").with("socket", name)).await, 3);
+    }
+    let away = agent
+        .start_task(&Job::new("true").with("socket", "gone"))
+        .await
+        .unwrap_err();
+    assert!(away.message().contains("nobody-listens-here"), "{}", away.message());
+    assert!(!away.details().is_empty(), "it may be back soon");
+    let unknown = agent
+        .start_task(&Job::new("true").with("socket", "other"))
+        .await
+        .unwrap_err();
+    assert!(unknown.message().contains("app-1, default, gone") && unknown.details().is_empty());
 }

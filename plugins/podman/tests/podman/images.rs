@@ -76,6 +76,10 @@ impl Registry {
     }
 
     fn push(&self, service: &PodmanService, name: &str) -> String {
+        self.push_image(service, BUSYBOX, name)
+    }
+
+    fn push_image(&self, service: &PodmanService, image: &str, name: &str) -> String {
         let reference = format!("{}/{name}", self.address);
         let target = format!("docker://{reference}");
         service.run(&[
@@ -84,7 +88,7 @@ impl Registry {
             "--tls-verify=false",
             "--creds",
             "nomad:correct horse",
-            BUSYBOX,
+            image,
             &target,
         ]);
         reference
@@ -183,6 +187,65 @@ async fn a_registry_with_a_password_gives_images_to_who_has_it() {
         .await
         .unwrap_err();
     assert!(error.is_recoverable(), "{error}");
+}
+
+/// Goal: an image that the driver pulled goes when nobody needs it, also after a restart of the plugin; one that somebody made a
+/// container of, or that was here before, stays. Method: an image that only the registry has, and the same in new hands.
+#[tokio::test]
+async fn pulled_images_go_when_nobody_needs_them() {
+    let (Some(registry), Some(service)) = (Registry::start(), PodmanService::shared()) else {
+        return;
+    };
+    let tar = service.dir().join("only-there.tar");
+    std::fs::write(&tar, service.busybox_tar()).unwrap();
+    let local = "localhost/only-there:1";
+    service.run(&[
+        "import",
+        "-q",
+        "--change",
+        "CMD=/bin/only-there",
+        tar.to_str().unwrap(),
+        local,
+    ]);
+    let reference = registry.push_image(&service, local, "only/there:1");
+    service.run(&["rmi", local]);
+    let podman: Arc<dyn Podman> = Arc::new(service.client());
+    let there = async || podman.inspect_image(&reference).await.unwrap().is_some();
+    let storage = podman.info().await.unwrap().store.graph_root.unwrap();
+    let now = Duration::ZERO;
+
+    let images = Images::default();
+    images.keeper().remember_in(&storage);
+    let id = ensure(&service, &images, &with_auth(&reference, "correct horse"))
+        .await
+        .unwrap();
+    let mut spec = service.shell("somebody-elses", "true");
+    spec.image = id;
+    let created = podman.create_container(&spec).await.unwrap();
+    images.keeper().sweep(&*podman, now).await.unwrap();
+    assert!(there().await, "a container is made of it");
+    podman.remove_container(&created.id, true).await.unwrap();
+    let after_a_restart = Images::default();
+    after_a_restart.keeper().remember_in(&storage);
+    after_a_restart.keeper().sweep(&*podman, now).await.unwrap();
+    assert!(!there().await);
+
+    service.run(&[
+        "pull",
+        "-q",
+        "--tls-verify=false",
+        "--creds",
+        "nomad:correct horse",
+        &reference,
+    ]);
+    let images = Images::default();
+    images.keeper().remember_in(&storage);
+    ensure(&service, &images, &with_auth(&reference, "correct horse"))
+        .await
+        .unwrap();
+    images.keeper().sweep(&*podman, now).await.unwrap();
+    assert!(there().await, "somebody brought it here");
+    podman.remove_image(&reference).await.unwrap();
 }
 
 /// Goal: the operator's `config.json` serves tasks that say nothing. Method: the same registry, right and wrong files.
