@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a helper that cannot go on has failed its test")]
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -27,11 +28,15 @@ fn plan(dir: &TempDir, socket: PathBuf) -> LogPlan {
     }
 }
 
-fn write(plan: &LogPlan, records: &[(&str, char, &[u8])]) {
-    let mut log = std::fs::OpenOptions::new()
+/// The log as conmon has it open. A log that nobody has open is one that has ended.
+fn conmon(plan: &LogPlan) -> File {
+    std::fs::OpenOptions::new()
         .append(true)
         .open(plan.container_log())
-        .unwrap();
+        .unwrap()
+}
+
+fn write(log: &mut File, records: &[(&str, char, &[u8])]) {
     for (stream, tag, payload) in records {
         let head = format!("2026-11-21T08:19:12.473433929+00:00 {stream} {tag} ");
         log.write_all(&[head.as_bytes(), payload, b"\n"].concat()).unwrap();
@@ -80,7 +85,9 @@ async fn lines_become_entries_with_the_containers_fields() {
         ("stdout", 'P', b"no new"),
         ("stdout", 'P', b"line"),
     ];
-    write(&plan, &records);
+    let mut log = conmon(&plan);
+    write(&mut log, &records);
+    drop(log);
     let draining = logs.drain(PATIENCE);
     let entries = tokio::task::spawn_blocking(move || [receive(&socket), receive(&socket), receive(&socket)]);
     let (drained, entries) = tokio::join!(draining, entries);
@@ -112,9 +119,10 @@ async fn a_journal_that_was_away_gets_what_it_missed() {
     let plan = plan(&dir, path.clone());
     let logs = TaskLogs::start(plan.clone(), &program()).await.unwrap();
     let lines = |from: u32, to: u32| -> Vec<String> { (from..to).map(|number| format!("line {number}")).collect() };
-    let put = |lines: &[String]| {
+    let mut log = conmon(&plan);
+    let mut put = |lines: &[String]| {
         let records: Vec<(&str, char, &[u8])> = lines.iter().map(|line| ("stdout", 'F', line.as_bytes())).collect();
-        write(&plan, &records);
+        write(&mut log, &records);
     };
     put(&lines(0, 300));
     let message = |socket: &UnixDatagram| String::from_utf8(receive(socket)["MESSAGE"].clone()).unwrap();
@@ -127,6 +135,7 @@ async fn a_journal_that_was_away_gets_what_it_missed() {
     let second = listen(&path);
     let seen: Vec<String> = (300..320).map(|_| message(&second)).collect();
     assert_eq!(seen, lines(300, 320));
+    drop(log);
     assert!(logs.drain(PATIENCE).await);
     logs.remove().await.unwrap();
 }
