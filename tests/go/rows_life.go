@@ -210,9 +210,8 @@ func rowJournald(w *world) {
 	a := w.launchPodman()
 	t, _ := w.start(a, `echo "to the journal"`, "logging {\n driver = \"journald\"\n options = [{ tag = \"conformance\" }]\n}")
 	receive("its end", a.waiting(t.id))
-	equal("log driver", w.inspect(t).text("HostConfig", "LogConfig", "Type"), "journald")
-	contains("Podman's logs", string(w.tell("GET", "containers/"+t.container()+"/logs?stdout=true", nil)), "to the journal")
 	w.destroy(a, t)
+	contains("stdout", t.logs.stdout.finished(), "to the journal\n")
 }
 
 func rowFifo(w *world) {

@@ -303,7 +303,8 @@ impl Reader {
 
     /// A duration in a nested block.
     fn nested_duration(&mut self, block: &mut Block, key: &'static str, default: Duration) -> Duration {
-        let text = self.nested(block, key);
+        let last = key.rsplit('.').next().unwrap_or(key);
+        let text = self.nested(block, last);
         self.parsed_duration(key, text, default)
     }
 
@@ -328,7 +329,7 @@ impl Reader {
             .ok()
             .flatten()
             .unwrap_or_default();
-        let period = self.nested_duration(&mut dangling, "period", DANGLING_PERIOD);
+        let period = self.nested_duration(&mut dangling, "gc.dangling_containers.period", DANGLING_PERIOD);
         if period.is_zero() {
             self.errors.push(ConfigError::Range {
                 key: "gc.dangling_containers.period",
@@ -339,11 +340,15 @@ impl Reader {
         Gc {
             container: self.nested_flag(&mut block, "container", true),
             image: self.nested_flag(&mut block, "image", false),
-            image_delay: self.nested_duration(&mut block, "image_delay", IMAGE_DELAY),
+            image_delay: self.nested_duration(&mut block, "gc.image_delay", IMAGE_DELAY),
             dangling: Dangling {
                 enabled: self.nested_flag(&mut dangling, "enabled", true),
                 period,
-                creation_grace: self.nested_duration(&mut dangling, "creation_grace", DANGLING_GRACE),
+                creation_grace: self.nested_duration(
+                    &mut dangling,
+                    "gc.dangling_containers.creation_grace",
+                    DANGLING_GRACE,
+                ),
                 dry_run: self.nested_flag(&mut dangling, "dry_run", false),
             },
         }

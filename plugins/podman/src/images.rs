@@ -385,7 +385,7 @@ async fn told(
 /// The file is gone afterwards, also when the start is given up; the task's directory goes with the allocation.
 async fn fetch_and_load(podman: &Arc<dyn Podman>, url: &str, request: &ImageRequest<'_>) -> Result<String, ImageError> {
     let file = Removed(request.task_dir.join(ARCHIVE_FILE));
-    (request.progress)(&format!("Downloading image {url}"));
+    (request.progress)(&format!("Downloading image {}", download::shown(url)));
     download(url, &file.0).await?;
     load(podman, &file.0, request.progress).await
 }

@@ -90,14 +90,14 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// [`DownloadError`], as its variants say. A part of the archive may be in the file then.
 pub async fn download(url: &str, into: &Path) -> Result<(), DownloadError> {
     let store = |source| DownloadError::Store {
-        url: url.to_owned(),
+        url: shown(url),
         source,
     };
     let mut body = request(url).await?;
     let mut file = tokio::fs::File::create(into).await.map_err(store)?;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| DownloadError::Unreachable {
-            url: url.to_owned(),
+            url: shown(url),
             source: error.into(),
         })?;
         if let Ok(piece) = frame.into_data() {
@@ -107,10 +107,21 @@ pub async fn download(url: &str, into: &Path) -> Result<(), DownloadError> {
     file.flush().await.map_err(store)
 }
 
+/// A URL as messages have it: without the credentials that may be in it.
+#[must_use]
+pub fn shown(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
+
 /// Asks for the archive, wherever it has moved to.
 async fn request(url: &str) -> Result<Incoming, DownloadError> {
     let unreachable = |source: BoxError| DownloadError::Unreachable {
-        url: url.to_owned(),
+        url: shown(url),
         source,
     };
     let connector = HttpsConnectorBuilder::new()
@@ -136,18 +147,18 @@ async fn request(url: &str) -> Result<Incoming, DownloadError> {
             Some(next) => place = join(&place, next),
             None => {
                 return Err(DownloadError::Status {
-                    url: url.to_owned(),
+                    url: shown(url),
                     status,
                 });
             }
         }
     }
-    Err(DownloadError::Circle { url: url.to_owned() })
+    Err(DownloadError::Circle { url: shown(url) })
 }
 
 /// The request for a URL, with the credentials in it where they belong.
 fn request_for(url: &str) -> Result<Request<Empty<Bytes>>, DownloadError> {
-    let wrong = || DownloadError::Url { url: url.to_owned() };
+    let wrong = || DownloadError::Url { url: shown(url) };
     let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
     let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(authority_end);
@@ -207,6 +218,17 @@ mod tests {
             ("http://a", "z", "http://a/z"),
         ] {
             assert_eq!(join(from, to), want, "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn messages_have_no_credentials() {
+        for (url, want) in [
+            ("https://me:pw@example.com/a@b.tar", "https://example.com/a@b.tar"),
+            ("http://example.com", "http://example.com"),
+            ("nothing", "nothing"),
+        ] {
+            assert_eq!(shown(url), want);
         }
     }
 
