@@ -104,6 +104,26 @@ pub enum DriverError {
         /// What a person may do about it; empty, or begins with a separator.
         hint: String,
     },
+    /// What a task's mount is bound from does not work.
+    #[error("the mount at {} does not work: {source}; what serves it must mount it again (is it a CSI volume? look at its node plugin)", path.display())]
+    DeadMount {
+        /// The mount on the host.
+        path: PathBuf,
+        /// What looking at it gave.
+        source: std::io::Error,
+    },
+    /// The Podman service bound something else than the mount.
+    #[error(
+        "the Podman service at {} does not see the mount at {}: it runs in a mount namespace that later mounts do not reach, and the \
+         task would use the empty folder below; start it without PrivateMounts= or the like, with shared propagation of /",
+        socket.display(), path.display()
+    )]
+    UnseenMount {
+        /// The mount on the host.
+        path: PathBuf,
+        /// The service.
+        socket: PathBuf,
+    },
     /// The image cannot be had.
     #[error("failed to get image {reference}: {message}")]
     Image {
@@ -222,9 +242,13 @@ impl DriverError {
             Self::Start { source, .. } | Self::Podman { source, .. } => source.is_recoverable(),
             Self::Image { recoverable, .. } => *recoverable,
             // The start that is under way will end; the log process is started anew by the next try.
-            Self::Starting { .. } | Self::Logs(_) | Self::NameFile { .. } | Self::WillNotDie { .. } | Self::CutOff => {
-                true
-            }
+            // A dead mount is mounted again by who serves it, within seconds.
+            Self::Starting { .. }
+            | Self::DeadMount { .. }
+            | Self::Logs(_)
+            | Self::NameFile { .. }
+            | Self::WillNotDie { .. }
+            | Self::CutOff => true,
             Self::Config(_)
             | Self::TaskConfig(_)
             | Self::Spec(_)
@@ -236,6 +260,7 @@ impl DriverError {
             | Self::NameTaken { .. }
             | Self::NoJournal { .. }
             | Self::Runtime { .. }
+            | Self::UnseenMount { .. }
             | Self::Handle(_)
             | Self::NotRecovered { .. }
             | Self::StillRunning { .. }

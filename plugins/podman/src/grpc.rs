@@ -56,12 +56,14 @@ fn code(error: &DriverError) -> Code {
         | DriverError::NameTaken { .. }
         | DriverError::NoJournal { .. }
         | DriverError::Runtime { .. }
+        | DriverError::UnseenMount { .. }
         | DriverError::StillRunning { .. }
         | DriverError::NotRunning { .. }
         | DriverError::Handle(_)
         | DriverError::NotRecovered { .. } => Code::FailedPrecondition,
         // Not Unavailable, see the header: Podman being down is a fact about Podman.
         DriverError::Start { .. }
+        | DriverError::DeadMount { .. }
         | DriverError::Image { .. }
         | DriverError::Logs(_)
         | DriverError::NameFile { .. }

@@ -29,6 +29,7 @@ pub mod recover;
 pub mod rlimit;
 pub mod roster;
 pub mod schema;
+pub mod served_mounts;
 pub mod spec;
 pub mod start;
 pub mod stats;

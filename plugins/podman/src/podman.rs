@@ -70,6 +70,12 @@ pub trait Podman: Debug + Send + Sync + 'static {
     /// not there, [`PodmanError::Refused`] with Podman's text for everything else it does not like.
     async fn create_container(&self, spec: &ContainerSpec) -> Result<CreatedContainer, PodmanError>;
 
+    /// Makes all of a created container, mounts and networks, but for running its program.
+    ///
+    /// # Errors
+    /// As [`Podman::start_container`].
+    async fn init_container(&self, id: &str) -> Result<(), PodmanError>;
+
     /// Starts a container; one that runs already is a success.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ use crate::nomad_task::NomadTask;
 use crate::plugin::{Plugin, Service, Settings};
 use crate::podman::{BindMount, ContainerInfo, LogConfiguration};
 use crate::roster::Taken;
+use crate::served_mounts::{self, ServedMount};
 use crate::spec::{self, DriverNetwork, Inputs, Plan};
 use crate::task::Task;
 use crate::task_config::TaskConfig;
@@ -124,6 +125,7 @@ impl Recipe<'_> {
         check_confined(self.task, &plan)?;
         self.check_network(&plan).await?;
         let held = logs.plan.as_ref().map(HeldOpen::of).unwrap_or_default();
+        let served = served_mounts::of(&self.task.mounts).await?;
         self.remove_leftover().await?;
         self.write_name_files(&mut plan).await?;
         // Held until the container shows that it is needed.
@@ -134,6 +136,7 @@ impl Recipe<'_> {
         self.check_runtime(&container).await?;
         let logs = logs.plan.map(|plan| self.journalled(plan, &container));
         self.collect_logs(logs.as_ref(), held).await?;
+        self.check_mounts(&container, &served).await?;
         self.start_container(&container).await?;
         let info = self.inspect(&container).await?;
         let network = spec::driver_network(inputs, &plan, &info);
@@ -324,6 +327,23 @@ impl Recipe<'_> {
         let Some(plan) = plan else { return Ok(()) };
         self.made.logs = Some(TaskLogs::start_after(held, plan.clone(), &self.plugin.relay).await?);
         Ok(())
+    }
+
+    /// Before the program runs: whether the container has what it is to write to.
+    async fn check_mounts(&self, container: &str, served: &[ServedMount]) -> Result<(), DriverError> {
+        if served.is_empty() {
+            return Ok(());
+        }
+        let made = self.service.podman.init_container(container).await;
+        made.map_err(|error| DriverError::start("start the container", error))?;
+        let pid = self.inspect(container).await?.state.pid.unwrap_or_default();
+        match served_mounts::missing_from(served, pid) {
+            None => Ok(()),
+            Some(path) => Err(DriverError::UnseenMount {
+                path: path.to_owned(),
+                socket: self.service.podman.socket_path().to_owned(),
+            }),
+        }
     }
 
     async fn start_container(&self, container: &str) -> Result<(), DriverError> {

@@ -113,6 +113,10 @@ impl Podman for Client {
         containers::create(self, spec).await
     }
 
+    async fn init_container(&self, id: &str) -> Result<(), PodmanError> {
+        containers::init(self, id).await
+    }
+
     async fn start_container(&self, id: &str) -> Result<(), PodmanError> {
         let _turn = self.turn().await;
         containers::start(self, id).await

@@ -302,6 +302,10 @@ impl Podman for FakePodman {
         })
     }
 
+    async fn init_container(&self, id: &str) -> Result<(), PodmanError> {
+        self.world().known(id).map(drop)
+    }
+
     async fn start_container(&self, id: &str) -> Result<(), PodmanError> {
         let id = {
             let world = self.world();

@@ -109,6 +109,9 @@ impl Podman for Faulty {
     async fn create_container(&self, spec: &ContainerSpec) -> Result<CreatedContainer, PodmanError> {
         self.call("create", self.inner.create_container(spec)).await
     }
+    async fn init_container(&self, id: &str) -> Result<(), PodmanError> {
+        self.call("init", self.inner.init_container(id)).await
+    }
     async fn start_container(&self, id: &str) -> Result<(), PodmanError> {
         self.call("start", self.inner.start_container(id)).await
     }

@@ -13,3 +13,4 @@ mod life;
 mod options;
 mod protocol;
 mod recovery;
+mod served_mounts;
