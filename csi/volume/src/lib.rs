@@ -22,6 +22,7 @@ pub mod open;
 mod ops;
 pub mod probe;
 mod purge;
+pub mod ranges;
 mod readahead;
 pub mod row;
 mod table;

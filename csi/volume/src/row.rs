@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::clock::Timestamp;
 use crate::ids::{DirCookie, Epoch, InodeNo, JournalSeq, ObjectId};
+use crate::ranges::RangeSet;
 
 pub mod codec;
 
@@ -22,6 +23,10 @@ pub const RUN_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Most frames of a run: one segment full of them.
 pub const FRAMES_PER_RUN_MAX: usize = (RUN_BYTES_MAX / FRAME_BYTES as u64) as usize;
+
+/// 128 separate ranges that fallocate(2) has reserved in one file: 2 KiB in its row at most. One more is refused as not
+/// supported, and the C library then writes zeros; a hole punched into the last one keeps its space.
+pub const RESERVED_RANGES_MAX: usize = 128;
 
 const _: () = assert!(RUN_BYTES_MAX.is_multiple_of(FRAME_BYTES as u64));
 
@@ -142,7 +147,7 @@ pub struct InodeRow {
     pub nlink: u32,
     /// Length in bytes.
     pub size: u64,
-    /// Bytes allocated to content (what st_blocks counts).
+    /// Bytes allocated (what st_blocks counts): content, and what is reserved and has none.
     pub allocated: u64,
     /// Parent of a directory; unused for others.
     pub parent: InodeNo,
@@ -158,6 +163,9 @@ pub struct InodeRow {
     pub btime: Timestamp,
     /// True where at least one xattr row exists, so that getxattr of most files needs no look-up.
     pub has_xattrs: bool,
+    /// Where space is reserved (fallocate(2)), with and without content; ranges may reach beyond the end. Only where there
+    /// is no inline content, and at most `RESERVED_RANGES_MAX`.
+    pub reserved: RangeSet,
     /// The whole content where it is at most `INLINE_BYTES_MAX` and no extent exists; a symlink's target.
     pub inline: Option<Bytes>,
 }

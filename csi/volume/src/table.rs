@@ -17,6 +17,7 @@ use crate::commit::{Lost, RunSource};
 use crate::error::FsError;
 use crate::ids::{DirCookie, Generation, InodeNo, ObjectId};
 use crate::limits::Limits;
+use crate::ranges::RangeSet;
 use crate::row::{Counters, DirentRow, InodeRow};
 
 mod dirents;
@@ -25,16 +26,15 @@ mod extents;
 mod inodes;
 mod load;
 mod orphans;
-mod ranges;
 mod relocate;
 mod seal;
+mod space;
 mod xattrs;
 
 pub(crate) use dirents::DirentKey;
 use evict::EvictKey;
 pub(crate) use extents::{FileExtents, Part};
 pub(crate) use load::Need;
-use ranges::RangeSet;
 use seal::{Flight, Touched};
 use xattrs::XattrSet;
 

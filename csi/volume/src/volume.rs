@@ -172,10 +172,11 @@ impl Volume {
     }
 
     /// Clears the suid bit, and the sgid bit of what its group may execute, as a write by somebody else than root does.
+    /// True if there was one.
     ///
     /// # Errors
     /// `Stale`.
-    pub async fn clear_suid(&self, ino: InodeNo) -> Result<(), FsError> {
+    pub async fn clear_suid(&self, ino: InodeNo) -> Result<bool, FsError> {
         ops::attributes::clear_suid(&self.inner.mount, ino).await
     }
 

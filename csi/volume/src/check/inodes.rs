@@ -24,7 +24,8 @@ struct Found {
     entries: u64,
     subdirs: u64,
     extents: u64,
-    content_bytes: u64,
+    /// Bytes of content outside of what is reserved.
+    allocated: u64,
     xattrs: u64,
     orphan: bool,
 }
@@ -94,7 +95,7 @@ impl Checker<'_> {
                 return Err(foreign(&key));
             };
             self.strays(&mut streams, *ino).await?;
-            let found = self.gather(&mut streams, *ino).await?;
+            let found = self.gather(&mut streams, *ino, &row).await?;
             self.check_inode(*ino, &row, &found);
             self.report.inodes += 1;
             counted.inodes += 1;
@@ -125,7 +126,7 @@ impl Checker<'_> {
     }
 
     /// Reads all that belongs to an inode.
-    async fn gather(&mut self, streams: &mut Streams<'_>, ino: InodeNo) -> Result<Found, OpenError> {
+    async fn gather(&mut self, streams: &mut Streams<'_>, ino: InodeNo, of: &InodeRow) -> Result<Found, OpenError> {
         let ours = |key: &Key| owner(key) == Some(ino);
         let mut found = Found::default();
         while let Some((key, row)) = streams.dirents.next_if(ours).await? {
@@ -156,7 +157,8 @@ impl Checker<'_> {
             end_before = *end;
             self.report.extents += 1;
             found.extents += 1;
-            found.content_bytes += row.len;
+            let start = end.saturating_sub(row.len);
+            found.allocated += row.len.saturating_sub(of.reserved.count_within(start, *end));
         }
         while streams.xattrs.next_if(ours).await?.is_some() {
             found.xattrs += 1;
@@ -188,10 +190,11 @@ impl Checker<'_> {
         if inline_bytes > row.size || inline_bytes > INLINE_BYTES_MAX as u64 {
             wrong(format!("its own row holds {inline_bytes} of {} bytes", row.size));
         }
-        let allocated = found.content_bytes + inline_bytes;
+        let reserved: u64 = row.reserved.iter().map(|(start, end)| end - start).sum();
+        let allocated = found.allocated + inline_bytes + reserved;
         if row.allocated != allocated {
             wrong(format!(
-                "it counts {} bytes of content and has {allocated}",
+                "it counts {} bytes of content and reserved space, and has {allocated}",
                 row.allocated
             ));
         }

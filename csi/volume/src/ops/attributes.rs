@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::acl::{self, Acl};
-use super::write::{become_extents, shrink_content};
+use super::write::become_extents;
 use crate::attr::{Attr, SetAttr, SetTime};
 use crate::clock::Timestamp;
 use crate::error::FsError;
@@ -94,9 +94,10 @@ pub(super) fn set_size(tables: &mut Tables, ino: InodeNo, size: u64, now: Timest
     if size > FILE_BYTES_MAX {
         return Err(FsError::TooBig.into());
     }
-    if has_extents && size < old {
+    if has_extents && size <= old {
+        // Also what is reserved beyond the end goes (fallocate(2) with FALLOC_FL_KEEP_SIZE), as on other file systems.
         tables.need_extents(ino, size, u64::MAX)?;
-        shrink_content(tables, ino, size);
+        tables.free_range(ino, size, u64::MAX);
     } else if has_inline {
         if size > INLINE_BYTES_MAX as u64 {
             become_extents(tables, ino);
@@ -131,12 +132,12 @@ fn resize_inline(tables: &mut Tables, ino: InodeNo, size: usize) -> Result<(), S
 }
 
 /// See `Volume::clear_suid`.
-pub(crate) async fn clear_suid(mount: &Mount, ino: InodeNo) -> Result<(), FsError> {
+pub(crate) async fn clear_suid(mount: &Mount, ino: InodeNo) -> Result<bool, FsError> {
     let changes = mount
         .look(|tables| tables.inode(ino).map(|row| without_suid(row.mode) != row.mode))
         .await?;
     if !changes {
-        return Ok(());
+        return Ok(false);
     }
     mount
         .change(|tables, now| {
@@ -145,7 +146,7 @@ pub(crate) async fn clear_suid(mount: &Mount, ino: InodeNo) -> Result<(), FsErro
                 row.mode = without_suid(row.mode);
                 row.ctime = now;
             });
-            Ok(())
+            Ok(true)
         })
         .await
 }

@@ -1,17 +1,22 @@
 //! Space: fallocate(2).
 //!
-//! Allocation extends the file and refuses what the capacity cannot hold now; it does not reserve: a later write into the
-//! range may still meet `NoSpace` if others used the space up. Freed and zeroed ranges become holes.
+//! Allocation reserves: what the capacity cannot hold is refused here, and a later write into the range never is, whatever
+//! others use up meanwhile. Zeroing reserves as well. Reserved ranges without content read as zeros and are holes for
+//! SEEK_HOLE, as unwritten extents are elsewhere.
+
+use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::attributes::set_size;
+use super::write::become_extents;
 use crate::attr::Fallocate;
 use crate::clock::Timestamp;
 use crate::error::FsError;
 use crate::ids::InodeNo;
 use crate::limits::FILE_BYTES_MAX;
 use crate::mount::Mount;
+use crate::row::INLINE_BYTES_MAX;
 use crate::table::{Stop, Tables};
 
 /// See `Volume::fallocate`.
@@ -34,74 +39,99 @@ pub(crate) async fn fallocate(
             let size = tables.regular(ino)?.size;
             match what {
                 Fallocate::Allocate { keep_size } => {
-                    check_allocation(tables, ino, offset, end)?;
-                    if keep_size {
-                        Ok(())
-                    } else {
-                        extend(tables, ino, size, end, now)
+                    let size_then = if keep_size { size } else { size.max(end) };
+                    if !allocate(tables, ino, offset..end, size_then)? {
+                        return Err(FsError::NotSupported("that many reserved ranges in one file").into());
                     }
+                    extend(tables, ino, size_then, now)
                 }
-                Fallocate::PunchHole => zero(tables, ino, offset, end.min(size), now),
+                Fallocate::PunchHole => zero(tables, ino, offset, end, now),
                 Fallocate::ZeroRange { keep_size } => {
-                    zero(tables, ino, offset, end.min(size), now)?;
-                    if keep_size {
-                        Ok(())
-                    } else {
-                        extend(tables, ino, size, end, now)
+                    let size_then = if keep_size { size } else { size.max(end) };
+                    if !allocate(tables, ino, offset..end, size_then)? {
+                        // Then as a hole: its content is what was asked for, and only the promise of space is missing.
+                        tables.free_range(ino, offset, end);
                     }
+                    zero_content(tables, ino, offset..end.min(size), now);
+                    extend(tables, ino, size_then, now)
                 }
             }
         })
         .await
 }
 
-fn extend(tables: &mut Tables, ino: InodeNo, size: u64, end: u64, now: Timestamp) -> Result<(), Stop> {
-    if end > size {
-        set_size(tables, ino, end, now)
+/// Gives the file its new length, if it is longer.
+fn extend(tables: &mut Tables, ino: InodeNo, size: u64, now: Timestamp) -> Result<(), Stop> {
+    if size > tables.inode(ino)?.size {
+        set_size(tables, ino, size, now)
     } else {
         Ok(())
     }
 }
 
-fn check_allocation(tables: &mut Tables, ino: InodeNo, offset: u64, end: u64) -> Result<(), Stop> {
-    if tables.capacity_bytes().is_none() {
-        return Ok(());
-    }
+/// Reserves a range of a file that will be `size` bytes long. False, and nothing is done, where the file has too many
+/// reserved ranges for another one.
+fn allocate(tables: &mut Tables, ino: InodeNo, range: Range<u64>, size: u64) -> Result<bool, Stop> {
     let row = tables.inode(ino)?;
-    let allocated = match &row.inline {
-        Some(inline) => (inline.len() as u64).min(end).saturating_sub(offset),
-        None if row.allocated == 0 => 0,
-        None => {
-            tables.need_extents(ino, offset, end)?;
-            tables.content_bytes(ino, offset, end)
-        }
-    };
-    Ok(tables.check_room(end - offset - allocated)?)
+    let inline = row.inline.as_ref().map(|inline| inline.len() as u64);
+    if let Some(inline) = inline
+        && size.max(range.end) <= INLINE_BYTES_MAX as u64
+        && range.end <= size
+    {
+        // It stays in the row, and `extend` fills it up with zeros.
+        tables.check_room(size.saturating_sub(inline))?;
+        return Ok(true);
+    }
+    let has_extents = inline.is_none() && row.allocated > 0;
+    if has_extents {
+        tables.need_extents(ino, range.start, range.end)?;
+        let more = tables.free_within(ino, range.start, range.end);
+        tables.check_room(more)?;
+    } else {
+        let has = inline.unwrap_or(0).min(range.end).saturating_sub(range.start);
+        tables.check_room(range.end - range.start - has)?;
+        become_extents(tables, ino);
+    }
+    Ok(tables.reserve(ino, range.start, range.end))
 }
 
-/// Makes a range within the file read as zeros.
+/// Makes a range read as zeros, and gives its space back.
 fn zero(tables: &mut Tables, ino: InodeNo, start: u64, end: u64, now: Timestamp) -> Result<(), Stop> {
-    if start >= end {
-        return Ok(());
-    }
     let row = tables.inode(ino)?;
-    let has_extents = row.inline.is_none() && row.allocated > 0;
-    if let Some(inline) = &row.inline {
-        let mut content = inline.to_vec();
-        let stop = (end as usize).min(content.len());
-        if (start as usize) < stop {
-            content[start as usize..stop].fill(0);
-        }
-        tables.change_inode(ino, |row| row.inline = Some(Bytes::from(content)));
-    } else if has_extents {
+    if row.inline.is_none() && row.allocated > 0 {
         tables.need_extents(ino, start, end)?;
-        let bytes = tables.content_bytes(ino, start, end);
-        tables.carve(ino, start, end);
-        tables.change_allocated(ino, 0, bytes);
+        tables.free_range(ino, start, end);
+        touch(tables, ino, now);
+    } else {
+        let size = row.size;
+        zero_content(tables, ino, start..end.min(size), now);
     }
+    Ok(())
+}
+
+/// Makes a range read as zeros; what it had reserved stays so.
+fn zero_content(tables: &mut Tables, ino: InodeNo, range: Range<u64>, now: Timestamp) {
+    if range.is_empty() {
+        return;
+    }
+    let inline = tables.inode(ino).ok().and_then(|row| row.inline.clone());
+    match inline {
+        Some(inline) => {
+            let mut content = inline.to_vec();
+            let stop = (range.end as usize).min(content.len());
+            if (range.start as usize) < stop {
+                content[range.start as usize..stop].fill(0);
+            }
+            tables.change_inode(ino, |row| row.inline = Some(Bytes::from(content)));
+        }
+        None => tables.carve(ino, range.start, range.end),
+    }
+    touch(tables, ino, now);
+}
+
+fn touch(tables: &mut Tables, ino: InodeNo, now: Timestamp) {
     tables.change_inode(ino, |row| {
         row.mtime = now;
         row.ctime = now;
     });
-    Ok(())
 }

@@ -11,6 +11,7 @@ use crate::error::FsError;
 use crate::ids::InodeNo;
 use crate::limits::{LINKS_MAX, SYMLINK_BYTES_MAX};
 use crate::mount::Mount;
+use crate::ranges::RangeSet;
 use crate::row::{DirentRow, FileKind, InodeRow};
 use crate::table::{Stop, Tables};
 
@@ -51,6 +52,7 @@ fn row_of(node: &NewNode, caller: Caller, now: Timestamp) -> InodeRow {
         ctime: now,
         btime: now,
         has_xattrs: false,
+        reserved: RangeSet::default(),
         inline: None,
     }
 }

@@ -26,6 +26,7 @@ use crate::volume::Volume;
 mod content;
 mod directories;
 mod pressure;
+mod space;
 
 const ROOT: InodeNo = InodeNo::ROOT;
 const ALICE: Caller = Caller {

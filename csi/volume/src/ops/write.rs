@@ -33,21 +33,20 @@ pub(super) fn put(tables: &mut Tables, ino: InodeNo, at: (u64, &Bytes), now: Tim
     if !has_extents && size <= INLINE_BYTES_MAX as u64 {
         return put_inline(tables, ino, at, now);
     }
-    let replaced = if has_extents {
+    let more = if has_extents {
         tables.need_extents(ino, offset, end)?;
-        tables.content_bytes(ino, offset, end)
+        tables.free_within(ino, offset, end)
     } else {
         let inline = row.inline.as_ref().map_or(0, Bytes::len) as u64;
-        inline.min(end).saturating_sub(offset)
+        end - offset - inline.min(end).saturating_sub(offset)
     };
-    let more = data.len() as u64;
-    tables.check_room(more.saturating_sub(replaced))?;
+    tables.check_room(more)?;
     if !has_extents {
         become_extents(tables, ino);
     }
     tables.carve(ino, offset, end);
     tables.put_content(ino, offset, data.clone());
-    tables.change_allocated(ino, more, replaced);
+    tables.change_allocated(ino, more, 0);
     tables.change_inode(ino, |row| {
         row.size = size;
         row.mtime = now;
@@ -88,11 +87,4 @@ pub(super) fn become_extents(tables: &mut Tables, ino: InodeNo) {
     if let Some(content) = tables.change_inode(ino, |row| row.inline.take()) {
         tables.put_content(ino, 0, content);
     }
-}
-
-/// Gives up the content from `size` on; all of it is known.
-pub(super) fn shrink_content(tables: &mut Tables, ino: InodeNo, size: u64) {
-    let bytes = tables.content_bytes(ino, size, u64::MAX);
-    tables.carve(ino, size, u64::MAX);
-    tables.change_allocated(ino, 0, bytes);
 }

@@ -11,10 +11,11 @@ use bytes::Bytes;
 
 use super::{
     Applied, Counters, DirentRow, ExtentRow, FRAME_BYTES, FRAMES_PER_RUN_MAX, FileKind, InodeRow, Key, ObjectStats,
-    RUN_BYTES_MAX, Row,
+    RESERVED_RANGES_MAX, RUN_BYTES_MAX, Row,
 };
 use crate::clock::Timestamp;
 use crate::ids::{DirCookie, Epoch, InodeNo, JournalSeq, ObjectId};
+use crate::ranges::RangeSet;
 use crate::wire::{Reader, WireError, put_signed, put_varint};
 
 /// Version of all rows written by this build; another one is refused.
@@ -43,6 +44,7 @@ const OBJECT_SEGMENT: u8 = 2;
 
 const INODE_HAS_XATTRS: u8 = 1;
 const INODE_INLINE: u8 = 2;
+const INODE_RESERVED: u8 = 4;
 
 /// The bytes of a key.
 pub fn encode_key(key: &Key) -> Vec<u8> {
@@ -293,6 +295,9 @@ fn put_inode(out: &mut Vec<u8>, inode: &InodeRow) {
     if inode.inline.is_some() {
         flags |= INODE_INLINE;
     }
+    if !inode.reserved.is_empty() {
+        flags |= INODE_RESERVED;
+    }
     out.extend_from_slice(&[inode.kind as u8, flags]);
     out.extend_from_slice(&inode.mode.to_le_bytes());
     for number in [inode.uid, inode.gid, inode.rdev, inode.nlink] {
@@ -304,15 +309,53 @@ fn put_inode(out: &mut Vec<u8>, inode: &InodeRow) {
     for time in [inode.atime, inode.mtime, inode.ctime, inode.btime] {
         put_time(out, time);
     }
+    if !inode.reserved.is_empty() {
+        put_reserved(out, &inode.reserved);
+    }
     if let Some(inline) = &inode.inline {
         out.extend_from_slice(inline);
     }
 }
 
+/// Each range by its distance from the one before and its length.
+fn put_reserved(out: &mut Vec<u8>, reserved: &RangeSet) {
+    put_varint(out, reserved.len() as u64);
+    let mut last = 0;
+    for (start, end) in reserved.iter() {
+        put_varint(out, start - last);
+        put_varint(out, end - start);
+        last = end;
+    }
+}
+
+fn reserved(reader: &mut Reader<'_>) -> Result<RangeSet, WireError> {
+    let count = reader.varint("number of reserved ranges")?;
+    if count == 0 || count > RESERVED_RANGES_MAX as u64 {
+        return Err(value("number of reserved ranges", count));
+    }
+    let mut ranges = RangeSet::default();
+    let mut last = 0u64;
+    for index in 0..count {
+        let (distance, len) = (
+            reader.varint("reserved range")?,
+            reader.varint("length of reserved range")?,
+        );
+        let start = last.checked_add(distance);
+        let end = start.and_then(|start| start.checked_add(len));
+        match (start, end) {
+            (Some(start), Some(end)) if len > 0 && (distance > 0 || index == 0) => ranges.insert(start, end),
+            _ => return Err(value("length of reserved range", len)),
+        }
+        last += distance + len;
+    }
+    Ok(ranges)
+}
+
 fn inode(reader: &mut Reader<'_>) -> Result<InodeRow, WireError> {
     let kind = file_kind(reader)?;
     let flags = reader.byte("inode flags")?;
-    if flags & !(INODE_HAS_XATTRS | INODE_INLINE) != 0 {
+    let (has_inline, has_reserved) = (flags & INODE_INLINE != 0, flags & INODE_RESERVED != 0);
+    if flags & !(INODE_HAS_XATTRS | INODE_INLINE | INODE_RESERVED) != 0 || has_inline && has_reserved {
         return Err(value("inode flags", u64::from(flags)));
     }
     Ok(InodeRow {
@@ -331,7 +374,12 @@ fn inode(reader: &mut Reader<'_>) -> Result<InodeRow, WireError> {
         ctime: time(reader)?,
         btime: time(reader)?,
         has_xattrs: flags & INODE_HAS_XATTRS != 0,
-        inline: (flags & INODE_INLINE != 0).then(|| Bytes::copy_from_slice(reader.rest())),
+        reserved: if has_reserved {
+            reserved(reader)?
+        } else {
+            RangeSet::default()
+        },
+        inline: has_inline.then(|| Bytes::copy_from_slice(reader.rest())),
     })
 }
 

@@ -168,6 +168,16 @@ impl Tables {
         }
     }
 
+    /// Lets what is known of a file be dropped when room is needed.
+    pub(super) fn queue_file(&mut self, ino: InodeNo) {
+        if let Some(file) = self.files.get_mut(&ino)
+            && !file.queued
+        {
+            file.queued = true;
+            self.queue(EvictKey::File(ino));
+        }
+    }
+
     /// Number of extents of a file in RAM.
     pub fn extents_in_ram(&self, ino: InodeNo) -> usize {
         self.files.get(&ino).map_or(0, |file| file.map.len())
@@ -408,10 +418,7 @@ impl Tables {
             file.known.insert(gap, gap_end);
             at = gap_end;
         }
-        if !file.queued && !file.map.is_empty() {
-            file.queued = true;
-            self.queue(EvictKey::File(ino));
-        }
+        self.queue_file(ino);
     }
 
     pub(super) fn release_extent(&mut self, ino: InodeNo, end: u64, up_to: Generation) {
@@ -439,6 +446,10 @@ impl Tables {
     pub(super) fn evict_extents(&mut self, ino: InodeNo, up_to: Generation) {
         let Some(file) = self.files.get_mut(&ino) else { return };
         file.queued = false;
+        if file.map.is_empty() && file.gone.is_empty() {
+            self.files.remove(&ino);
+            return;
+        }
         if file.gone.len() > EVICT_EXTENTS {
             // Much was just removed; the release of the last of it brings the file back here.
             return;

@@ -108,8 +108,7 @@ impl Tables {
             if bytes == 0 && end < u64::MAX {
                 return Err(Stop::Need(Need::Extents { ino, at: until }));
             }
-            self.carve(ino, 0, end);
-            self.change_allocated(ino, 0, bytes);
+            self.free_range(ino, 0, end);
             if self.inode(ino)?.allocated > 0 && end < u64::MAX {
                 return Ok(false);
             }

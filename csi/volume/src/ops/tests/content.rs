@@ -14,7 +14,7 @@ fn pattern(len: usize, seed: u8) -> Vec<u8> {
         .collect()
 }
 
-async fn truncate(rig: &Rig, ino: InodeNo, size: u64) {
+pub(super) async fn truncate(rig: &Rig, ino: InodeNo, size: u64) {
     rig.volume
         .setattr(
             ino,

@@ -47,7 +47,15 @@ fn any_time() -> impl Strategy<Value = Timestamp> {
 fn any_inode() -> impl Strategy<Value = Row> {
     let numbers = (any::<[u32; 4]>(), any::<[u64; 4]>(), any::<u16>(), any::<bool>());
     let inline = prop::option::of(prop::collection::vec(any::<u8>(), 0..200));
-    (numbers, [(); 4].map(|()| any_time()), inline).prop_map(|((small, large, mode, has_xattrs), times, inline)| {
+    let reserved = prop::collection::btree_set(any_number(), 0..20);
+    let numbers = (numbers, reserved);
+    (numbers, [(); 4].map(|()| any_time()), inline).prop_map(|(numbers, times, inline)| {
+        let ((small, large, mode, has_xattrs), edges) = numbers;
+        let mut reserved = RangeSet::default();
+        for range in edges.into_iter().collect::<Vec<_>>().chunks_exact(2) {
+            reserved.insert(range[0], range[1]);
+        }
+        let inline = inline.filter(|_| reserved.is_empty());
         Row::Inode(InodeRow {
             kind: FileKind::Regular,
             mode,
@@ -64,6 +72,7 @@ fn any_inode() -> impl Strategy<Value = Row> {
             ctime: times[2],
             btime: times[3],
             has_xattrs,
+            reserved,
             inline: inline.map(Bytes::from),
         })
     })

@@ -1,10 +1,11 @@
-//! A set of half-open ranges of numbers: which part of a listing or of a file's extents is known to the RAM tables.
+//! A set of half-open ranges of numbers: which part of a listing or of a file's extents is known to the RAM tables, and
+//! which part of a file has its space reserved.
 
 use std::collections::BTreeMap;
 
 /// Disjoint, never touching, half-open ranges.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(crate) struct RangeSet {
+pub struct RangeSet {
     /// First number to the first number after.
     ranges: BTreeMap<u64, u64>,
 }
@@ -15,6 +16,38 @@ impl RangeSet {
         Self {
             ranges: BTreeMap::from([(0, u64::MAX)]),
         }
+    }
+
+    /// The ranges, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.ranges.iter().map(|(&start, &end)| (start, end))
+    }
+
+    /// How many numbers of `start..end` are in the set.
+    pub fn count_within(&self, start: u64, end: u64) -> u64 {
+        let before = self
+            .covering(start)
+            .map_or(0, |(_, until)| until.min(end).saturating_sub(start));
+        let rest = self.ranges.range(start.saturating_add(1)..);
+        let within = rest.take_while(|(next, _)| **next < end);
+        before + within.map(|(&next, &until)| until.min(end) - next).sum::<u64>()
+    }
+
+    /// The parts of `start..end` that are not in the set.
+    pub fn gaps(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        let mut gaps = Vec::new();
+        let mut at = start;
+        while let Some(gap) = self.first_gap(at, end) {
+            let until = self.next_from(gap).map_or(end, |next| next.min(end));
+            gaps.push((gap, until));
+            at = until;
+        }
+        gaps
+    }
+
+    /// True if it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
     }
 
     /// Number of separate ranges.
@@ -110,6 +143,11 @@ mod tests {
                 let gap = (i..64).find(|j| !naive[*j as usize]);
                 assert_eq!(set.first_gap(i, 64), gap);
                 assert_eq!(set.next_from(i), (i..64).find(|j| naive[*j as usize]));
+                let end = (i + (x >> 50) % 20).min(64);
+                let within = (i..end).filter(|j| naive[*j as usize]).count() as u64;
+                assert_eq!(set.count_within(i, end), within, "{i}..{end} of {set:?}");
+                let without: u64 = set.gaps(i, end).iter().map(|(start, end)| end - start).sum();
+                assert_eq!(without, end - i - within, "{i}..{end} of {set:?}");
             }
             let runs = (0..64).filter(|&i| naive[i] && (i == 0 || !naive[i - 1])).count();
             assert_eq!(set.len(), runs, "ranges never touch: {set:?}");
