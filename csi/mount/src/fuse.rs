@@ -482,7 +482,7 @@ impl Filesystem for Skin {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -494,8 +494,11 @@ impl Filesystem for Skin {
             Ok(what) => what,
             Err(error) => return refuse(reply, About("fallocate", ino), &error),
         };
-        let volume = self.volume.clone();
-        let work = async move { volume.fallocate(inode_no(ino), what, offset, len_bytes).await };
+        let (volume, suid) = (self.volume.clone(), self.suid_taker(request));
+        let work = async move {
+            suid.take(inode_no(ino)).await?;
+            volume.fallocate(inode_no(ino), what, offset, len_bytes).await
+        };
         self.answer(About("fallocate", ino), work, reply, |reply, ()| reply.ok());
     }
 
@@ -522,7 +525,7 @@ impl Filesystem for Skin {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         from: INodeNo,
         _from_handle: FileHandle,
         from_offset: u64,
@@ -541,15 +544,41 @@ impl Filesystem for Skin {
             to_offset,
             len_bytes,
         };
-        let volume = self.volume.clone();
-        let work = async move { volume.copy_file_range(range).await };
+        let (volume, suid) = (self.volume.clone(), self.suid_taker(request));
+        let work = async move {
+            suid.take(inode_no(to)).await?;
+            volume.copy_file_range(range).await
+        };
         self.answer(About("copy_file_range", to), work, reply, |reply, copied| {
             reply.written(u32::try_from(copied).expect("never more than COPY_BYTES_MAX"));
         });
     }
 }
 
+/// Takes the set-user-id bit from files that change by requests of which the kernel thinks that they leave the mode alone.
+struct SuidTaker {
+    /// `None` where the caller may keep the bit.
+    of: Option<(Volume, Flusher)>,
+}
+
+impl SuidTaker {
+    async fn take(&self, ino: volume::ids::InodeNo) -> Result<(), FsError> {
+        if let Some((volume, flusher)) = &self.of
+            && volume.clear_suid(ino).await?
+        {
+            flusher.forget_attributes(ino).await;
+        }
+        Ok(())
+    }
+}
+
 impl Skin {
+    fn suid_taker(&self, request: &Request) -> SuidTaker {
+        SuidTaker {
+            of: clears_suid(request).then(|| (self.volume.clone(), self.flusher.clone())),
+        }
+    }
+
     fn open_flags(&self) -> FopenFlags {
         let mut flags = FopenFlags::FOPEN_KEEP_CACHE;
         // Nothing of a read-only mount can get lost, so close(2) need not ask.

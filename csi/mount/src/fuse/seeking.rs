@@ -4,6 +4,8 @@
 //! cp(1) would skip it. So before such a question about a file that somebody has open for writing, the kernel is told to drop
 //! its pages of it, which makes it write the dirty ones. That waits for writes that our own FUSE threads serve, so it happens
 //! on a thread of its own, and never under a lock. Closed files need none of it: close(2) writes all their pages.
+//!
+//! The same thread tells the kernel of a mode that changed without its knowing.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Sender, channel};
@@ -14,6 +16,9 @@ use tokio::sync::oneshot;
 use volume::ids::InodeNo;
 
 use super::flags::writes;
+
+/// The offset that stands for no page at all.
+const ATTRIBUTES: i64 = -1;
 
 /// Makes the kernel write what it has not written yet of a file. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +36,8 @@ struct Inner {
 #[derive(Debug)]
 struct FlushRequest {
     ino: InodeNo,
+    /// From where on: 0 for all pages and the attributes, `ATTRIBUTES` for these alone.
+    offset: i64,
     done: oneshot::Sender<()>,
 }
 
@@ -39,8 +46,8 @@ impl Flusher {
     pub fn start(&self, notifier: Notifier) -> std::io::Result<()> {
         let (sender, requests) = channel::<FlushRequest>();
         std::thread::Builder::new().name("fuse-flusher".into()).spawn(move || {
-            for FlushRequest { ino, done } in requests {
-                if let Err(error) = notifier.inval_inode(INodeNo(ino.0), 0, 0) {
+            for FlushRequest { ino, offset, done } in requests {
+                if let Err(error) = notifier.inval_inode(INodeNo(ino.0), offset, 0) {
                     tracing::debug!(%error, %ino, "the kernel did not flush");
                 }
                 // Nobody waits any more: nothing to tell.
@@ -74,14 +81,22 @@ impl Flusher {
 
     /// Returns when everything that programs wrote to the file before has reached the volume.
     pub async fn flush(&self, ino: InodeNo) {
-        if !self.writers().contains_key(&ino) {
-            return;
+        if self.writers().contains_key(&ino) {
+            self.ask(ino, 0).await;
         }
+    }
+
+    /// Returns when the kernel has forgotten what it knew of the attributes.
+    pub async fn forget_attributes(&self, ino: InodeNo) {
+        self.ask(ino, ATTRIBUTES).await;
+    }
+
+    async fn ask(&self, ino: InodeNo, offset: i64) {
         let Some(requests) = self.inner.requests.get() else {
             return;
         };
         let (done, flushed) = oneshot::channel();
-        if requests.send(FlushRequest { ino, done }).is_ok() {
+        if requests.send(FlushRequest { ino, offset, done }).is_ok() {
             let _ = flushed.await;
         }
     }
