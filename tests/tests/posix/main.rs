@@ -1,4 +1,6 @@
 //! What POSIX and Linux promise to programs, on a real mount: judged by suites of others, and where they say nothing, by ours.
 
 mod exerciser;
+mod limits;
+mod locks;
 mod pjdfstest;
