@@ -339,7 +339,7 @@ impl Tables {
             && let Some((start, end)) = known.covering(cookie.0)
         {
             known.remove(start, end);
-            if known.len() == 0 {
+            if known.is_empty() {
                 self.listings.remove(&dir);
             }
         }

@@ -77,8 +77,8 @@ fn processes_lock_ranges_against_each_other() {
     control(&ours, libc::F_SETLK, &mut lock(libc::F_WRLCK, 0, 10)).unwrap();
     let try_range = |start: i64| {
         let (fd, mut wanted) = (theirs.as_raw_fd(), lock(libc::F_WRLCK, start, 10));
-        // SAFETY: the descriptor was open when the child was made, and the lock lives through the call.
         code(child(move || {
+            // SAFETY: the descriptor was open when the child was made, and the lock lives through the call.
             said(unsafe { libc::fcntl(fd, libc::F_SETLK, &raw mut wanted) })
         }))
     };
