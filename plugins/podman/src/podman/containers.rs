@@ -42,20 +42,17 @@ pub(super) async fn create(client: &Client, spec: &ContainerSpec) -> Result<Crea
 }
 
 pub(super) async fn init(client: &Client, id: &str) -> Result<(), PodmanError> {
-    // What is made already is answered with 304.
-    let call = Call::post(client.target_of("containers", id, "/init").await?);
-    client
-        .socket
-        .send(&call.repeatable().limit(Some(LIFE_CYCLE_LIMIT)))
-        .await?
-        .ok()?;
-    Ok(())
+    advance(client, id, "/init").await
 }
 
 pub(super) async fn start(client: &Client, id: &str) -> Result<(), PodmanError> {
-    // A second start of what runs is answered with 304, so a start may be repeated. 4.3 answers it with 500 "container
-    // state improper" while the container is just being started.
-    let call = Call::post(client.target_of("containers", id, "/start").await?);
+    advance(client, id, "/start").await
+}
+
+/// Brings a container to a state. One that is there already is answered with 304, so the call may be repeated. 4.3 answers a second
+/// start with 500 "container state improper" while the container is just being started.
+async fn advance(client: &Client, id: &str, verb: &str) -> Result<(), PodmanError> {
+    let call = Call::post(client.target_of("containers", id, verb).await?);
     client
         .socket
         .send(&call.repeatable().limit(Some(LIFE_CYCLE_LIMIT)))
