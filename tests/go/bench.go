@@ -64,7 +64,7 @@ func benchStart(w *world) {
 		w.atEnd(func() { w.removeContainer(name) })
 		began = time.Now()
 		w.podman("run", "-d", "--name", name, "--network", "host", "--ulimit", "nofile=1024:4096", "--ulimit", "nproc=4096:8192",
-			"--memory", "64m", "--cpu-shares", "100", "-v", t.folder+"/alloc:/alloc", "-v", t.folder+"/work/local:/local", "-v", t.folder+"/work/secrets:/secrets",
+			"--memory", "64m", "--cpu-shares", "100", "-v", t.folder+"/alloc:/alloc", "-v", t.own("local")+":/local", "-v", t.own("secrets")+":/secrets",
 			w.image, "/bin/sh", "-c", forever)
 		itsTook := time.Since(began)
 		w.removeContainer(name)

@@ -109,8 +109,8 @@ func rowAllocDir(w *world) {
 	t, _ := w.start(a, `echo -n data > $NOMAD_ALLOC_DIR/data/file; echo -n x > $NOMAD_TASK_DIR/f; echo -n y > $NOMAD_SECRETS_DIR/f`, "")
 	equal("exit code", receive("its end", a.waiting(t.id)).ExitCode, 0)
 	equal("file", t.data("file"), "data")
-	equal("local", string(must(os.ReadFile(t.folder+"/work/local/f"))), "x")
-	equal("secrets", string(must(os.ReadFile(t.folder+"/work/secrets/f"))), "y")
+	equal("local", string(must(os.ReadFile(t.own("local/f")))), "x")
+	equal("secrets", string(must(os.ReadFile(t.own("secrets/f")))), "y")
 	w.destroy(a, t)
 }
 

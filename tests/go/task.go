@@ -212,6 +212,11 @@ func (t *task) container() string {
 	return t.name + "-" + t.alloc
 }
 
+// own is a path in the task's own folder, where Nomad keeps what is not the allocation's.
+func (t *task) own(place string) string {
+	return filepath.Join(t.folder, t.name, place)
+}
+
 // data is what the task wrote into a file of its allocation.
 func (t *task) data(name string) string {
 	bytes, _ := os.ReadFile(filepath.Join(t.folder, "alloc/data", name))
