@@ -193,10 +193,7 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
         head.epoch,
         if head.clean { " (closed cleanly)" } else { "" }
     ))?;
-    say(format_args!(
-        "durability  {}",
-        serde_json::to_string(&head.parameters.durability)?.trim_matches('"')
-    ))?;
+    say(format_args!("durability  {}", head.parameters.durability))?;
     say(format_args!(
         "compression {}",
         serde_json::to_string(&head.parameters.compression)?.trim_matches('"')

@@ -72,13 +72,21 @@ impl VolumeStore {
     /// # Panics
     /// Where the bucket in memory fails.
     pub async fn new() -> Self {
+        Self::with(Parameters::default()).await
+    }
+
+    /// A volume that was never written, made with these parameters.
+    ///
+    /// # Panics
+    /// Where the bucket in memory fails.
+    pub async fn with(parameters: Parameters) -> Self {
         let memory = Arc::new(MemoryBucket::new());
         let head = Head::new(NewHead {
             name: "v".to_owned(),
             volume: VolumeId::of_name("v").expect("a plain name"),
             uuid: Uuid::from_u128(11),
             capacity_bytes: 0,
-            parameters: Parameters::default(),
+            parameters,
             now: Timestamp::default(),
         });
         let file = HeadFile::new(memory.clone(), HeadWriter::new(Uuid::from_u128(12)));

@@ -148,7 +148,7 @@ pub async fn flush(volume: &Volume, path: &Path) -> Result<(), FsError> {
         }
         Err(error) => tracing::error!(%error, "the flush panicked"),
     }
-    volume.sync_all().await
+    volume.drain().await
 }
 
 /// Unmounts `path`, with some patience for programs that look at it only for a moment; if `detach_busy`, takes it out of the

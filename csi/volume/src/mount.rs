@@ -15,6 +15,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::commit::{CommitHandle, DirtyState, Lost, SealedGeneration};
 use crate::error::FsError;
 use crate::fetch::Fetcher;
+use crate::head::Durability;
 use crate::ids::{Epoch, Generation};
 use crate::limits::CollectLimits;
 use crate::readahead::Readahead;
@@ -99,6 +100,8 @@ pub(crate) struct Mount {
     /// What tells our objects from anybody's.
     pub writer: Uuid,
     pub read_only: bool,
+    /// When fsync returns.
+    pub durability: Durability,
     pub collect: CollectLimits,
     /// Told when there is an orphan to purge.
     pub purge: Notify,

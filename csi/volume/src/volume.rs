@@ -17,6 +17,7 @@ use crate::bucket::BucketRef;
 use crate::clock::Clock;
 use crate::commit::{CommitHandle, CommitLimits, CommitStats, Lost};
 use crate::error::FsError;
+use crate::head::Durability;
 use crate::ids::{DirCookie, Epoch, InodeNo, Lease};
 use crate::limits::{DISK_CACHE_BYTES_MAX, FRAME_CACHE_BYTES_MAX, Limits};
 use crate::open::OpenError;
@@ -78,6 +79,8 @@ pub struct VolumeInfo {
     pub read_only: bool,
     /// Bytes that its files may take; `None` without a limit.
     pub capacity_bytes: Option<u64>,
+    /// When fsync returns.
+    pub durability: Durability,
 }
 
 /// A mounted volume. Cheap to clone: all clones are the same mount.
@@ -119,6 +122,7 @@ impl Volume {
             epoch: mount.epoch,
             read_only: mount.read_only,
             capacity_bytes: mount.lock().capacity_bytes(),
+            durability: mount.durability,
         }
     }
 
@@ -300,8 +304,8 @@ impl Volume {
         ops::sync::flush(&self.inner.mount)
     }
 
-    /// Waits until everything done before the call is durable (`ops/sync.rs` says what that means). For files and
-    /// directories alike.
+    /// Waits until everything done before the call is durable (`ops/sync.rs` says what that means in the volume's mode). For
+    /// files and directories alike.
     ///
     /// # Durability
     /// That is what it is for.
@@ -319,6 +323,17 @@ impl Volume {
     /// `Lost`.
     pub async fn sync_all(&self) -> Result<(), FsError> {
         ops::sync::sync(&self.inner.mount).await
+    }
+
+    /// Waits until everything done before the call is in the bucket, whatever fsync means for this volume.
+    ///
+    /// # Durability
+    /// That is what it is for.
+    ///
+    /// # Errors
+    /// `Lost`: what was not in the bucket before never will be.
+    pub async fn drain(&self) -> Result<(), FsError> {
+        ops::sync::drain(&self.inner.mount).await
     }
 
     /// Lists at most `entries_max` entries that come after `after` (0 from the start), with "." and ".." first. Empty at

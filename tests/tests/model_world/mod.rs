@@ -12,7 +12,7 @@ use volume::bucket::BucketRef;
 use volume::bucket::memory::MemoryBucket;
 use volume::clock::Timestamp;
 use volume::error::FsError;
-use volume::head::{Head, HeadFile, HeadWriter, NewHead, Parameters};
+use volume::head::{Durability, Head, HeadFile, HeadWriter, NewHead, Parameters};
 use volume::ids::{DirCookie, InodeNo};
 use volume::row::FileKind;
 use volume::volume::Volume;
@@ -43,12 +43,13 @@ pub struct World {
     seed: u64,
     step: u32,
     dice: Dice,
+    durability: Durability,
     bucket: Arc<MemoryBucket>,
     wire: Arc<Wire>,
     volume: Volume,
     model: Model,
     inos: BTreeMap<NodeId, InodeNo>,
-    /// The model at the last fsync and after each operation since.
+    /// The model at the last moment that must be kept, and after each operation since.
     history: Vec<Model>,
     done: Vec<String>,
 }
@@ -57,13 +58,20 @@ impl World {
     /// A new volume.
     pub async fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
+        let durability = match seed % 4 {
+            3 => Durability::Relaxed,
+            _ => Durability::Remote,
+        };
         let bucket = Arc::new(MemoryBucket::new());
         let head = Head::new(NewHead {
             name: "v".to_owned(),
             volume: VolumeId::of_name("v").expect("a plain name"),
             uuid: Uuid::from_u128(u128::from(seed) + 1),
             capacity_bytes: 0,
-            parameters: Parameters::default(),
+            parameters: Parameters {
+                durability,
+                ..Parameters::default()
+            },
             now: Timestamp::default(),
         });
         let file = HeadFile::new(Arc::clone(&bucket) as BucketRef, HeadWriter::new(Uuid::from_u128(6)));
@@ -76,6 +84,7 @@ impl World {
             seed,
             step: 0,
             dice,
+            durability,
             bucket,
             wire,
             volume,
@@ -380,7 +389,9 @@ impl World {
             .await
             .expect("nobody has taken the volume");
         self.done.push("fsync".to_owned());
-        self.history = vec![self.model.clone()];
+        if self.durability != Durability::Relaxed {
+            self.history = vec![self.model.clone()];
+        }
     }
 
     /// Closes and opens again.
@@ -409,7 +420,7 @@ impl World {
         self.wire = wire;
         let name = b"written by the one who was taken over";
         if old.mkdir(InodeNo::ROOT, name, 0o700, CALLER).await.is_ok() {
-            let told = old.fsync(InodeNo::ROOT).await;
+            let told = old.drain().await;
             assert!(
                 matches!(told, Err(FsError::Lost(_))),
                 "an acknowledgement after the take-over: {told:?}, {}",

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "each step of a test must succeed")]
 
+mod durability;
 mod hours;
 mod space;
 mod trouble;

@@ -1,16 +1,45 @@
 //! What a volume was created as: its parameters, typed, and how they read in a volume file.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// When fsync returns.
+/// When fsync returns. `ops/sync.rs` says what each promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Durability {
     /// When the bucket has it.
     #[default]
     Remote,
+    /// At once; the bucket follows within seconds, in order.
+    Relaxed,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Durability::Remote => "remote",
+            Durability::Relaxed => "relaxed",
+        })
+    }
+}
+
+impl FromStr for Durability {
+    type Err = ParameterError;
+
+    fn from_str(value: &str) -> Result<Self, ParameterError> {
+        match value {
+            "remote" => Ok(Durability::Remote),
+            "relaxed" => Ok(Durability::Relaxed),
+            _ => Err(ParameterError::Value {
+                name: "durability",
+                value: value.to_owned(),
+                known: "remote or relaxed",
+            }),
+        }
+    }
 }
 
 /// How data frames are compressed.
@@ -22,7 +51,7 @@ pub enum Compression {
     None,
 }
 
-/// The parameters of a volume. They are fixed at its creation.
+/// The parameters of a volume. Whoever mounts it goes by what the head says then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parameters {
@@ -62,23 +91,12 @@ impl Parameters {
         let mut parameters = Self::default();
         for (name, value) in map {
             match name.as_str() {
-                "durability" => parameters.durability = durability(value)?,
+                "durability" => parameters.durability = value.parse()?,
                 "compression" => parameters.compression = compression(value)?,
                 _ => return Err(ParameterError::Unknown { name: name.clone() }),
             }
         }
         Ok(parameters)
-    }
-}
-
-fn durability(value: &str) -> Result<Durability, ParameterError> {
-    match value {
-        "remote" => Ok(Durability::Remote),
-        _ => Err(ParameterError::Value {
-            name: "durability",
-            value: value.to_owned(),
-            known: "remote",
-        }),
     }
 }
 
@@ -110,6 +128,14 @@ mod tests {
     fn no_parameters_are_the_defaults() {
         let written_out = parse(&[("durability", "remote"), ("compression", "none")]).unwrap();
         assert_eq!(parse(&[]).unwrap(), written_out);
+    }
+
+    #[test]
+    fn a_durability_reads_as_it_is_shown() {
+        for durability in [Durability::Remote, Durability::Relaxed] {
+            let read = parse(&[("durability", &durability.to_string())]).unwrap();
+            assert_eq!(read.durability, durability);
+        }
     }
 
     #[test]

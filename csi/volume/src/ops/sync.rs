@@ -1,17 +1,31 @@
 //! What durable means. This is the only file that says it, and this is the promise we publish:
 //!
-//! When fsync, fdatasync, syncfs or an O_SYNC write returns success, everything done on the volume before the call, by
+//! `remote`: when fsync, fdatasync or an O_SYNC write returns success, everything done on the volume before the call, by
 //! anybody, is in the bucket: content and names alike. Whatever happens to this machine afterwards, the next mount finds
 //! it. After a crash the volume is exactly as it was at some moment at or after the last such call that returned: never a
 //! mixture of earlier and later. close(2) promises nothing.
 //!
+//! `relaxed`: these calls return at once and ask for nothing. The bucket follows by itself, a second or two behind; after a
+//! crash the volume is exactly as it was at some moment, never a mixture.
+//!
+//! Unmounting is `drain` in every mode: everything is in the bucket then.
+//!
 //! An error says that changes were lost, and that none will be accepted any more. It is said by every call from then on.
 
 use crate::error::FsError;
+use crate::head::Durability;
 use crate::mount::Mount;
 
 /// See `Volume::fsync`.
 pub(crate) async fn sync(mount: &Mount) -> Result<(), FsError> {
+    match mount.durability {
+        Durability::Remote => drain(mount).await,
+        Durability::Relaxed => flush(mount),
+    }
+}
+
+/// See `Volume::drain`.
+pub(crate) async fn drain(mount: &Mount) -> Result<(), FsError> {
     let target = {
         let tables = mount.lock();
         tables.check_open()?;

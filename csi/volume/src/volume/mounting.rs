@@ -82,6 +82,7 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         epoch: head.epoch,
         writer: Uuid::nil(),
         read_only: true,
+        durability: head.parameters.durability,
         collect: CollectLimits::default(),
         purge: Notify::new(),
     };
@@ -142,6 +143,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         epoch: opened.epoch,
         writer: session,
         read_only: false,
+        durability: head.parameters.durability,
         collect,
         purge: Notify::new(),
     });
@@ -247,6 +249,7 @@ mod by_hand {
     //! Volumes whose commits a test makes by hand, and the background work done when a test wants it.
 
     use super::*;
+    use crate::head::Durability;
     use crate::ids::Epoch;
     use crate::limits::FRAME_CACHE_BYTES_MAX;
     use crate::ops::tests::Steps;
@@ -284,6 +287,7 @@ mod by_hand {
                 epoch: Epoch(1),
                 writer: Uuid::nil(),
                 read_only: false,
+                durability: Durability::Remote,
                 collect: CollectLimits::default(),
                 purge: Notify::new(),
             };
