@@ -1,7 +1,7 @@
 //! What the driver for Podman costs, beside Podman by itself in the same run: see `tests/go/bench.go`. A short form runs with the
 //! tests; this is the long one, whose goals are asserted, for a machine that does nothing else.
 //!
-//! `cargo bench --bench driver`, as root.
+//! `cargo test --workspace --bench driver`, as root. (`cargo bench` would build all of it a second time, for releases.)
 
 #![allow(clippy::disallowed_macros, reason = "a bench says why it does not run")]
 

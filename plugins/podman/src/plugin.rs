@@ -18,6 +18,7 @@ use crate::images::credentials::AuthSources;
 use crate::logs::RelayProgram;
 use crate::podman::{HostInfo, Podman};
 use crate::roster::Roster;
+use crate::stats::Reader;
 use crate::task::Task;
 
 /// Makes the client of a Podman service from its socket and the deadline of short calls. Must not connect.
@@ -36,6 +37,8 @@ pub struct Plugin {
     pub clock: Clock,
     /// The work in the background.
     pub clearing: Arc<Clearing>,
+    /// Reads what tasks use.
+    pub reader: Arc<Reader>,
     node_id: Arc<RwLock<Option<String>>>,
     settings: Arc<RwLock<Arc<Settings>>>,
     connect: Connector,
@@ -90,6 +93,7 @@ impl Plugin {
             relay,
             clock,
             clearing: Arc::default(),
+            reader: Arc::default(),
             node_id: Arc::default(),
             settings: Arc::new(RwLock::new(Arc::new(settings))),
             connect,

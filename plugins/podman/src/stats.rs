@@ -1,10 +1,11 @@
 //! What a task uses, sampled at intervals from its cgroup's files. Podman is asked once, where they are; a sample costs
-//! reading a handful of files and no call.
+//! reading a handful of open files and no call.
 //!
 //! Invariants: the first sample comes at once (its percentages are 0: there is nothing to compare with); the stream ends
 //! when the task does, and not before. Absent: single processes, which Nomad shows for drivers without cgroups.
 
 pub mod cgroup;
+mod reader;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -13,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, stream};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::compute::Compute;
@@ -21,6 +21,7 @@ use crate::podman::Podman;
 use cgroup::{CGROUP_ROOT, Cgroup, Reading};
 
 pub use cgroup::MemoryReading;
+pub use reader::Reader;
 
 /// A tenth of a second: a caller that asks for less gets this, since reading memory.stat makes the kernel add up its
 /// counters of all processors.
@@ -63,8 +64,11 @@ pub struct Sampling {
     pub container: String,
     /// The node's capacity.
     pub compute: Compute,
-    /// Between two samples; zero: a second.
+    /// Between two samples; zero: a second. The second sample may come up to half of it early or late, so that it is due
+    /// together with those of other tasks.
     pub interval: Duration,
+    /// Reads for all tasks.
+    pub reader: Arc<Reader>,
     /// Resolves when the task has ended.
     pub ended: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
@@ -73,13 +77,13 @@ struct State {
     podman: Arc<dyn Podman>,
     container: String,
     ended: Pin<Box<dyn Future<Output = ()> + Send>>,
-    ticks: Interval,
-    cgroup: Option<Cgroup>,
+    reader: Arc<Reader>,
+    interval: Duration,
+    /// `None` until the first sample.
+    ticks: Option<Interval>,
+    cgroup: Option<Arc<Cgroup>>,
     meter: Meter,
 }
-
-/// Whose turn it is to read.
-static READER: Semaphore = Semaphore::const_new(1);
 
 /// Turns counters into use per time.
 #[derive(Debug)]
@@ -95,13 +99,13 @@ pub fn samples(sampling: Sampling) -> impl Stream<Item = Sample> + Send {
     } else {
         sampling.interval
     };
-    let mut ticks = tokio::time::interval(asked.max(INTERVAL_MIN));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let state = State {
         podman: sampling.podman,
         container: sampling.container,
         ended: sampling.ended,
-        ticks,
+        reader: sampling.reader,
+        interval: asked.max(INTERVAL_MIN),
+        ticks: None,
         cgroup: None,
         meter: Meter {
             compute: sampling.compute,
@@ -113,7 +117,10 @@ pub fn samples(sampling: Sampling) -> impl Stream<Item = Sample> + Send {
             tokio::select! {
                 biased;
                 () = &mut state.ended => return None,
-                _ = state.ticks.tick() => {}
+                () = due(&mut state.ticks) => {}
+            }
+            if state.ticks.is_none() {
+                state.ticks = Some(state.grid());
             }
             if let Some(reading) = state.read().await {
                 let sample = state.meter.sample(Instant::now(), reading);
@@ -123,28 +130,37 @@ pub fn samples(sampling: Sampling) -> impl Stream<Item = Sample> + Send {
     })
 }
 
+/// The first sample is due at once.
+async fn due(ticks: &mut Option<Interval>) {
+    if let Some(ticks) = ticks {
+        ticks.tick().await;
+    }
+}
+
 impl State {
+    fn grid(&self) -> Interval {
+        let next = self.reader.next_due(Instant::now(), self.interval);
+        let mut ticks = tokio::time::interval_at(next, self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        ticks
+    }
+
     /// Reads the cgroup; `None` if that is not possible now: the container is about to be declared ended, or Podman is
     /// away.
     async fn read(&mut self) -> Option<Reading> {
         if self.cgroup.is_none() {
             self.cgroup = self.find().await;
         }
-        let cgroup = self.cgroup.clone()?;
-        // The kernel may take milliseconds for memory.stat, so a thread apart; but one for all tasks, whose samples are due at the
-        // same moment.
-        let _turn = READER.acquire().await.expect("nobody closes the semaphore");
-        let reading = tokio::task::spawn_blocking(move || cgroup.read()).await;
-        match reading {
-            Ok(Ok(reading)) => Some(reading),
-            Ok(Err(_)) | Err(_) => {
+        match self.reader.read(self.cgroup.as_ref()?).await {
+            Ok(reading) => Some(reading),
+            Err(_) => {
                 self.cgroup = None;
                 None
             }
         }
     }
 
-    async fn find(&mut self) -> Option<Cgroup> {
+    async fn find(&mut self) -> Option<Arc<Cgroup>> {
         let info = match self.podman.inspect_container(&self.container).await {
             Ok(info) => info?,
             Err(error) => {
@@ -154,10 +170,11 @@ impl State {
         };
         let path = info.state.cgroup_path?;
         let root = PathBuf::from(CGROUP_ROOT);
-        tokio::task::spawn_blocking(move || Cgroup::find(&root, &path))
+        tokio::task::spawn_blocking(move || Cgroup::open(&root, &path))
             .await
             .ok()
             .flatten()
+            .map(Arc::new)
     }
 }
 

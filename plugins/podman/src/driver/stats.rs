@@ -1,5 +1,6 @@
 //! TaskStats: the messages of a task's use of the node. What is measured, and how, is in `crate::stats`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -25,6 +26,7 @@ pub(super) fn stream(
         container: task.handle.container_id.clone(),
         compute: task.handle.compute,
         interval,
+        reader: Arc::clone(&plugin.reader),
         ended: Box::pin(async move {
             task.ended().await;
         }),

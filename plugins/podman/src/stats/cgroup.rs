@@ -4,29 +4,50 @@
 //! Every file may be missing (a controller that is off, an older kernel): then its numbers are `None`, not zero.
 
 use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 /// Where cgroups are mounted.
 pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
-/// 4 KiB: the longest of the files, memory.stat, fits, so that each is read in one call and a second that says so.
-const FILE_BYTES: usize = 4096;
+/// 8 KiB: the longest of the files, memory.stat, fits twice. A longer one is read again with a buffer twice as long.
+const FILE_BYTES: usize = 8 * 1024;
 
-/// A container's directories.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// 1 MiB, far beyond what any kernel writes. A longer file is not one of these, and cannot be read.
+const FILE_BYTES_MAX: usize = 1024 * 1024;
+
+/// A container's files, open for as long as it is measured: to find and open them costs three times what reading them does.
+#[derive(Debug)]
 pub enum Cgroup {
     /// One directory.
-    V2(PathBuf),
+    V2(V2),
     /// A directory for each controller.
-    V1 {
-        /// Throttling.
-        cpu: PathBuf,
-        /// Time used.
-        cpuacct: PathBuf,
-        /// Memory.
-        memory: PathBuf,
-    },
+    V1(V1),
+}
+
+/// Files of cgroup version 2.
+#[derive(Debug)]
+pub struct V2 {
+    cpu: File,
+    memory: Option<File>,
+    memory_current: Option<File>,
+    memory_peak: Option<File>,
+    swap_current: Option<File>,
+}
+
+/// Files of cgroup version 1.
+#[derive(Debug)]
+pub struct V1 {
+    throttling: Option<File>,
+    cpu: File,
+    cpu_user: Option<File>,
+    cpu_system: Option<File>,
+    memory: Option<File>,
+    memory_usage: Option<File>,
+    memory_max_usage: Option<File>,
+    kernel: Option<File>,
+    kernel_max: Option<File>,
 }
 
 /// What the files say at one moment.
@@ -66,10 +87,10 @@ pub struct MemoryReading {
 }
 
 impl Cgroup {
-    /// The directories of a cgroup path as Podman tells it (`State.CgroupPath`), below `root`; `None` if they are not
-    /// there: the container has ended.
+    /// Opens the files of a cgroup path as Podman tells it (`State.CgroupPath`), below `root`; `None` if it is not there:
+    /// the container has ended.
     #[must_use]
-    pub fn find(root: &Path, cgroup_path: &str) -> Option<Self> {
+    pub fn open(root: &Path, cgroup_path: &str) -> Option<Self> {
         let below = cgroup_path.trim_matches('/');
         if below.is_empty() {
             return None;
@@ -77,7 +98,7 @@ impl Cgroup {
         if root.join("cgroup.controllers").exists() {
             // crun puts processes into a cgroup of its own below the one that Podman made and that has the limits.
             let below = below.strip_suffix("/container").unwrap_or(below);
-            return Some(root.join(below)).filter(|dir| dir.is_dir()).map(Self::V2);
+            return V2::open(&root.join(below)).map(Self::V2);
         }
         // Systemd mounts both controllers as one; distributions without it, apart.
         let place = |names: [&str; 2]| {
@@ -86,77 +107,107 @@ impl Cgroup {
                 .map(|name| root.join(name).join(below))
                 .find(|dir| dir.is_dir())
         };
-        Some(Self::V1 {
-            cpu: place(["cpu", "cpu,cpuacct"])?,
-            cpuacct: place(["cpuacct", "cpu,cpuacct"])?,
-            memory: place(["memory", "memory"])?,
-        })
+        V1::open(
+            &place(["cpu", "cpu,cpuacct"])?,
+            &place(["cpuacct", "cpu,cpuacct"])?,
+            &place(["memory", "memory"])?,
+        )
+        .map(Self::V1)
     }
 
-    /// Reads the files.
+    /// Reads the files. The kernel may take milliseconds where it has many processors to ask.
     ///
     /// # Errors
-    /// If even the processor time cannot be read: the container has ended.
+    /// If even the processor time cannot be read: the container has ended (the kernel then says ENODEV of an open file).
     pub fn read(&self) -> io::Result<Reading> {
         match self {
-            Self::V2(dir) => read_v2(dir),
-            Self::V1 { cpu, cpuacct, memory } => read_v1(cpu, cpuacct, memory),
+            Self::V2(files) => files.read(),
+            Self::V1(files) => files.read(),
         }
     }
 }
 
-fn read_v2(dir: &Path) -> io::Result<Reading> {
-    let cpu = Table::read(&dir.join("cpu.stat"))?;
-    let micros = |key| cpu.get(key).map(|micros: u64| micros.saturating_mul(1000));
-    let memory = Table::read(&dir.join("memory.stat")).unwrap_or_default();
-    let parts = || {
-        ["kernel_stack", "pagetables", "percpu", "sock", "slab"]
-            .into_iter()
-            .filter_map(|key| memory.get(key))
-    };
-    Ok(Reading {
-        cpu_ns: micros("usage_usec").ok_or_else(|| io::Error::other("cpu.stat has no usage_usec"))?,
-        cpu_user_ns: micros("user_usec"),
-        cpu_system_ns: micros("system_usec"),
-        throttled_periods: cpu.get("nr_throttled"),
-        throttled_ns: micros("throttled_usec"),
-        memory: MemoryReading {
-            rss: memory.get("anon"),
-            cache: memory.get("file"),
-            usage: number(&dir.join("memory.current")),
+impl V2 {
+    fn open(dir: &Path) -> Option<Self> {
+        let file = |name: &str| File::open(dir.join(name)).ok();
+        Some(Self {
+            cpu: file("cpu.stat")?,
+            memory: file("memory.stat"),
+            memory_current: file("memory.current"),
             // Since Linux 5.19.
-            max_usage: number(&dir.join("memory.peak")),
-            // Since Linux 5.18 one number, before that the sum of its parts.
-            kernel: memory
-                .get("kernel")
-                .or_else(|| memory.get("slab").map(|_| parts().sum())),
-            kernel_max: None,
-            swap: number(&dir.join("memory.swap.current")),
-        },
-    })
+            memory_peak: file("memory.peak"),
+            swap_current: file("memory.swap.current"),
+        })
+    }
+
+    fn read(&self) -> io::Result<Reading> {
+        let cpu = Table::read(&self.cpu)?;
+        let micros = |key| cpu.get(key).map(|micros: u64| micros.saturating_mul(1000));
+        let memory = table(self.memory.as_ref());
+        let parts = || {
+            ["kernel_stack", "pagetables", "percpu", "sock", "slab"]
+                .into_iter()
+                .filter_map(|key| memory.get(key))
+        };
+        Ok(Reading {
+            cpu_ns: micros("usage_usec").ok_or_else(|| io::Error::other("cpu.stat has no usage_usec"))?,
+            cpu_user_ns: micros("user_usec"),
+            cpu_system_ns: micros("system_usec"),
+            throttled_periods: cpu.get("nr_throttled"),
+            throttled_ns: micros("throttled_usec"),
+            memory: MemoryReading {
+                rss: memory.get("anon"),
+                cache: memory.get("file"),
+                usage: number(self.memory_current.as_ref()),
+                max_usage: number(self.memory_peak.as_ref()),
+                // Since Linux 5.18 one number, before that the sum of its parts.
+                kernel: memory
+                    .get("kernel")
+                    .or_else(|| memory.get("slab").map(|_| parts().sum())),
+                kernel_max: None,
+                swap: number(self.swap_current.as_ref()),
+            },
+        })
+    }
 }
 
-fn read_v1(cpu: &Path, cpuacct: &Path, memory: &Path) -> io::Result<Reading> {
-    let throttling = Table::read(&cpu.join("cpu.stat")).unwrap_or_default();
-    let stat = Table::read(&memory.join("memory.stat")).unwrap_or_default();
-    let usage = cpuacct.join("cpuacct.usage");
-    let parsed = text_of(&usage)?.trim().parse();
-    Ok(Reading {
-        cpu_ns: parsed.map_err(io::Error::other)?,
-        cpu_user_ns: number(&cpuacct.join("cpuacct.usage_user")),
-        cpu_system_ns: number(&cpuacct.join("cpuacct.usage_sys")),
-        throttled_periods: throttling.get("nr_throttled"),
-        throttled_ns: throttling.get("throttled_time"),
-        memory: MemoryReading {
-            rss: stat.get("total_rss"),
-            cache: stat.get("total_cache"),
-            usage: number(&memory.join("memory.usage_in_bytes")),
-            max_usage: number(&memory.join("memory.max_usage_in_bytes")),
-            kernel: number(&memory.join("memory.kmem.usage_in_bytes")),
-            kernel_max: number(&memory.join("memory.kmem.max_usage_in_bytes")),
-            swap: stat.get("total_swap"),
-        },
-    })
+impl V1 {
+    fn open(cpu: &Path, cpuacct: &Path, memory: &Path) -> Option<Self> {
+        let file = |dir: &Path, name: &str| File::open(dir.join(name)).ok();
+        Some(Self {
+            throttling: file(cpu, "cpu.stat"),
+            cpu: file(cpuacct, "cpuacct.usage")?,
+            cpu_user: file(cpuacct, "cpuacct.usage_user"),
+            cpu_system: file(cpuacct, "cpuacct.usage_sys"),
+            memory: file(memory, "memory.stat"),
+            memory_usage: file(memory, "memory.usage_in_bytes"),
+            memory_max_usage: file(memory, "memory.max_usage_in_bytes"),
+            kernel: file(memory, "memory.kmem.usage_in_bytes"),
+            kernel_max: file(memory, "memory.kmem.max_usage_in_bytes"),
+        })
+    }
+
+    fn read(&self) -> io::Result<Reading> {
+        let parsed = text_of(&self.cpu)?.trim().parse();
+        let throttling = table(self.throttling.as_ref());
+        let memory = table(self.memory.as_ref());
+        Ok(Reading {
+            cpu_ns: parsed.map_err(io::Error::other)?,
+            cpu_user_ns: number(self.cpu_user.as_ref()),
+            cpu_system_ns: number(self.cpu_system.as_ref()),
+            throttled_periods: throttling.get("nr_throttled"),
+            throttled_ns: throttling.get("throttled_time"),
+            memory: MemoryReading {
+                rss: memory.get("total_rss"),
+                cache: memory.get("total_cache"),
+                usage: number(self.memory_usage.as_ref()),
+                max_usage: number(self.memory_max_usage.as_ref()),
+                kernel: number(self.kernel.as_ref()),
+                kernel_max: number(self.kernel_max.as_ref()),
+                swap: memory.get("total_swap"),
+            },
+        })
+    }
 }
 
 /// A file of lines with a key and a number.
@@ -166,8 +217,8 @@ struct Table {
 }
 
 impl Table {
-    fn read(path: &Path) -> io::Result<Self> {
-        Ok(Self { text: text_of(path)? })
+    fn read(file: &File) -> io::Result<Self> {
+        Ok(Self { text: text_of(file)? })
     }
 
     fn get(&self, key: &str) -> Option<u64> {
@@ -176,24 +227,29 @@ impl Table {
     }
 }
 
-/// What a file says. The standard library asks for size and position first, which such files do not have: a third of the calls
-/// that a sample costs.
-fn text_of(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut bytes = Vec::new();
+/// What a file says now. The kernel writes it anew for a read from its start, and whole if it fits: so one call, and
+/// none that asks whether that was all.
+fn text_of(file: &File) -> io::Result<String> {
+    let mut bytes = vec![0; FILE_BYTES];
     loop {
-        let end = bytes.len();
-        bytes.resize(end + FILE_BYTES, 0);
-        let length = file.read(&mut bytes[end..])?;
-        bytes.truncate(end + length);
-        if length == 0 {
+        let length = file.read_at(&mut bytes, 0)?;
+        if length < bytes.len() {
+            bytes.truncate(length);
             return String::from_utf8(bytes).map_err(io::Error::other);
         }
+        if length >= FILE_BYTES_MAX {
+            return Err(io::Error::other("longer than any file of a cgroup"));
+        }
+        bytes.resize(length * 2, 0);
     }
 }
 
-fn number(path: &Path) -> Option<u64> {
-    text_of(path).ok()?.trim().parse().ok()
+fn table(file: Option<&File>) -> Table {
+    file.and_then(|file| Table::read(file).ok()).unwrap_or_default()
+}
+
+fn number(file: Option<&File>) -> Option<u64> {
+    text_of(file?).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -219,8 +275,7 @@ mod tests {
         write(&scope, "memory.stat", "anon 100\nfile 200\nkernel 30\nfile_mapped 5\n");
         write(&scope, "memory.current", "350\n");
         write(&scope, "memory.peak", "400\n");
-        let cgroup = Cgroup::find(root.path(), "/machine.slice/libpod-1.scope/container").unwrap();
-        assert_eq!(cgroup, Cgroup::V2(scope));
+        let cgroup = Cgroup::open(root.path(), "/machine.slice/libpod-1.scope/container").unwrap();
         let memory = MemoryReading {
             rss: Some(100),
             cache: Some(200),
@@ -250,7 +305,7 @@ mod tests {
             "memory.stat",
             "anon 1\nkernel_stack 10\nslab 20\nslab_reclaimable 15\nsock 3\n",
         );
-        assert_eq!(read_v2(root.path()).unwrap().memory.kernel, Some(33));
+        assert_eq!(V2::open(root.path()).unwrap().read().unwrap().memory.kernel, Some(33));
     }
 
     #[test]
@@ -272,7 +327,7 @@ mod tests {
                 "cache 1\nrss 1\ntotal_cache 20\ntotal_rss 30\ntotal_swap 0\n",
             );
             write(&memory, "memory.usage_in_bytes", "55\n");
-            let reading = Cgroup::find(root.path(), "/p/c").unwrap().read().unwrap();
+            let reading = Cgroup::open(root.path(), "/p/c").unwrap().read().unwrap();
             assert_eq!(
                 (reading.cpu_ns, reading.cpu_user_ns, reading.cpu_system_ns),
                 (900, Some(600), None)
@@ -289,8 +344,27 @@ mod tests {
     #[test]
     fn a_container_that_has_ended_has_no_cgroup() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(Cgroup::find(root.path(), "/p/c"), None);
-        assert_eq!(Cgroup::find(root.path(), ""), None);
-        assert!(Cgroup::V2(root.path().join("gone")).read().is_err());
+        assert!(Cgroup::open(root.path(), "/p/c").is_none());
+        assert!(Cgroup::open(root.path(), "").is_none());
+        write(root.path(), "cgroup.controllers", "cpu memory");
+        assert!(Cgroup::open(root.path(), "/p/c").is_none());
+    }
+
+    #[test]
+    fn each_reading_is_of_its_own_moment_however_long_the_files_are() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), "cgroup.controllers", "cpu memory");
+        let dir = root.path().join("c");
+        write(&dir, "cpu.stat", "usage_usec 5\n");
+        let filler = "filler 0\n".repeat(FILE_BYTES);
+        write(&dir, "memory.stat", &format!("{filler}anon 7\n"));
+        let cgroup = Cgroup::open(root.path(), "/c").unwrap();
+        assert_eq!(cgroup.read().unwrap().memory.rss, Some(7));
+        write(&dir, "cpu.stat", "usage_usec 6\n");
+        write(&dir, "memory.stat", "anon 8\n");
+        let reading = cgroup.read().unwrap();
+        assert_eq!((reading.cpu_ns, reading.memory.rss), (6000, Some(8)));
+        write(&dir, "memory.stat", &"x".repeat(FILE_BYTES_MAX));
+        assert_eq!(cgroup.read().unwrap().memory.rss, None);
     }
 }

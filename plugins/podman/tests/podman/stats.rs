@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use podman_driver::compute::Compute;
 use podman_driver::podman::Podman;
-use podman_driver::stats::{Sampling, samples};
+use podman_driver::stats::{Reader, Sampling, samples};
 
 use crate::fixture::PodmanService;
 
@@ -36,6 +36,7 @@ async fn a_busy_task_is_seen_to_be_busy_until_it_ends() {
             cores: 2,
         },
         interval: Duration::from_millis(200),
+        reader: Arc::new(Reader::default()),
         ended: Box::pin(async move {
             awaiting.wait_exit(&awaited).await.unwrap();
         }),
