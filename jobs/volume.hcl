@@ -25,7 +25,7 @@ capability {
 # All parameters that there are, with their defaults.
 parameters {
   durability  = "remote"
-  compression = "none"
+  compression = "lz4"
 }
 
 # For a volume with keys of its own, instead of the plugin's:

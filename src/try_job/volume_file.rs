@@ -131,7 +131,7 @@ capability {
   attachment_mode = "file-system"
 }
 parameters {
-  compression = "none"
+  compression = "zstd"
 }
 "#;
 
@@ -140,7 +140,7 @@ parameters {
         let volume = parse(&Source::from_text("volume.hcl", VOLUME)).unwrap();
         assert_eq!((volume.id.as_str(), volume.capacity_min_bytes), ("files", 1 << 30));
         assert_eq!(volume.access_modes, ["single-node-writer"]);
-        assert_eq!(volume.parameters, [("compression".to_owned(), "none".to_owned())]);
+        assert_eq!(volume.parameters, [("compression".to_owned(), "zstd".to_owned())]);
     }
 
     #[test]

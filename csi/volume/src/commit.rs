@@ -16,6 +16,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::bucket::BucketRef;
+use crate::format::codec::Compression;
 use crate::ids::{Epoch, Generation, InodeNo, JournalSeq};
 use crate::row::{Applied, Counters, ExtentRow, Key, RUN_BYTES_MAX, Row};
 use crate::tree::Tree;
@@ -207,6 +208,8 @@ pub struct CommitContext {
     pub next_seq: JournalSeq,
     /// The commit up to which the tree is durable, as found or made at open.
     pub durable: Applied,
+    /// How content is compressed.
+    pub compression: Compression,
     /// How much and when.
     pub limits: CommitLimits,
     /// Gets what was put, before it is acknowledged; `None` where nobody reads.

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::ids::ObjectId;
 use crate::wire::{Reader, WireError};
 
+pub mod codec;
 pub mod frame;
 pub mod journal;
 pub mod seal;
@@ -65,6 +66,14 @@ pub enum FormatError {
     /// Compressed in a way that this build cannot undo.
     #[error("the frame is compressed with codec {0}, which this build does not know")]
     Codec(u8),
+    /// Compressed, but not so that it can be undone: another program made it.
+    #[error("the frame does not decompress with codec {codec}: {detail}")]
+    Packed {
+        /// As the header says.
+        codec: u8,
+        /// What the codec says.
+        detail: String,
+    },
     /// Encrypted with a key that this build does not have.
     #[error("the frame is encrypted with key {0}, which this build does not have")]
     Key(u32),

@@ -15,6 +15,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::commit::{CommitHandle, DirtyState, Lost, SealedGeneration};
 use crate::error::FsError;
 use crate::fetch::Fetcher;
+use crate::format::codec::Compression;
 use crate::head::Durability;
 use crate::ids::{Epoch, Generation};
 use crate::limits::CollectLimits;
@@ -99,6 +100,8 @@ pub(crate) struct Mount {
     pub epoch: Epoch,
     /// What tells our objects from anybody's.
     pub writer: Uuid,
+    /// How what it writes is compressed.
+    pub compression: Compression,
     pub read_only: bool,
     /// When fsync returns.
     pub durability: Durability,

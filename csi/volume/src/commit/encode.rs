@@ -2,13 +2,14 @@
 //!
 //! Invariant: every `placed` cell of the generation is filled before a row that needs it is made; rows name objects of
 //! this commit, or of commits before it. Plain functions: no requests, no time.
-//! Callers: `run.rs`. Absent: compression (the frame header has room for it).
+//! Callers: `run.rs`. Absent: encryption (the frame header has room for it).
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
 use super::{CommitLimits, DirtyRun, RunSource, SealedGeneration};
+use crate::format::codec::Compression;
 use crate::format::frame::stored_bytes;
 use crate::format::journal::{JournalBuilder, JournalName, SegmentName};
 use crate::format::segment::SegmentBuilder;
@@ -34,13 +35,14 @@ pub(super) struct Encoded {
 pub(super) fn encode(
     name: JournalName,
     limits: &CommitLimits,
+    compression: Compression,
     sealed: SealedGeneration,
     number_segment: impl FnMut() -> u64,
 ) -> Encoded {
     let data_bytes: u64 = sealed.runs.iter().map(DirtyRun::len_bytes).sum();
     let segments = match data_bytes <= limits.inline_bytes_max {
         true => Vec::new(),
-        false => build_segments(name, groups(&sealed.runs, limits.segment_bytes_max), number_segment),
+        false => build_segments(name, limits, compression, &sealed.runs, number_segment),
     };
     let names: Vec<SegmentName> = segments.iter().map(name_of).collect();
     let frames: u64 = match segments.is_empty() {
@@ -51,7 +53,7 @@ pub(super) fn encode(
     let mut builder = JournalBuilder::new(name, &names, frames + changes_count * CHANGE_BYTES_TYPICAL);
     if segments.is_empty() {
         for run in &sealed.runs {
-            place(run, builder.put_run(run.ino, run.offset, &run.data));
+            place(run, builder.put_run(run.ino, run.offset, &run.data, compression));
         }
     }
     let placed = sealed.runs.iter().filter_map(|run| run.placed.get().cloned()).collect();
@@ -91,16 +93,18 @@ fn name_of((object, body): &(ObjectId, Bytes)) -> SegmentName {
 
 fn build_segments(
     name: JournalName,
-    groups: Vec<&[DirtyRun]>,
+    limits: &CommitLimits,
+    compression: Compression,
+    runs: &[DirtyRun],
     mut number_segment: impl FnMut() -> u64,
 ) -> Vec<(ObjectId, Bytes)> {
     let mut segments = Vec::new();
-    for group in groups {
+    for group in groups(runs, limits.segment_bytes_max) {
         let object = ObjectId::Segment(name.epoch, number_segment());
         let capacity: u64 = group.iter().map(|run| stored_bytes(run.len_bytes())).sum();
         let mut builder = SegmentBuilder::new(name.volume, name.writer, object, capacity);
         for run in group {
-            place(run, builder.put_run(run.ino, run.offset, &run.data));
+            place(run, builder.put_run(run.ino, run.offset, &run.data, compression));
         }
         segments.push((object, builder.finish()));
     }
@@ -239,7 +243,7 @@ mod tests {
 
     fn encoded(sealed: SealedGeneration) -> Encoded {
         let mut next = 0;
-        encode(NAME, &CommitLimits::default(), sealed, || {
+        encode(NAME, &CommitLimits::default(), Compression::None, sealed, || {
             next += 1;
             next
         })
@@ -314,9 +318,13 @@ mod tests {
             seq: JournalSeq(4),
             ..NAME
         };
-        let second = encode(name, &CommitLimits::default(), sealed(vec![middle], extents), || {
-            unreachable!("all of it is small")
-        });
+        let second = encode(
+            name,
+            &CommitLimits::default(),
+            Compression::None,
+            sealed(vec![middle], extents),
+            || unreachable!("all of it is small"),
+        );
         let stats: Vec<_> = second
             .changes
             .iter()

@@ -7,25 +7,54 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::format::frame::FRAME_HEADER_BYTES;
+use crate::format::frame::own_content;
 use crate::row::{ExtentRow, FRAME_BYTES};
 
 /// The content of a run, until it is given up.
 #[derive(Debug, Default)]
 pub struct HeldContent {
     /// Pieces by their offset in the run. Held for a look-up, and taken under no other lock but that of the tables.
-    pieces: Mutex<Option<Vec<(u64, Bytes)>>>,
+    pieces: Mutex<Option<Vec<(u64, Piece)>>>,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Content(Bytes),
+    /// A frame, and how long its content is. It may be compressed: then each look at it undoes that, so that nothing is in RAM
+    /// twice while it is on its way.
+    Frame(Bytes, u64),
+}
+
+impl Piece {
+    fn len(&self) -> u64 {
+        match self {
+            Self::Content(content) => content.len() as u64,
+            Self::Frame(_, len) => *len,
+        }
+    }
+
+    fn content(&self) -> Bytes {
+        match self {
+            Self::Content(content) => content.clone(),
+            Self::Frame(frame, _) => own_content(frame).expect("this process has just made the frame"),
+        }
+    }
 }
 
 impl HeldContent {
     /// Holds these pieces, by their offset, without gaps.
     pub fn new(pieces: Vec<(u64, Bytes)>) -> Self {
         Self {
-            pieces: Mutex::new(Some(pieces)),
+            pieces: Mutex::new(Some(
+                pieces
+                    .into_iter()
+                    .map(|(at, piece)| (at, Piece::Content(piece)))
+                    .collect(),
+            )),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Vec<(u64, Bytes)>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Vec<(u64, Piece)>>> {
         self.pieces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -39,8 +68,9 @@ impl HeldContent {
         let mut pieces = Vec::with_capacity(row.frame_stored_lens.len());
         let mut at = row.object_offset as usize;
         for (index, len) in row.frame_stored_lens.iter().enumerate() {
-            let content = body.slice(at + FRAME_HEADER_BYTES..at + *len as usize);
-            pieces.push((index as u64 * u64::from(FRAME_BYTES), content));
+            let start = index as u64 * u64::from(FRAME_BYTES);
+            let content_len = (row.len - start).min(u64::from(FRAME_BYTES));
+            pieces.push((start, Piece::Frame(body.slice(at..at + *len as usize), content_len)));
             at += *len as usize;
         }
         let mut held = self.lock();
@@ -54,11 +84,11 @@ impl HeldContent {
         let held = self.lock();
         let Some(pieces) = held.as_ref() else { return false };
         let end = skip + len;
-        let first = pieces.partition_point(|(at, piece)| at + piece.len() as u64 <= skip);
+        let first = pieces.partition_point(|(at, piece)| at + piece.len() <= skip);
         for (at, piece) in pieces[first..].iter().take_while(|(at, _)| *at < end) {
             let from = skip.max(*at) - at;
-            let until = end.min(at + piece.len() as u64) - at;
-            give(piece.slice(from as usize..until as usize));
+            let until = end.min(at + piece.len()) - at;
+            give(piece.content().slice(from as usize..until as usize));
         }
         true
     }

@@ -244,12 +244,15 @@ impl CommitLoop {
             seq,
         };
         let bytes: u64 = sealed.runs.iter().map(|run| run.len_bytes()).sum();
-        let shared = self.shared.clone();
+        let (shared, compression) = (self.shared.clone(), self.context.compression);
         if bytes <= ENCODE_INLINE_BYTES_MAX {
-            return Ok(encode(name, &shared.limits, sealed, || shared.number_segment()));
+            return Ok(encode(name, &shared.limits, compression, sealed, || {
+                shared.number_segment()
+            }));
         }
-        let mut encoding =
-            tokio::task::spawn_blocking(move || encode(name, &shared.limits, sealed, || shared.number_segment()));
+        let mut encoding = tokio::task::spawn_blocking(move || {
+            encode(name, &shared.limits, compression, sealed, || shared.number_segment())
+        });
         loop {
             // Acknowledgements go on meanwhile.
             tokio::select! {

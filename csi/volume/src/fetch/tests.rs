@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::bucket::memory::MemoryBucket;
 use crate::bucket::{Bucket, ETag, ListPage, ListRequest, Object, ObjectMeta};
+use crate::format::codec::Compression;
 use crate::format::frame::put_run;
 use crate::ids::Epoch;
 
@@ -69,7 +70,7 @@ async fn stored(len: usize) -> (Arc<Counting>, Arc<ExtentRow>) {
         ino: InodeNo(3),
         offset: 1 << 33,
     };
-    let row = put_run(&mut out, OBJECT, first, &[content(len).into()]);
+    let row = put_run(&mut out, OBJECT, first, &[content(len).into()], Compression::None);
     bucket.put_if_absent(&OBJECT.key(), out.freeze()).await.unwrap();
     (bucket, Arc::new(row))
 }

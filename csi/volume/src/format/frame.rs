@@ -3,12 +3,15 @@
 //! Invariant: `open_frame` gives content only if the checksum holds and the frame is exactly the one asked for, so a
 //! wrong offset, a mixed-up cache or another volume's object can never be read as this file's content.
 //!
+//! The content is stored as it is, or compressed (`codec.rs`); lengths of content are of what it was before.
+//!
 //! Header, 64 bytes: magic 4, version 1, codec 1, flags 2, key id 4, content length 4, stored length 4, zero 4,
 //! volume 16, inode 8, file offset 8, zero 4, crc32c 4 over the 60 bytes before it and the stored content.
 
 use bytes::{Bytes, BytesMut};
 use uuid::Uuid;
 
+use super::codec::{Codec, Compression, pack, unpack};
 use super::{FORMAT_VERSION, FormatError, check_length, check_sum, check_volume};
 use crate::ids::{InodeNo, ObjectId};
 use crate::row::{ExtentRow, FRAME_BYTES};
@@ -18,9 +21,6 @@ use crate::wire::{Reader, WireError};
 pub const FRAME_HEADER_BYTES: usize = 64;
 
 const MAGIC: [u8; 4] = *b"PnrF";
-
-/// The content is stored as it is.
-const CODEC_NONE: u8 = 0;
 
 /// The content is not encrypted.
 const KEY_NONE: u32 = 0;
@@ -59,6 +59,7 @@ pub struct FrameHeader {
     pub content_len: u32,
     /// Length of the content as stored in bytes, without this header.
     pub stored_len: u32,
+    codec: Codec,
     sum: u32,
 }
 
@@ -93,13 +94,16 @@ impl FrameHeader {
         };
         reader.u32_le("zero")?;
         let sum = reader.u32_le("checksum")?;
-        if codec != CODEC_NONE {
-            return Err(FormatError::Codec(codec));
-        }
+        let codec = Codec::of(codec)?;
         if key != KEY_NONE {
             return Err(FormatError::Key(key));
         }
-        if flags != 0 || content_len > FRAME_BYTES || content_len != stored_len {
+        // What is compressed is shorter, or it would not have been.
+        let lengths_fit = match codec {
+            Codec::NONE => stored_len == content_len,
+            _ => stored_len < content_len,
+        };
+        if flags != 0 || content_len > FRAME_BYTES || !lengths_fit {
             return Err(FormatError::Wire(WireError::Value {
                 field: "content length",
                 got: u64::from(content_len),
@@ -109,14 +113,22 @@ impl FrameHeader {
             identity,
             content_len,
             stored_len,
+            codec,
             sum,
         })
+    }
+
+    fn content(&self, stored: Bytes) -> Result<Bytes, FormatError> {
+        match self.codec {
+            Codec::NONE => Ok(stored),
+            packed => unpack(packed, &stored, self.content_len as usize).map(Bytes::from),
+        }
     }
 }
 
 /// The content of a frame: `stored` is the whole frame, header included, and must be the one that `want` names.
 ///
-/// The answer shares memory with `stored`.
+/// The answer shares memory with `stored` unless it was compressed.
 ///
 /// # Errors
 /// `FormatError`: which of the checks failed.
@@ -133,13 +145,28 @@ pub fn open_frame(stored: &Bytes, want: &FrameIdentity) -> Result<Bytes, FormatE
             offset: header.identity.offset,
         });
     }
-    Ok(content)
+    header.content(content)
+}
+
+/// The content of a frame that this process has just made, which needs no other check.
+///
+/// # Errors
+/// As `open_frame`, for what is no frame of ours at all.
+pub fn own_content(frame: &Bytes) -> Result<Bytes, FormatError> {
+    let header = FrameHeader::decode(frame)?;
+    header.content(frame.slice(FRAME_HEADER_BYTES..))
 }
 
 /// Appends a run as frames and tells where it lies: `out` must be the object from its first byte on.
 ///
 /// Panics on an empty run: there is nothing to place.
-pub fn put_run(out: &mut BytesMut, object: ObjectId, first: FrameIdentity, data: &[Bytes]) -> ExtentRow {
+pub fn put_run(
+    out: &mut BytesMut,
+    object: ObjectId,
+    first: FrameIdentity,
+    data: &[Bytes],
+    compression: Compression,
+) -> ExtentRow {
     let len: u64 = data.iter().map(|part| part.len() as u64).sum();
     assert!(len > 0, "an empty run of inode {} at {}", first.ino, first.offset);
     let mut row = ExtentRow {
@@ -151,53 +178,89 @@ pub fn put_run(out: &mut BytesMut, object: ObjectId, first: FrameIdentity, data:
         origin_ino: first.ino,
         origin_offset: first.offset,
     };
-    let mut parts = data.iter();
-    let mut part: &[u8] = &[];
+    let mut parts = Parts { of: data, at: 0 };
     let mut done = 0;
     while done < len {
         let content_len = (len - done).min(u64::from(FRAME_BYTES)) as u32;
-        let start = out.len();
-        put_header(
-            out,
-            FrameIdentity {
-                offset: first.offset + done,
-                ..first
-            },
-            content_len,
-        );
-        let mut left = content_len as usize;
-        while left > 0 {
-            if part.is_empty() {
-                part = parts.next().expect("the parts are as long as their sum");
-                continue;
-            }
-            let (now, later) = part.split_at(part.len().min(left));
-            out.extend_from_slice(now);
-            (left, part) = (left - now.len(), later);
-        }
-        seal_frame(&mut out[start..]);
-        row.frame_stored_lens.push(FRAME_HEADER_BYTES as u32 + content_len);
+        let identity = FrameIdentity {
+            offset: first.offset + done,
+            ..first
+        };
+        let stored_len = put_frame(out, identity, &mut parts, content_len, compression);
+        row.frame_stored_lens.push(FRAME_HEADER_BYTES as u32 + stored_len);
         done += u64::from(content_len);
     }
     row
 }
 
-/// Bytes that a run of `len` bytes takes in an object, headers included.
+/// What is left of the parts of a run.
+struct Parts<'a> {
+    of: &'a [Bytes],
+    /// Bytes of the first one that were taken.
+    at: usize,
+}
+
+impl Parts<'_> {
+    /// Appends the next `len` bytes to `out`.
+    fn take(&mut self, mut len: usize, mut out: impl FnMut(&[u8])) {
+        while len > 0 {
+            let (part, later) = self.of.split_first().expect("the parts are as long as their sum");
+            let now = (part.len() - self.at).min(len);
+            out(&part[self.at..self.at + now]);
+            (self.at, len) = (self.at + now, len - now);
+            if self.at == part.len() {
+                (self.of, self.at) = (later, 0);
+            }
+        }
+    }
+}
+
+/// Appends one frame and returns how many bytes its content takes.
+fn put_frame(
+    out: &mut BytesMut,
+    identity: FrameIdentity,
+    parts: &mut Parts<'_>,
+    content_len: u32,
+    compression: Compression,
+) -> u32 {
+    let start = out.len();
+    let content_at = start + FRAME_HEADER_BYTES;
+    out.resize(content_at, 0);
+    parts.take(content_len as usize, |bytes| out.extend_from_slice(bytes));
+    let codec = match pack(&out[content_at..], compression) {
+        None => Codec::NONE,
+        Some((codec, packed)) => {
+            out.truncate(content_at);
+            out.extend_from_slice(&packed);
+            codec
+        }
+    };
+    let frame = &mut out[start..];
+    let stored_len = (frame.len() - FRAME_HEADER_BYTES) as u32;
+    put_header(frame, identity, codec, (content_len, stored_len));
+    seal_frame(frame);
+    stored_len
+}
+
+/// Bytes that a run of `len` bytes takes in an object at most, headers included.
 pub fn stored_bytes(len: u64) -> u64 {
     len + len.div_ceil(u64::from(FRAME_BYTES)) * FRAME_HEADER_BYTES as u64
 }
 
-fn put_header(out: &mut BytesMut, identity: FrameIdentity, content_len: u32) {
-    out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&[FORMAT_VERSION, CODEC_NONE, 0, 0]);
-    out.extend_from_slice(&KEY_NONE.to_le_bytes());
-    out.extend_from_slice(&content_len.to_le_bytes());
-    out.extend_from_slice(&content_len.to_le_bytes());
-    out.extend_from_slice(&[0; 4]);
-    out.extend_from_slice(identity.volume.as_bytes());
-    out.extend_from_slice(&identity.ino.0.to_le_bytes());
-    out.extend_from_slice(&identity.offset.to_le_bytes());
-    out.extend_from_slice(&[0; 8]);
+/// `lens` are of the content and of what is stored of it.
+fn put_header(frame: &mut [u8], identity: FrameIdentity, codec: Codec, lens: (u32, u32)) {
+    let mut header = BytesMut::with_capacity(FRAME_HEADER_BYTES);
+    header.extend_from_slice(&MAGIC);
+    header.extend_from_slice(&[FORMAT_VERSION, codec.byte(), 0, 0]);
+    header.extend_from_slice(&KEY_NONE.to_le_bytes());
+    header.extend_from_slice(&lens.0.to_le_bytes());
+    header.extend_from_slice(&lens.1.to_le_bytes());
+    header.extend_from_slice(&[0; 4]);
+    header.extend_from_slice(identity.volume.as_bytes());
+    header.extend_from_slice(&identity.ino.0.to_le_bytes());
+    header.extend_from_slice(&identity.offset.to_le_bytes());
+    header.extend_from_slice(&[0; 8]);
+    frame[..FRAME_HEADER_BYTES].copy_from_slice(&header);
 }
 
 fn seal_frame(frame: &mut [u8]) {
@@ -233,10 +296,17 @@ mod tests {
 
     fn one_frame(content: &'static [u8]) -> Bytes {
         let mut out = BytesMut::new();
-        put_run(&mut out, OBJECT, FIRST, &[Bytes::from_static(content)]);
+        put_run(
+            &mut out,
+            OBJECT,
+            FIRST,
+            &[Bytes::from_static(content)],
+            Compression::None,
+        );
         out.freeze()
     }
 
+    /// Goal: any division into parts comes back, compressed or not. Method: one in which no part ends where a frame does.
     #[test]
     fn a_run_of_many_parts_comes_back_frame_by_frame() {
         let lens = [0, 1, FRAME_BYTES as usize - 2, 0, 5, 3 * FRAME_BYTES as usize, 77];
@@ -247,19 +317,26 @@ mod tests {
             parts.push(Bytes::copy_from_slice(&whole[at..at + len]));
             at += len;
         }
-        let mut out = BytesMut::from(&b"what is before"[..]);
-        let row = put_run(&mut out, OBJECT, FIRST, &parts);
-        assert_eq!(row.object_offset, 14);
-        assert_eq!(
-            (row.len, row.stored_bytes()),
-            (whole.len() as u64, out.len() as u64 - 14)
-        );
-        assert_eq!(row.stored_bytes(), stored_bytes(row.len));
-        let mut content = Vec::new();
-        for (index, frame) in frames(&out.freeze(), &row).iter().enumerate() {
-            content.extend_from_slice(&open_frame(frame, &FrameIdentity::of(FIRST.volume, &row, index)).unwrap());
+        for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
+            let mut out = BytesMut::from(&b"what is before"[..]);
+            let row = put_run(&mut out, OBJECT, FIRST, &parts, compression);
+            assert_eq!(row.object_offset, 14);
+            assert_eq!(
+                (row.len, row.stored_bytes()),
+                (whole.len() as u64, out.len() as u64 - 14)
+            );
+            match compression {
+                Compression::None => assert_eq!(row.stored_bytes(), stored_bytes(row.len)),
+                Compression::Lz4 | Compression::Zstd => assert!(row.stored_bytes() * 10 < row.len),
+            }
+            let mut content = Vec::new();
+            for (index, frame) in frames(&out.freeze(), &row).iter().enumerate() {
+                let opened = open_frame(frame, &FrameIdentity::of(FIRST.volume, &row, index)).unwrap();
+                assert_eq!(own_content(frame).unwrap(), opened);
+                content.extend_from_slice(&opened);
+            }
+            assert!(content == whole, "{compression:?}");
         }
-        assert!(content == whole);
     }
 
     #[test]
@@ -291,8 +368,8 @@ mod tests {
     #[test]
     fn an_unknown_codec_or_key_is_refused_by_its_name() {
         let mut frame = one_frame(b"content").to_vec();
-        frame[5] = 2;
-        assert_eq!(open_frame(&frame.clone().into(), &FIRST), Err(FormatError::Codec(2)));
+        frame[5] = 3;
+        assert_eq!(open_frame(&frame.clone().into(), &FIRST), Err(FormatError::Codec(3)));
         frame[5] = 0;
         frame[8] = 9;
         assert_eq!(open_frame(&frame.into(), &FIRST), Err(FormatError::Key(9)));
@@ -310,7 +387,7 @@ mod tests {
         fn foreign_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = open_frame(&bytes.clone().into(), &FIRST);
             if bytes.len() > 5 {
-                bytes[..6].copy_from_slice(&[b'P', b'n', b'r', b'F', FORMAT_VERSION, CODEC_NONE]);
+                bytes[..6].copy_from_slice(&[b'P', b'n', b'r', b'F', FORMAT_VERSION, 0]);
             }
             let _ = open_frame(&bytes.into(), &FIRST);
         }

@@ -10,6 +10,7 @@
 use bytes::{Bytes, BytesMut};
 use uuid::Uuid;
 
+use super::codec::Compression;
 use super::frame::{FrameIdentity, put_run};
 use super::{FORMAT_VERSION, FormatError, begin, check_length, check_object, check_sum, check_volume};
 use crate::ids::{Epoch, InodeNo, JournalSeq, ObjectId};
@@ -233,13 +234,13 @@ impl JournalBuilder {
     }
 
     /// Appends content of a file and tells where it lies.
-    pub fn put_run(&mut self, ino: InodeNo, offset: u64, data: &[Bytes]) -> ExtentRow {
+    pub fn put_run(&mut self, ino: InodeNo, offset: u64, data: &[Bytes], compression: Compression) -> ExtentRow {
         let first = FrameIdentity {
             volume: self.volume,
             ino,
             offset,
         };
-        put_run(&mut self.out, self.object, first, data)
+        put_run(&mut self.out, self.object, first, data, compression)
     }
 
     /// The object, with these rows, and how many bytes the rows take.
@@ -333,7 +334,7 @@ mod tests {
 
     fn sample() -> Bytes {
         let mut builder = JournalBuilder::new(NAME, &[], 100);
-        let row = builder.put_run(InodeNo(9), 5, &[Bytes::from_static(b"data")]);
+        let row = builder.put_run(InodeNo(9), 5, &[Bytes::from_static(b"data")], Compression::Lz4);
         let key = Key::Extent {
             ino: InodeNo(9),
             end: 9,

@@ -6,6 +6,7 @@
 use bytes::{Bytes, BytesMut};
 use uuid::Uuid;
 
+use super::codec::Compression;
 use super::frame::{FrameIdentity, put_run};
 use super::{FORMAT_VERSION, FormatError, begin, check_length, check_object, check_sum, check_volume};
 use crate::ids::{Epoch, InodeNo, ObjectId};
@@ -89,13 +90,13 @@ impl SegmentBuilder {
     }
 
     /// Appends content of a file and tells where it lies.
-    pub fn put_run(&mut self, ino: InodeNo, offset: u64, data: &[Bytes]) -> ExtentRow {
+    pub fn put_run(&mut self, ino: InodeNo, offset: u64, data: &[Bytes], compression: Compression) -> ExtentRow {
         let first = FrameIdentity {
             volume: self.volume,
             ino,
             offset,
         };
-        put_run(&mut self.out, self.object, first, data)
+        put_run(&mut self.out, self.object, first, data, compression)
     }
 
     /// Appends frames as they are stored in another object, and tells where they begin. They keep their identity.
@@ -132,7 +133,7 @@ mod tests {
 
     fn segment() -> (Bytes, ExtentRow) {
         let mut builder = SegmentBuilder::new(VOLUME, Uuid::from_u128(1), OBJECT, stored_bytes(5));
-        let row = builder.put_run(InodeNo(4), 100, &[Bytes::from_static(b"hello")]);
+        let row = builder.put_run(InodeNo(4), 100, &[Bytes::from_static(b"hello")], Compression::Lz4);
         (builder.finish(), row)
     }
 

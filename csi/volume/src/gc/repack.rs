@@ -177,7 +177,7 @@ impl Pass {
                 let builder = builder.get_or_insert_with(|| {
                     SegmentBuilder::new(mount.uuid, mount.writer, object, SEGMENT_BYTES + GROUP_BYTES)
                 });
-                let row = builder.put_run(group.ino, group.pieces[0].start, &content);
+                let row = builder.put_run(group.ino, group.pieces[0].start, &content, mount.compression);
                 placed.push((group, row));
             }
         }

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::format::codec::Compression;
+
 /// When fsync returns. `ops/sync.rs` says what each promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -40,15 +42,6 @@ impl FromStr for Durability {
             }),
         }
     }
-}
-
-/// How data frames are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Compression {
-    /// Not at all.
-    #[default]
-    None,
 }
 
 /// The parameters of a volume. Whoever mounts it goes by what the head says then.
@@ -103,10 +96,12 @@ impl Parameters {
 fn compression(value: &str) -> Result<Compression, ParameterError> {
     match value {
         "none" => Ok(Compression::None),
+        "lz4" => Ok(Compression::Lz4),
+        "zstd" => Ok(Compression::Zstd),
         _ => Err(ParameterError::Value {
             name: "compression",
             value: value.to_owned(),
-            known: "none",
+            known: "none, lz4 or zstd",
         }),
     }
 }
@@ -126,7 +121,7 @@ mod tests {
 
     #[test]
     fn no_parameters_are_the_defaults() {
-        let written_out = parse(&[("durability", "remote"), ("compression", "none")]).unwrap();
+        let written_out = parse(&[("durability", "remote"), ("compression", "lz4")]).unwrap();
         assert_eq!(parse(&[]).unwrap(), written_out);
     }
 

@@ -15,6 +15,7 @@ use crate::bucket::memory::MemoryBucket;
 use crate::clock::{Clock, Timestamp};
 use crate::commit::{DirtyState, RunSource, SealedGeneration};
 use crate::error::FsError;
+use crate::format::codec::Compression;
 use crate::format::frame::{FrameIdentity, put_run};
 use crate::ids::{DirCookie, Epoch, Generation, InodeNo, JournalSeq, ObjectId};
 use crate::limits::Limits;
@@ -102,7 +103,7 @@ impl Rig {
                 ino: run.ino,
                 offset: run.offset,
             };
-            let row = put_run(&mut out, object, first, &run.data);
+            let row = put_run(&mut out, object, first, &run.data, Compression::default());
             run.placed.set(row).expect("placed once");
         }
         self.bucket.put_if_absent(&object.key(), out.freeze()).await.unwrap();

@@ -81,6 +81,7 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         uuid: head.uuid,
         epoch: head.epoch,
         writer: Uuid::nil(),
+        compression: head.parameters.compression,
         read_only: true,
         durability: head.parameters.durability,
         collect: CollectLimits::default(),
@@ -126,6 +127,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         epoch: opened.epoch,
         next_seq: opened.next_seq,
         durable: opened.durable,
+        compression: head.parameters.compression,
         limits: options.commits,
         kept: Some(Arc::new(fetcher.clone())),
     };
@@ -142,6 +144,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         uuid: head.uuid,
         epoch: opened.epoch,
         writer: session,
+        compression: head.parameters.compression,
         read_only: false,
         durability: head.parameters.durability,
         collect,
@@ -249,6 +252,7 @@ mod by_hand {
     //! Volumes whose commits a test makes by hand, and the background work done when a test wants it.
 
     use super::*;
+    use crate::format::codec::Compression;
     use crate::head::Durability;
     use crate::ids::Epoch;
     use crate::limits::FRAME_CACHE_BYTES_MAX;
@@ -286,6 +290,7 @@ mod by_hand {
                 uuid,
                 epoch: Epoch(1),
                 writer: Uuid::nil(),
+                compression: Compression::default(),
                 read_only: false,
                 durability: Durability::Remote,
                 collect: CollectLimits::default(),

@@ -13,6 +13,7 @@ use volume::commit::{
     self, CommitContext, CommitHandle, CommitLimits, DirtyRun, DirtyState, ExtentChange, Lost, RunSource,
     SealedGeneration,
 };
+use volume::format::codec::Compression;
 use volume::format::frame::{FrameIdentity, open_frame};
 use volume::head::{Claim, Head, HeadFile, HeadWriter, NewHead, Parameters};
 use volume::ids::{Epoch, Generation, InodeNo, ObjectId};
@@ -234,6 +235,7 @@ impl Mount {
             epoch: opened.epoch,
             next_seq: opened.next_seq,
             durable: opened.durable,
+            compression: Compression::default(),
             limits,
             kept: None,
         };
