@@ -23,6 +23,10 @@ pub struct EngineArgs {
     /// Most bytes of each volume in that folder
     #[arg(long, value_name = "BYTES")]
     pub cache_bytes: Option<u64>,
+    /// Folder on a disk that survives a reboot, for what fsync leaves there in volumes of durability `local`; without it
+    /// their fsync waits for the bucket
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
 }
 
 /// Runs until told to end.
@@ -40,6 +44,7 @@ pub async fn run(args: EngineArgs) -> Result<(), Failure> {
     let config = EngineConfig {
         socket: args.socket,
         cache,
+        state_dir: args.state_dir,
         version: env!("CARGO_PKG_VERSION"),
     };
     let socket = config.socket.display().to_string();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use volume::head::{Durability, Parameters};
 use volume::volume::CacheConfig;
 use volume::volume_id::NodeId;
 use volume_mount::foreground::{ForegroundMount, Ready, mount_foreground};
@@ -29,6 +30,9 @@ pub struct MountArgs {
     /// Make a new volume there if there is none
     #[arg(long)]
     pub create: bool,
+    /// When fsync returns in a volume that is made: remote, local or relaxed
+    #[arg(long, value_name = "MODE", requires = "create")]
+    durability: Option<Durability>,
     /// Mount for reading only; takes nothing over
     #[arg(long, conflicts_with_all = ["create", "take_over"])]
     pub read_only: bool,
@@ -41,6 +45,10 @@ pub struct MountArgs {
     /// Most bytes in that folder
     #[arg(long, value_name = "BYTES", requires = "cache_dir")]
     pub cache_bytes: Option<u64>,
+    /// Folder on a disk that survives a reboot, for what fsync leaves there in volumes of durability `local`; without it
+    /// their fsync waits for the bucket
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// The name under which other nodes see this mount; the host name if not given
     #[arg(long, env = "PANNIER_NODE_ID")]
     pub node_id: Option<String>,
@@ -89,8 +97,12 @@ fn spec(args: &MountArgs) -> Result<OpenSpec, Failure> {
         read_only: args.read_only,
         lease: None,
         take_over: args.take_over,
-        create: args.create,
+        create: args.create.then(|| Parameters {
+            durability: args.durability.unwrap_or_default(),
+            ..Parameters::default()
+        }),
         cache,
+        state_dir: args.state_dir.clone(),
         root: RootOwner::default(),
     })
 }

@@ -24,6 +24,8 @@ pub enum VolumeCommand {
     Show(ShowArgs),
     /// Verify every row, commit and frame of a volume, and print what is wrong
     Check(CheckArgs),
+    /// Give up what a lost node had acknowledged and not put into the bucket (durability `local`)
+    DropTail(DropTailArgs),
     /// Remove a volume and everything in it
     Rm(RmArgs),
 }
@@ -67,6 +69,19 @@ pub struct CheckArgs {
     no_content: bool,
 }
 
+/// Arguments of `pannier volume drop-tail`.
+#[derive(Debug, Args)]
+pub struct DropTailArgs {
+    /// The volume: bucket and the volume's own prefix in it
+    #[arg(value_name = "s3://BUCKET/PREFIX")]
+    volume: S3Location,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// Yes: changes for which fsync had returned are lost, and the volume goes on from what the bucket has
+    #[arg(long, required = true)]
+    accept_loss: bool,
+}
+
 /// Arguments of `pannier volume rm`.
 #[derive(Debug, Args)]
 pub struct RmArgs {
@@ -89,6 +104,7 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
         VolumeCommand::Ls(args) => ls(args).await,
         VolumeCommand::Show(args) => show(args).await,
         VolumeCommand::Check(args) => check_volume(args).await,
+        VolumeCommand::DropTail(args) => drop_tail(args).await,
         VolumeCommand::Rm(args) => rm(args).await,
     }
 }
@@ -205,6 +221,12 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
             utc(leader.since_unix_ms)
         ))?;
     }
+    if let Some(tail) = &head.tail {
+        say(format_args!(
+            "tail        on {} from epoch {}: it may hold what is not in the bucket",
+            tail.node_id, tail.epoch
+        ))?;
+    }
     for publication in &head.publications {
         let since = utc(publication.published_unix_ms);
         say(format_args!(
@@ -242,6 +264,20 @@ async fn check_volume(args: CheckArgs) -> Result<(), Failure> {
     match report.damages {
         0 => say("no damage found"),
         damages => Err(Failure::new(format!("volume {location} has {damages} damages"))),
+    }
+}
+
+async fn drop_tail(args: DropTailArgs) -> Result<(), Failure> {
+    let store = Stores::default().store(&args.store.access()).await?;
+    store.bucket(&args.volume.bucket).verify().await?;
+    let file = HeadFile::new(store.open(&args.volume), HeadWriter::new(Uuid::new_v4()));
+    let dropped = file.drop_tail().await;
+    match dropped.map_err(|error| Failure::new(format!("volume {}: {error}", args.volume)))? {
+        Some(tail) => say(format_args!(
+            "gave up what node {} had acknowledged in epoch {} and not put into the bucket",
+            tail.node_id, tail.epoch
+        )),
+        None => say("no node holds anything that is not in the bucket"),
     }
 }
 

@@ -84,6 +84,7 @@ impl EngineProcess {
         command.arg("engine").arg("--socket").arg(&socket);
         command.arg("--log-file").arg(&log);
         command.arg("--cache-dir").arg(folder.join("cache"));
+        command.arg("--state-dir").arg(folder.join("state"));
         command.envs(store.environment());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         let process = command.spawn().expect("pannier starts");

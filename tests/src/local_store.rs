@@ -97,7 +97,7 @@ impl LocalStore {
     /// # Panics
     /// If it cannot be made.
     pub fn create_volume(&self, name: &str) {
-        self.create_volume_with(name, None);
+        self.make_volume(name, None, Parameters::default());
     }
 
     /// As `create_volume`, with a capacity.
@@ -105,6 +105,18 @@ impl LocalStore {
     /// # Panics
     /// If it cannot be made.
     pub fn create_volume_with(&self, name: &str, capacity_bytes: Option<u64>) {
+        self.make_volume(name, capacity_bytes, Parameters::default());
+    }
+
+    /// As `create_volume`, with parameters.
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn create_volume_as(&self, name: &str, parameters: Parameters) {
+        self.make_volume(name, None, parameters);
+    }
+
+    fn make_volume(&self, name: &str, capacity_bytes: Option<u64>, parameters: Parameters) {
         let admin = Admin::new(self.bucket(), Uuid::new_v4());
         let request = CreateVolume {
             name: name.to_owned(),
@@ -113,7 +125,7 @@ impl LocalStore {
                 required_bytes: capacity_bytes.unwrap_or(0),
                 limit_bytes: 0,
             },
-            parameters: Parameters::default(),
+            parameters,
             now: Timestamp::default(),
         };
         self.block_on(admin.create(&request)).expect("a volume can be made");

@@ -60,6 +60,7 @@ pub fn options() -> OpenOptions {
         read_only: false,
         claim: None,
         cache: CacheConfig::default(),
+        state_dir: None,
         limits: Limits::default(),
         commits: CommitLimits::default(),
         clock: SetClock::at(1_800_000_000),

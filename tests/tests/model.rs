@@ -1,8 +1,8 @@
 //! Random operations on a volume and on the naive model, with restarts, crashes and take-overs between any two.
 //!
 //! Goal: after every operation both give the same answer; after a restart the same tree; after a crash or a take-over the
-//! tree of some moment at or after the last fsync that returned (of any moment in a relaxed volume), whatever part of the
-//! requests in flight took effect.
+//! tree of some moment at or after the last fsync that returned (of any moment in a relaxed volume, and in a local one whose
+//! disk is lost), whatever part of the requests in flight took effect.
 //! Method: one seed is one world: random delays before and after the effect of each request, tables from
 //! tiny to large. A failure names its seed.
 

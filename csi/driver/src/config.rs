@@ -228,6 +228,8 @@ impl Config {
                 engine_socket.to_string_lossy().into_owned(),
                 "--log-file".into(),
                 state.join("engine.log").to_string_lossy().into_owned(),
+                "--state-dir".into(),
+                state.to_string_lossy().into_owned(),
             ],
             log: state.join("engine.log"),
         };

@@ -117,7 +117,10 @@ fn head_code(failure: &HeadError) -> Code {
         HeadError::Corrupt { .. } => Code::DataLoss,
         HeadError::TooLong { .. } => Code::InvalidArgument,
         HeadError::Deleting { .. } | HeadError::Contended => Code::Aborted,
-        HeadError::NoLease { .. } | HeadError::Published { .. } | HeadError::Fenced { .. } => Code::FailedPrecondition,
+        HeadError::NoLease { .. }
+        | HeadError::Published { .. }
+        | HeadError::Fenced { .. }
+        | HeadError::TailElsewhere { .. } => Code::FailedPrecondition,
         HeadError::Bucket(source) => bucket_code(source),
     }
 }

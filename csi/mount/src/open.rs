@@ -3,6 +3,7 @@
 //! The order is that of the cheapest and clearest answer first: the bucket, the head, whose volume it is, and only then the
 //! taking over, which others notice. Callers: `engine.rs`, `foreground.rs`. Absent: mounting.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -41,10 +42,12 @@ pub struct OpenSpec {
     pub lease: Option<Lease>,
     /// For a mount by hand: take the volume from whoever has it.
     pub take_over: bool,
-    /// Make the volume if there is none.
-    pub create: bool,
+    /// Make the volume, as this, if there is none.
+    pub create: Option<Parameters>,
     /// Where to keep what was read.
     pub cache: CacheConfig,
+    /// Folder on a disk that survives a reboot, for what fsync leaves there in volumes of durability `local`.
+    pub state_dir: Option<PathBuf>,
     /// Ownership of the root directory of a volume that nobody has used yet.
     pub root: RootOwner,
 }
@@ -153,7 +156,10 @@ async fn open_in(spec: &OpenSpec, stores: &Stores) -> Result<Opened, Refusal> {
     let root: BucketRef = bucket.clone();
     let head = HeadFile::new(root.clone(), HeadWriter::new(Uuid::new_v4()));
     let found = match head.read().await {
-        Err(HeadError::Missing) if spec.create => create(spec, &root, &head).await?,
+        Err(HeadError::Missing) => match spec.create {
+            Some(parameters) => create(spec, parameters, (&root, &head)).await?,
+            None => return Err(Refusal::Missing),
+        },
         found => found?,
     };
     if !spec.read_only && spec.lease.is_none() {
@@ -164,6 +170,7 @@ async fn open_in(spec: &OpenSpec, stores: &Stores) -> Result<Opened, Refusal> {
         read_only: spec.read_only,
         claim: spec.lease,
         cache: spec.cache.clone(),
+        state_dir: spec.state_dir.clone(),
         limits: Limits::default(),
         commits: CommitLimits::default(),
         clock: Arc::new(SystemClock),
@@ -175,7 +182,11 @@ async fn open_in(spec: &OpenSpec, stores: &Stores) -> Result<Opened, Refusal> {
     Ok(Opened { volume, bucket })
 }
 
-async fn create(spec: &OpenSpec, root: &BucketRef, head: &HeadFile) -> Result<Head, Refusal> {
+async fn create(
+    spec: &OpenSpec,
+    parameters: Parameters,
+    (root, head): (&BucketRef, &HeadFile),
+) -> Result<Head, Refusal> {
     let prefix = spec.location.prefix.trim_end_matches('/');
     let name = match prefix.rsplit('/').next() {
         Some(last) if !last.is_empty() => last,
@@ -189,7 +200,7 @@ async fn create(spec: &OpenSpec, root: &BucketRef, head: &HeadFile) -> Result<He
         volume,
         uuid,
         capacity_bytes: 0,
-        parameters: Parameters::default(),
+        parameters,
         now: SystemClock.now(),
     };
     match head.create(Head::new(new)).await {

@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use crate::bucket::{BucketError, BucketRef, ListRequest, Prefixed};
 use crate::clock::Timestamp;
-use crate::head::{AccessMode, Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters, Publication, unix_ms};
+use crate::head::{
+    AccessMode, Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters, Publication, check_tail, unix_ms,
+};
 use crate::ids::Lease;
 use crate::probe::{ProbeError, Trial, probe};
 use crate::volume_id::{NameError, NodeId, VolumeId};
@@ -525,6 +527,9 @@ fn publish_in(head: &mut Head, request: &PublishVolume) -> Result<Lease, AdminEr
             node_id,
             mode,
         });
+    }
+    if !request.read_only {
+        check_tail(head, &request.node_id)?;
     }
     if let Some(own) = head.publications.first_mut() {
         // Nomad publishes once for each way of use, and unpublishes once: so the wider right stays.

@@ -23,6 +23,7 @@ use crate::volume_id::{NodeId, VolumeId};
 mod leadership;
 mod parameters;
 
+pub(crate) use leadership::check_tail;
 pub use leadership::{Claim, TakenOver};
 pub use parameters::{Compression, Durability, ParameterError, Parameters};
 
@@ -54,6 +55,18 @@ pub struct Leader {
     pub lease: Option<Lease>,
     /// When it took over, in milliseconds since the Unix epoch, by its own clock.
     pub since_unix_ms: i64,
+}
+
+/// A node whose disk holds changes that were acknowledged and may not be in the bucket yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tail {
+    /// The node.
+    pub node_id: NodeId,
+    /// The reign that acknowledged them.
+    pub epoch: Epoch,
+    /// The mount that did.
+    pub session: Uuid,
 }
 
 /// How a node may use a volume, in the words of CSI and Nomad.
@@ -131,6 +144,9 @@ pub struct Head {
     /// The volume this one was cloned from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<VolumeId>,
+    /// Who holds what is not in the bucket yet, in a volume of durability `local` since its last clean close.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<Tail>,
     stamp: Stamp,
 }
 
@@ -169,6 +185,7 @@ impl Head {
             last_lease: Lease(0),
             deleting: false,
             parent: None,
+            tail: None,
             stamp: Stamp {
                 writer: Uuid::nil(),
                 write: 0,
@@ -294,6 +311,17 @@ pub enum HeadError {
         epoch: Epoch,
         /// Its node, or "nobody" after it closed.
         owner: String,
+    },
+    /// Another node has acknowledged what is not in the bucket.
+    #[error(
+        "node {node_id} holds changes of volume {volume} that it has acknowledged and that may not be in the bucket: let it \
+         mount and unmount the volume, or, if it is lost for good, give them up with `pannier volume drop-tail --accept-loss`"
+    )]
+    TailElsewhere {
+        /// The volume.
+        volume: VolumeId,
+        /// The node.
+        node_id: NodeId,
     },
     /// Every swap was lost to somebody else's.
     #[error("the head of the volume changed {SWAPS_MAX} times while it was being changed")]

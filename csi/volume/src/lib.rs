@@ -26,6 +26,7 @@ pub mod ranges;
 mod readahead;
 pub mod row;
 mod table;
+pub mod tail;
 pub mod tree;
 pub mod volume;
 pub mod volume_id;

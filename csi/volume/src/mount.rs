@@ -21,6 +21,7 @@ use crate::ids::{Epoch, Generation};
 use crate::limits::CollectLimits;
 use crate::readahead::Readahead;
 use crate::table::{Need, Stop, Tables};
+use crate::tail::{Batch, Changes, TailLog};
 use crate::tree::{Tree, TreeError};
 
 mod follow;
@@ -82,6 +83,16 @@ impl DirtyState for State {
     }
 }
 
+impl Changes for State {
+    fn take(&self) -> Result<Option<Batch>, Generation> {
+        self.lock().take_unlogged()
+    }
+
+    fn durable(&self) -> Generation {
+        self.lock().durable()
+    }
+}
+
 /// A mounted volume's parts.
 #[derive(Debug)]
 pub(crate) struct Mount {
@@ -103,6 +114,8 @@ pub(crate) struct Mount {
     /// How what it writes is compressed.
     pub compression: Compression,
     pub read_only: bool,
+    /// What is on this node's disk before it is in the bucket; only with durability `local`.
+    pub tail: Option<TailLog>,
     /// When fsync returns.
     pub durability: Durability,
     pub collect: CollectLimits,

@@ -10,13 +10,17 @@ use uuid::Uuid;
 
 use crate::bucket::{BucketError, BucketRef, Prefixed};
 use crate::clock::Timestamp;
+use crate::commit::Lost;
+use crate::error::FsError;
 use crate::format::seal::Seal;
 use crate::head::{Claim, HeadError, HeadFile, HeadWriter, TakenOver};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
 use crate::row::{Applied, Counters, Key, Row};
+use crate::tail::TailError;
 use crate::tree::overlay::OverlayTree;
 use crate::tree::slate::{NOTHING, SlateReader, SlateTree, newest_manifest, seen_writer};
 use crate::tree::{Tree, TreeError};
+use crate::volume_id::NodeId;
 
 pub(crate) mod walk;
 
@@ -68,8 +72,12 @@ pub struct OpenedWriter {
     pub epoch: Epoch,
     /// What tells our journal objects from anybody's: the session of the claim.
     pub writer: Uuid,
+    /// Where we are.
+    pub node_id: NodeId,
     /// Where our journal begins.
     pub next_seq: JournalSeq,
+    /// The last commit before our epoch.
+    pub last: Applied,
     /// The commit up to which the tree is durable.
     pub durable: Applied,
     /// Totals after the last commit; `None` for a volume that was never written.
@@ -109,6 +117,15 @@ pub enum OpenError {
         /// Who, as its seal says.
         owner: String,
     },
+    /// What this node's disk holds of it cannot be used.
+    #[error(transparent)]
+    Tail(#[from] TailError),
+    /// Nothing can be committed.
+    #[error("nothing can be committed: {0}")]
+    Lost(Lost),
+    /// What the tail holds could not be brought together with what the bucket has.
+    #[error("the tail could not be replayed: {0}")]
+    Replay(FsError),
     /// An object of the journal cannot be understood: what follows it is not replayed, so nothing is opened.
     #[error("journal object {key} is damaged: {detail}")]
     Damaged {
@@ -143,12 +160,16 @@ pub async fn open_writer(root: BucketRef, claim: Claim, config: TreeConfig) -> R
         owner: claim.node_id.to_string(),
     };
     let replayed = sealer.replay(&mut walk, &tree, taken.clean).await?;
+    let last = tree.applied();
     let ours = Applied {
         epoch,
         seq: JournalSeq(0),
     };
-    // Later walks begin here, instead of following a seal for each mount that wrote nothing.
-    tree.apply(ours, Vec::new()).await?;
+    // Later walks begin here, instead of following a seal for each mount that wrote nothing. While a tail waits to be
+    // replayed, the tree goes on telling where the journal that it continues has ended.
+    if taken.head.tail.is_none() {
+        tree.apply(ours, Vec::new()).await?;
+    }
     let durable = match replayed >= REPLAYED_FLUSH {
         true => tree.flush().await?,
         false => found,
@@ -162,7 +183,9 @@ pub async fn open_writer(root: BucketRef, claim: Claim, config: TreeConfig) -> R
         tree: Arc::new(tree),
         epoch,
         writer: claim.session,
+        node_id: claim.node_id,
         next_seq: JournalSeq(1),
+        last,
         durable,
     })
 }

@@ -27,8 +27,10 @@ mod inodes;
 mod load;
 mod orphans;
 mod relocate;
+mod replay;
 mod seal;
 mod space;
+mod unlogged;
 mod xattrs;
 
 pub(crate) use dirents::DirentKey;
@@ -36,6 +38,7 @@ use evict::EvictKey;
 pub(crate) use extents::{FileExtents, Part};
 pub(crate) use load::Need;
 use seal::{Flight, Touched};
+use unlogged::Unlogged;
 use xattrs::XattrSet;
 
 /// 256 bytes: what a row costs in RAM and in the journal, about, without its content. It is counted as dirty for each
@@ -156,6 +159,8 @@ pub(crate) struct Tables {
     counters: Counters,
     capacity_bytes: Option<u64>,
     open: OpenGeneration,
+    /// What the tail does not have yet; `None` for a volume without one.
+    unlogged: Option<Unlogged>,
     /// Sealed and not applied, oldest first.
     flights: VecDeque<Flight>,
     /// Bytes of content and rows that are sealed and not durable.
@@ -192,6 +197,7 @@ impl Tables {
             counters,
             capacity_bytes: None,
             open: OpenGeneration::new(Generation(1)),
+            unlogged: None,
             flights: VecDeque::new(),
             flying_bytes: 0,
             durable: Generation(0),

@@ -25,6 +25,7 @@ use crate::ops;
 use crate::volume_id::NodeId;
 
 mod mounting;
+mod recovery;
 
 use mounting::Inner;
 
@@ -60,6 +61,9 @@ pub struct OpenOptions {
     pub claim: Option<Lease>,
     /// Where to keep content.
     pub cache: CacheConfig,
+    /// Folder on a disk that survives a reboot, for what fsync leaves there in volumes of durability `local`; without one their
+    /// fsync waits for the bucket.
+    pub state_dir: Option<PathBuf>,
     /// How much may be in RAM.
     pub limits: Limits,
     /// How much a commit gathers, and when it leaves.

@@ -121,8 +121,31 @@ impl Clock for Ticks {
     }
 }
 
+/// The disk of a node.
+#[derive(Debug)]
+pub struct Disk(tempfile::TempDir);
+
+impl Disk {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    /// How many tails it holds.
+    pub fn tails(&self) -> usize {
+        let volumes = std::fs::read_dir(self.0.path().join("tails")).expect("there was a tail");
+        let in_volume = |volume: std::io::Result<std::fs::DirEntry>| {
+            let entries = std::fs::read_dir(volume.expect("a folder").path()).expect("a folder");
+            entries
+                .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().is_dir()))
+                .count()
+        };
+        volumes.map(in_volume).sum()
+    }
+}
+
 /// Opens the volume on a new machine, with limits of every size.
-pub async fn open(bucket: &Arc<MemoryBucket>, dice: &mut Dice) -> (Arc<Wire>, Volume) {
+pub async fn open(bucket: &Arc<MemoryBucket>, dice: &mut Dice, disk: Option<&Disk>) -> (Arc<Wire>, Volume) {
     let wire = Arc::new(Wire {
         bucket: Arc::clone(bucket),
         dead: AtomicBool::new(false),
@@ -144,6 +167,7 @@ pub async fn open(bucket: &Arc<MemoryBucket>, dice: &mut Dice) -> (Arc<Wire>, Vo
             ram_bytes: dice.below(400_000),
             ..CacheConfig::default()
         },
+        state_dir: disk.map(|disk| disk.0.path().to_path_buf()),
         limits: Limits {
             table_bytes_max,
             dirty_bytes_max: 100_000 + dice.below(1_000_000),

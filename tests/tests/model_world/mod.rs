@@ -20,7 +20,7 @@ use volume::volume_id::VolumeId;
 
 mod machine;
 
-use machine::{Dice, Wire, open};
+use machine::{Dice, Disk, Wire, open};
 
 const CALLER: Caller = Caller {
     uid: 7,
@@ -46,11 +46,16 @@ pub struct World {
     durability: Durability,
     bucket: Arc<MemoryBucket>,
     wire: Arc<Wire>,
-    volume: Volume,
+    /// The node's disk, where the volume leaves something on it.
+    disk: Option<Disk>,
+    /// Always there, but while it is replaced.
+    volume: Option<Volume>,
     model: Model,
     inos: BTreeMap<NodeId, InodeNo>,
     /// The model at the last moment that must be kept, and after each operation since.
     history: Vec<Model>,
+    /// Where in it the last fsync was, which the node's disk keeps.
+    synced: usize,
     done: Vec<String>,
 }
 
@@ -59,6 +64,7 @@ impl World {
     pub async fn new(seed: u64) -> Self {
         let mut dice = Dice::new(seed);
         let durability = match seed % 4 {
+            2 => Durability::Local,
             3 => Durability::Relaxed,
             _ => Durability::Remote,
         };
@@ -76,7 +82,8 @@ impl World {
         });
         let file = HeadFile::new(Arc::clone(&bucket) as BucketRef, HeadWriter::new(Uuid::from_u128(6)));
         file.create(head).await.expect("a new head");
-        let (wire, volume) = open(&bucket, &mut dice).await;
+        let disk = (durability == Durability::Local).then(Disk::new);
+        let (wire, volume) = open(&bucket, &mut dice, disk.as_ref()).await;
         let model = Model::new();
         let inos = BTreeMap::from([(NodeId::ROOT, InodeNo::ROOT)]);
         let history = vec![model.clone()];
@@ -87,10 +94,12 @@ impl World {
             durability,
             bucket,
             wire,
-            volume,
+            disk,
+            volume: Some(volume),
             model,
             inos,
             history,
+            synced: 0,
             done: Vec::new(),
         }
     }
@@ -114,6 +123,10 @@ impl World {
             97..98 => self.take_over().await,
             _ => self.restart().await,
         }
+    }
+
+    fn volume(&self) -> &Volume {
+        self.volume.as_ref().expect("there is always one but within reopen")
     }
 
     fn at(&self) -> String {
@@ -151,17 +164,17 @@ impl World {
         let mode = 0o600 + self.dice.below(0o100) as u16;
         let (told, content) = match self.dice.below(5) {
             0 | 1 => {
-                let told = self.volume.mkdir(parent, name, mode, CALLER).await;
+                let told = self.volume().mkdir(parent, name, mode, CALLER).await;
                 (told, Content::Directory(BTreeMap::new()))
             }
             2 => (
-                self.volume.symlink(parent, name, b"target", CALLER).await,
+                self.volume().symlink(parent, name, b"target", CALLER).await,
                 Content::Symlink(b"target".to_vec()),
             ),
             _ => {
-                let told = self.volume.create(parent, name, mode, CALLER).await;
+                let told = self.volume().create(parent, name, mode, CALLER).await;
                 if let Ok(attr) = &told {
-                    self.volume.release(attr.ino);
+                    self.volume().release(attr.ino);
                 }
                 (told, Content::File(Vec::new()))
             }
@@ -173,7 +186,7 @@ impl World {
         };
         let made = self.model.make(dir, name, content, mode);
         if let Some((attr, id)) = self.agree(format!("make {} in {dir:?}", text(name)), told, made) {
-            self.volume.forget(attr.ino, 1);
+            self.volume().forget(attr.ino, 1);
             self.inos.insert(id, attr.ino);
         }
     }
@@ -196,7 +209,7 @@ impl World {
                     .map(|i| (i as u64 * 7 + u64::from(self.step)) as u8)
                     .collect();
                 self.model.write(file, at, &data);
-                self.volume.write(ino, offset, data.into()).await
+                self.volume().write(ino, offset, data.into()).await
             }
             6 => {
                 self.model.truncate(file, at);
@@ -204,15 +217,17 @@ impl World {
                     size: Some(offset),
                     ..SetAttr::default()
                 };
-                self.volume.setattr(ino, &change).await.map(drop)
+                self.volume().setattr(ino, &change).await.map(drop)
             }
             7 => {
                 self.model.zero(file, at, count + 1, false);
-                self.volume.fallocate(ino, Fallocate::PunchHole, offset, len + 1).await
+                self.volume()
+                    .fallocate(ino, Fallocate::PunchHole, offset, len + 1)
+                    .await
             }
             8 => {
                 self.model.zero(file, at, count + 1, true);
-                self.volume
+                self.volume()
                     .fallocate(ino, Fallocate::ZeroRange { keep_size: false }, offset, len + 1)
                     .await
             }
@@ -239,7 +254,7 @@ impl World {
             to_offset,
             len_bytes,
         };
-        let told = self.volume.copy_file_range(range).await;
+        let told = self.volume().copy_file_range(range).await;
         let what = format!("copy {from:?} at {from_offset} to {to:?} at {to_offset}+{len_bytes}");
         if let Some((copied, ())) = self.agree(what, told, Ok(())) {
             assert_eq!(copied, data.len() as u64, "{}", self.at());
@@ -251,11 +266,11 @@ impl World {
         let name = self.dice.pick(&NAMES).expect("names");
         let (told, model) = match self.dice.below(2) {
             0 => (
-                self.volume.unlink(self.ino(dir), name).await,
+                self.volume().unlink(self.ino(dir), name).await,
                 self.model.unlink(dir, name),
             ),
             _ => (
-                self.volume.rmdir(self.ino(dir), name).await,
+                self.volume().rmdir(self.ino(dir), name).await,
                 self.model.rmdir(dir, name),
             ),
         };
@@ -289,7 +304,7 @@ impl World {
                 name: new_name,
             },
         );
-        let told = self.volume.rename(source, target, mode).await;
+        let told = self.volume().rename(source, target, mode).await;
         let (replace, exchange) = (mode != RenameMode::NoReplace, mode == RenameMode::Exchange);
         let model = self.model.rename((from, name), (to, new_name), replace, exchange);
         self.agree(
@@ -308,10 +323,10 @@ impl World {
         let id = self.dice.pick(&nodes).expect("the root is there");
         let dir = self.dice.pick(&self.model.directories()).expect("the root is there");
         let name = self.dice.pick(&NAMES).expect("names");
-        let told = self.volume.link(self.ino(id), self.ino(dir), name).await;
+        let told = self.volume().link(self.ino(id), self.ino(dir), name).await;
         let model = self.model.link(id, dir, name);
         if let Some((attr, ())) = self.agree(format!("link {id:?} as {} in {dir:?}", text(name)), told, model) {
-            self.volume.forget(attr.ino, 1);
+            self.volume().forget(attr.ino, 1);
         }
     }
 
@@ -327,21 +342,21 @@ impl World {
                     mode: Some(mode),
                     ..SetAttr::default()
                 };
-                let told = self.volume.setattr(ino, &change).await;
+                let told = self.volume().setattr(ino, &change).await;
                 self.model.chmod(id, mode);
                 self.agree(format!("chmod {id:?}"), told, Ok(()));
             }
             1 => {
                 let value = vec![self.step as u8; self.dice.below(300) as usize];
                 let told = self
-                    .volume
+                    .volume()
                     .setxattr(ino, name, value.clone().into(), XattrMode::Any)
                     .await;
                 self.model.set_xattr(id, name, &value);
                 self.agree(format!("setxattr {id:?}"), told, Ok(()));
             }
             _ => {
-                let told = self.volume.removexattr(ino, name).await;
+                let told = self.volume().removexattr(ino, name).await;
                 let model = self.model.remove_xattr(id, name);
                 self.agree(format!("removexattr {id:?}"), told, model);
             }
@@ -352,14 +367,14 @@ impl World {
         if let Some(id) = self.dice.pick(&self.model.open_nodes())
             && self.dice.below(2) == 0
         {
-            self.volume.release(self.ino(id));
+            self.volume().release(self.ino(id));
             self.model.close(id);
             self.done.push(format!("close {id:?}"));
             self.history.push(self.model.clone());
         } else if let Some(id) = self.dice.pick(&self.model.files())
             && !self.model.is_open(id)
         {
-            self.volume.open_file(self.ino(id), false).await.expect("it exists");
+            self.volume().open_file(self.ino(id), false).await.expect("it exists");
             self.model.open(id);
             self.done.push(format!("open {id:?}"));
         }
@@ -372,7 +387,7 @@ impl World {
         let bytes = self.model.bytes(file);
         let (offset, len) = (self.dice.below(320_000) as usize, self.dice.below(200_000) as usize);
         let expected = &bytes[offset.min(bytes.len())..(offset + len).min(bytes.len())];
-        let told = self.volume.read(self.ino(file), offset as u64, len as u32).await;
+        let told = self.volume().read(self.ino(file), offset as u64, len as u32).await;
         let told = told
             .unwrap_or_else(|error| panic!("{error}: {file:?} at {offset}+{len}, {}", self.at()))
             .concat();
@@ -384,39 +399,63 @@ impl World {
     }
 
     async fn sync(&mut self) {
-        self.volume
+        self.volume()
             .fsync(InodeNo::ROOT)
             .await
             .expect("nobody has taken the volume");
         self.done.push("fsync".to_owned());
-        if self.durability != Durability::Relaxed {
-            self.history = vec![self.model.clone()];
+        match self.durability {
+            Durability::Remote => self.history = vec![self.model.clone()],
+            Durability::Local => self.synced = self.history.len() - 1,
+            Durability::Relaxed => {}
         }
+    }
+
+    /// Opens the volume again, on the same node.
+    async fn reopen(&mut self) {
+        // A machine that is gone holds no folder.
+        drop(self.volume.take());
+        let (wire, volume) = open(&self.bucket, &mut self.dice, self.disk.as_ref()).await;
+        (self.wire, self.volume) = (wire, Some(volume));
     }
 
     /// Closes and opens again.
     pub async fn restart(&mut self) {
-        self.volume.close().await.expect("nobody has taken the volume");
-        let (wire, volume) = open(&self.bucket, &mut self.dice).await;
-        (self.wire, self.volume) = (wire, volume);
+        self.volume().close().await.expect("nobody has taken the volume");
+        if let Some(disk) = &self.disk {
+            assert_eq!(disk.tails(), 0, "everything is in the bucket, {}", self.at());
+        }
+        self.reopen().await;
         self.done.push("restart".to_owned());
         self.compare("after a restart", &[self.model.after_restart()]).await;
     }
 
-    /// The machine dies: a part of the requests in flight takes effect.
+    /// The machine dies: a part of the requests in flight takes effect. Sometimes its disk dies with it.
     async fn crash(&mut self) {
         tokio::time::sleep(Duration::from_millis(self.dice.below(8))).await;
         self.wire.cut();
-        let (wire, volume) = open(&self.bucket, &mut self.dice).await;
-        (self.wire, self.volume) = (wire, volume);
-        self.done.push("crash".to_owned());
+        let disk_lost = self.disk.is_some() && self.dice.below(3) == 0;
+        if disk_lost {
+            self.disk = Some(Disk::new());
+            let root = Arc::clone(&self.bucket) as BucketRef;
+            let head = HeadFile::new(root, HeadWriter::new(Uuid::new_v4()));
+            let dropped = head.drop_tail().await.expect("a tail can be given up");
+            assert!(dropped.is_some(), "the head names whose it was, {}", self.at());
+            self.synced = 0;
+        }
+        self.reopen().await;
+        self.done.push(format!("crash, disk lost: {disk_lost}"));
         self.compare_prefix("after a crash").await;
     }
 
     /// Another mount takes the volume while this one works on.
     async fn take_over(&mut self) {
-        let (wire, volume) = open(&self.bucket, &mut self.dice).await;
-        let old = std::mem::replace(&mut self.volume, volume);
+        if self.disk.is_some() {
+            // The folder on the node's disk belongs to one of them.
+            return;
+        }
+        let (wire, volume) = open(&self.bucket, &mut self.dice, None).await;
+        let old = self.volume.replace(volume).expect("it is there");
         self.wire = wire;
         let name = b"written by the one who was taken over";
         if old.mkdir(InodeNo::ROOT, name, 0o700, CALLER).await.is_ok() {
@@ -438,7 +477,8 @@ impl World {
     }
 
     async fn compare_prefix(&mut self, when: &str) {
-        let moments: Vec<Model> = self.history.iter().rev().map(Model::after_restart).collect();
+        let kept = &self.history[self.synced..];
+        let moments: Vec<Model> = kept.iter().rev().map(Model::after_restart).collect();
         self.compare(when, &moments).await;
     }
 
@@ -458,6 +498,7 @@ impl World {
         if when != "at rest" {
             self.model = found.clone();
             self.history = vec![found.clone()];
+            self.synced = 0;
             self.inos = BTreeMap::from([(NodeId::ROOT, InodeNo::ROOT)]);
             self.learn_inos().await;
         }
@@ -468,11 +509,11 @@ impl World {
         while let Some(dir) = left.pop() {
             for (name, id) in self.model.names(dir).clone() {
                 let attr = self
-                    .volume
+                    .volume()
                     .lookup(self.ino(dir), &name)
                     .await
                     .expect("the trees are the same");
-                self.volume.forget(attr.ino, 1);
+                self.volume().forget(attr.ino, 1);
                 self.inos.insert(id, attr.ino);
                 if matches!(self.model.node(id).content, Content::Directory(_)) {
                     left.push(id);
@@ -488,13 +529,13 @@ impl World {
         let mut left = vec![(InodeNo::ROOT, String::new())];
         while let Some((ino, path)) = left.pop() {
             let attr = self
-                .volume
+                .volume()
                 .getattr(ino)
                 .await
                 .unwrap_or_else(|error| panic!("{error} at {path}, {}", self.at()));
             let mut xattrs = Vec::new();
-            for name in self.volume.listxattr(ino).await.expect("a list of attributes") {
-                let value = self.volume.getxattr(ino, &name).await.expect("a listed attribute");
+            for name in self.volume().listxattr(ino).await.expect("a list of attributes") {
+                let value = self.volume().getxattr(ino, &name).await.expect("a listed attribute");
                 xattrs.push(format!("{}={}", text(&name), digest(&value)));
             }
             let count = groups.len();
@@ -510,9 +551,9 @@ impl World {
                     );
                     format!("directory {} names", names.len())
                 }
-                FileKind::Symlink => format!("link to {}", text(&self.volume.readlink(ino).await.expect("a link"))),
+                FileKind::Symlink => format!("link to {}", text(&self.volume().readlink(ino).await.expect("a link"))),
                 _ => {
-                    let content = self.volume.read(ino, 0, u32::MAX).await;
+                    let content = self.volume().read(ino, 0, u32::MAX).await;
                     let content = content
                         .unwrap_or_else(|error| panic!("{error} at {path}, {}", self.at()))
                         .concat();
@@ -532,7 +573,7 @@ impl World {
     async fn names(&self, dir: InodeNo) -> BTreeMap<Bytes, InodeNo> {
         let (mut names, mut after) = (BTreeMap::new(), DirCookie(0));
         loop {
-            let page = self.volume.readdir(dir, after, 3, true).await.expect("a listing");
+            let page = self.volume().readdir(dir, after, 3, true).await.expect("a listing");
             let Some(last) = page.last() else { return names };
             after = last.cookie;
             for entry in page

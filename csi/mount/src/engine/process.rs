@@ -32,6 +32,8 @@ pub struct EngineConfig {
     pub socket: PathBuf,
     /// What a mount caches if its caller does not say.
     pub cache: CacheConfig,
+    /// Where volumes of durability `local` keep what is not in the bucket yet; on a disk that survives a reboot.
+    pub state_dir: Option<PathBuf>,
     /// Version of the program, for `Health`.
     pub version: &'static str,
 }

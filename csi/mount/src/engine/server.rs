@@ -31,6 +31,7 @@ const DEADLINE_DEFAULT: Duration = Duration::from_secs(60);
 pub struct Service {
     engine: Engine,
     cache: CacheConfig,
+    state_dir: Option<PathBuf>,
     version: &'static str,
     since_unix_ms: u64,
     stop: watch::Sender<bool>,
@@ -42,6 +43,7 @@ impl Service {
         Self {
             engine,
             cache: config.cache.clone(),
+            state_dir: config.state_dir.clone(),
             version: config.version,
             since_unix_ms,
             stop,
@@ -79,8 +81,9 @@ impl Service {
             read_only: request.read_only,
             lease: (request.lease != 0).then_some(Lease(request.lease)),
             take_over: request.take_over,
-            create: false,
+            create: None,
             cache: self.cache_of(request.cache.unwrap_or_default()),
+            state_dir: self.state_dir.clone(),
             root: root_owner(&options)?,
         };
         let (noexec, nosuid) = (options.noexec, options.nosuid);

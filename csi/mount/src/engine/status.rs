@@ -6,6 +6,7 @@ use tonic::Status;
 use volume::bucket::BucketError;
 use volume::head::HeadError;
 use volume::open::OpenError;
+use volume::tail::TailError;
 use volume::tree::TreeError;
 
 use super::EngineError;
@@ -66,9 +67,10 @@ fn of_head(error: &HeadError, text: String) -> Status {
         HeadError::Exists | HeadError::Format { .. } | HeadError::TooLong { .. } | HeadError::Deleting { .. } => {
             Status::failed_precondition(text)
         }
-        HeadError::NoLease { .. } | HeadError::Published { .. } | HeadError::Fenced { .. } => {
-            Status::failed_precondition(text)
-        }
+        HeadError::NoLease { .. }
+        | HeadError::Published { .. }
+        | HeadError::Fenced { .. }
+        | HeadError::TailElsewhere { .. } => Status::failed_precondition(text),
         HeadError::Contended => Status::unavailable(text),
         HeadError::Bucket(error) => of_bucket(error, text),
     }
@@ -92,6 +94,12 @@ fn of_open(error: &OpenError, text: String) -> Status {
         OpenError::Tree(error) => of_tree(error, text),
         OpenError::Fenced { .. } => Status::failed_precondition(text),
         OpenError::Damaged { .. } => Status::data_loss(text),
+        OpenError::Lost(_) | OpenError::Replay(_) => Status::internal(text),
+        OpenError::Tail(error) => match error {
+            TailError::Missing { .. } | TailError::NoFolder { .. } => Status::failed_precondition(text),
+            TailError::Busy { .. } | TailError::Io { .. } => Status::unavailable(text),
+            TailError::Damaged { .. } => Status::data_loss(text),
+        },
     }
 }
 

@@ -39,6 +39,7 @@ async fn open(memory: &Arc<MemoryBucket>) -> Volume {
         read_only: false,
         claim: None,
         cache: CacheConfig::default(),
+        state_dir: None,
         limits: Limits::default(),
         commits: CommitLimits::default(),
         clock: Arc::new(StillClock),

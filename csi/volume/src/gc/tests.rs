@@ -59,6 +59,7 @@ impl World {
                 ram_bytes: 0,
                 ..CacheConfig::default()
             },
+            state_dir: None,
             limits: Limits::default(),
             commits: CommitLimits {
                 cut_after: Duration::from_secs(3_600),

@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use super::{Head, HeadError, HeadFile, Leader, unix_ms};
+use super::{Head, HeadError, HeadFile, Leader, Tail, unix_ms};
 use crate::clock::Timestamp;
 use crate::ids::{Epoch, Lease};
 use crate::volume_id::NodeId;
@@ -44,12 +44,13 @@ impl HeadFile {
     /// learns of it at its next journal write after the seal.
     ///
     /// # Errors
-    /// `Deleting`; `NoLease` if the lease was revoked; `Published` if there is none and a node has one; and those of
-    /// `update`.
+    /// `Deleting`; `NoLease` if the lease was revoked; `Published` if there is none and a node has one; `TailElsewhere`; and
+    /// those of `update`.
     pub async fn take_over(&self, claim: &Claim) -> Result<TakenOver, HeadError> {
         let mut found = None;
         let change = |head: &mut Head| {
             check_right(head, claim)?;
+            check_tail(head, &claim.node_id)?;
             if head
                 .leader
                 .as_ref()
@@ -88,10 +89,46 @@ impl HeadFile {
             check_epoch(head, epoch)?;
             head.leader = None;
             head.clean = true;
+            head.tail = None;
             Ok::<_, HeadError>(())
         };
         self.update(change).await?;
         Ok(())
+    }
+
+    /// Names who holds what is not in the bucket yet: before `epoch` acknowledges anything that is only on a node's disk, and
+    /// only after an older tail is in the bucket.
+    ///
+    /// # Errors
+    /// `Fenced` if another mount took the volume over since; those of `update`.
+    pub async fn set_tail(&self, epoch: Epoch, tail: Option<Tail>) -> Result<(), HeadError> {
+        let change = |head: &mut Head| {
+            check_epoch(head, epoch)?;
+            head.tail.clone_from(&tail);
+            Ok::<_, HeadError>(())
+        };
+        self.update(change).await?;
+        Ok(())
+    }
+
+    /// Gives up what a node has acknowledged and not put into the bucket, and ends the reign that did: the volume goes on
+    /// from what the bucket has. Returns what was given up; doing it again changes nothing.
+    ///
+    /// # Errors
+    /// `Deleting`; those of `update`.
+    pub async fn drop_tail(&self) -> Result<Option<Tail>, HeadError> {
+        let mut dropped = None;
+        let change = |head: &mut Head| {
+            check_deleting(head)?;
+            if let Some(tail) = head.tail.take() {
+                dropped = Some(tail);
+                head.epoch = head.epoch.next();
+                head.leader = None;
+                head.clean = false;
+            }
+            Ok::<_, HeadError>(dropped.clone())
+        };
+        Ok(self.update(change).await?.1)
     }
 
     /// Asks whether `epoch` still reigns, for example after a pause that may have been long.
@@ -103,12 +140,28 @@ impl HeadFile {
     }
 }
 
-fn check_epoch(head: &Head, epoch: Epoch) -> Result<(), HeadError> {
-    if head.deleting {
-        return Err(HeadError::Deleting {
+/// What another node has acknowledged must not be passed over.
+pub(crate) fn check_tail(head: &Head, node_id: &NodeId) -> Result<(), HeadError> {
+    match &head.tail {
+        Some(tail) if tail.node_id != *node_id => Err(HeadError::TailElsewhere {
             volume: head.volume.clone(),
-        });
+            node_id: tail.node_id.clone(),
+        }),
+        Some(_) | None => Ok(()),
     }
+}
+
+fn check_deleting(head: &Head) -> Result<(), HeadError> {
+    match head.deleting {
+        true => Err(HeadError::Deleting {
+            volume: head.volume.clone(),
+        }),
+        false => Ok(()),
+    }
+}
+
+fn check_epoch(head: &Head, epoch: Epoch) -> Result<(), HeadError> {
+    check_deleting(head)?;
     if head.epoch == epoch {
         return Ok(());
     }
@@ -125,9 +178,7 @@ fn check_epoch(head: &Head, epoch: Epoch) -> Result<(), HeadError> {
 
 fn check_right(head: &Head, claim: &Claim) -> Result<(), HeadError> {
     let volume = || head.volume.clone();
-    if head.deleting {
-        return Err(HeadError::Deleting { volume: volume() });
-    }
+    check_deleting(head)?;
     match claim.lease {
         Some(lease) => match head.publication(&claim.node_id) {
             Some(publication) if publication.lease == lease => Ok(()),

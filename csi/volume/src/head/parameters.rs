@@ -15,6 +15,8 @@ pub enum Durability {
     /// When the bucket has it.
     #[default]
     Remote,
+    /// When this node's disk has it; the bucket follows within seconds, in order.
+    Local,
     /// At once; the bucket follows within seconds, in order.
     Relaxed,
 }
@@ -23,6 +25,7 @@ impl fmt::Display for Durability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Durability::Remote => "remote",
+            Durability::Local => "local",
             Durability::Relaxed => "relaxed",
         })
     }
@@ -34,11 +37,12 @@ impl FromStr for Durability {
     fn from_str(value: &str) -> Result<Self, ParameterError> {
         match value {
             "remote" => Ok(Durability::Remote),
+            "local" => Ok(Durability::Local),
             "relaxed" => Ok(Durability::Relaxed),
             _ => Err(ParameterError::Value {
                 name: "durability",
                 value: value.to_owned(),
-                known: "remote or relaxed",
+                known: "remote, local or relaxed",
             }),
         }
     }
@@ -127,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_durability_reads_as_it_is_shown() {
-        for durability in [Durability::Remote, Durability::Relaxed] {
+        for durability in [Durability::Remote, Durability::Local, Durability::Relaxed] {
             let read = parse(&[("durability", &durability.to_string())]).unwrap();
             assert_eq!(read.durability, durability);
         }

@@ -5,6 +5,10 @@
 //! it. After a crash the volume is exactly as it was at some moment at or after the last such call that returned: never a
 //! mixture of earlier and later. close(2) promises nothing.
 //!
+//! `local`: the same, but for the place: it is on this node's disk, and in the bucket a second or two later. It survives a crash
+//! of any program and of the machine, not the loss of the disk; then the volume is as it was at some moment, a few seconds
+//! old. Until the bucket has it no other node writes the volume.
+//!
 //! `relaxed`: these calls return at once and ask for nothing. The bucket follows by itself, a second or two behind; after a
 //! crash the volume is exactly as it was at some moment, never a mixture.
 //!
@@ -20,7 +24,22 @@ use crate::mount::Mount;
 pub(crate) async fn sync(mount: &Mount) -> Result<(), FsError> {
     match mount.durability {
         Durability::Remote => drain(mount).await,
+        Durability::Local => log(mount).await,
         Durability::Relaxed => flush(mount),
+    }
+}
+
+async fn log(mount: &Mount) -> Result<(), FsError> {
+    flush(mount)?;
+    {
+        let tables = mount.lock();
+        if tables.newest_generation() <= tables.durable() {
+            return Ok(());
+        }
+    }
+    match &mount.tail {
+        Some(tail) if tail.sync().await => flush(mount),
+        Some(_) | None => drain(mount).await,
     }
 }
 

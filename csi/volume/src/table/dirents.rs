@@ -76,6 +76,7 @@ impl Tables {
     /// Puts or removes an entry that `dirent` has just looked at.
     pub fn set_dirent(&mut self, dir: InodeNo, name: &[u8], row: Option<DirentRow>) {
         let key = DirentKey::new(dir, name);
+        self.note_dirent(&key);
         match self.dirents.get_mut(&key) {
             Some(slot) => {
                 slot.value = row;

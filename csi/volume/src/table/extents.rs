@@ -267,6 +267,12 @@ impl Tables {
 
     /// Makes a known range a hole. The caller counts what was allocated.
     pub fn carve(&mut self, ino: InodeNo, start: u64, end: u64) {
+        self.note_content(ino, start, end);
+        self.cut_out(ino, start, end);
+    }
+
+    /// Makes a known range a hole, where what it reads does not change in the end.
+    pub(super) fn cut_out(&mut self, ino: InodeNo, start: u64, end: u64) {
         loop {
             let Some(file) = self.files.get(&ino) else { return };
             let Some((&until, extent)) = file.map.range(start.saturating_add(1)..).next() else {
@@ -315,6 +321,7 @@ impl Tables {
         let mut rest = data;
         let mut at = offset;
         self.open.bytes += rest.len() as u64;
+        self.note_content(ino, offset, offset + rest.len() as u64);
         while !rest.is_empty() {
             let piece = rest.split_to(rest.len().min(RUN_BYTES_MAX as usize));
             let end = at + piece.len() as u64;

@@ -6,7 +6,8 @@ use crate::error::FsError;
 use crate::ids::InodeNo;
 use crate::row::{FileKind, InodeRow};
 
-fn cost(value: Option<&InodeRow>) -> u64 {
+/// What a row costs in RAM, about.
+pub(super) fn cost(value: Option<&InodeRow>) -> u64 {
     ROW_BYTES
         + value
             .and_then(|row| row.inline.as_ref())
@@ -103,6 +104,7 @@ impl Tables {
         }
         self.open.bytes += new_inline;
         self.bytes = self.bytes + after - before;
+        self.note_inode(ino);
         result
     }
 
@@ -120,6 +122,7 @@ impl Tables {
         let before = self.inodes.insert(ino, slot);
         assert!(before.is_none(), "inode number {ino} was given out twice");
         self.open.inodes.insert(ino);
+        self.note_inode(ino);
         ino
     }
 
@@ -135,6 +138,7 @@ impl Tables {
             self.open.inodes.insert(ino);
             self.open.bytes += ROW_BYTES;
         }
+        self.note_inode(ino);
     }
 
     /// Counts content that came or went.

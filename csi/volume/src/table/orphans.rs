@@ -53,6 +53,7 @@ impl Tables {
     /// Notes that an inode has lost its last name. True if there is something to purge.
     pub fn add_orphan(&mut self, ino: InodeNo) -> bool {
         self.orphans.insert(ino);
+        self.note_orphan(ino);
         self.open.orphans.insert(ino);
         self.open.bytes += ROW_BYTES;
         !self.refs.contains_key(&ino) && self.purge_or_queue(ino)
@@ -122,6 +123,7 @@ impl Tables {
         self.drop_listing(ino);
         self.remove_inode(ino);
         self.orphans.remove(&ino);
+        self.note_orphan(ino);
         self.open.orphans.insert(ino);
         self.open.bytes += ROW_BYTES;
         Ok(true)

@@ -50,7 +50,7 @@ impl Tables {
     /// Makes a range one extent, of the row that holds what begins at `start`.
     fn put_stored(&mut self, ino: InodeNo, range: Option<(u64, u64)>, (start, new): (u64, &ExtentRow)) -> u64 {
         let Some((from, until)) = range else { return 0 };
-        self.carve(ino, from, until);
+        self.cut_out(ino, from, until);
         let extent = Extent {
             start: from,
             source: Source::Stored(Arc::new(new.part(from - start, until - from))),

@@ -145,6 +145,9 @@ impl Tables {
             flight.runs.drain(..).for_each(|run| run.held.give_up());
         }
         self.durable = generation;
+        if let Some(unlogged) = &mut self.unlogged {
+            unlogged.forget(generation);
+        }
     }
 
     /// The tree contains everything up to this generation.

@@ -58,12 +58,19 @@ impl Tables {
 
     /// Sets or removes an attribute of an inode whose attributes `xattrs` has just found.
     pub fn set_xattr(&mut self, ino: InodeNo, name: &[u8], value: Option<Bytes>) {
+        let name = Bytes::copy_from_slice(name);
+        self.note_xattr(ino, &name);
+        let has_xattrs = self.put_xattr(ino, name, value);
+        self.change_inode(ino, |row| row.has_xattrs = has_xattrs);
+    }
+
+    /// Sets or removes an attribute. True if there are any then; the row of the inode does not say so yet.
+    pub(super) fn put_xattr(&mut self, ino: InodeNo, name: Bytes, value: Option<Bytes>) -> bool {
         let set = self
             .xattrs
             .get_mut(&ino)
             .expect("the operation has found the attributes");
         let before = set.cost();
-        let name = Bytes::copy_from_slice(name);
         self.open.bytes += ROW_BYTES + (name.len() + value.as_ref().map_or(0, Bytes::len)) as u64;
         match value {
             Some(value) => set.values.insert(name.clone(), value),
@@ -73,7 +80,7 @@ impl Tables {
         self.bytes = self.bytes + set.cost() - before;
         let has_xattrs = !set.values.is_empty();
         self.open.xattrs.insert((ino, name));
-        self.change_inode(ino, |row| row.has_xattrs = has_xattrs);
+        has_xattrs
     }
 
     pub(super) fn xattr_value(&self, ino: InodeNo, name: &Bytes) -> Option<Bytes> {

@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;
 
-use super::{CacheConfig, OpenOptions};
+use super::{CacheConfig, OpenOptions, recovery};
 use crate::bucket::BucketRef;
 use crate::cache::disk::DiskCache;
 use crate::clock::Timestamp;
@@ -23,6 +23,7 @@ use crate::open::{OpenError, TreeConfig, open_reader, open_writer};
 use crate::readahead::Readahead;
 use crate::row::Counters;
 use crate::table::Tables;
+use crate::tail::{TailError, TailLog};
 use crate::tree::latest::LatestTree;
 use crate::{ops, purge};
 
@@ -47,6 +48,10 @@ const COLLECTOR_ENDS_WITHIN: Duration = Duration::from_secs(10);
 impl Drop for Inner {
     fn drop(&mut self) {
         self.tasks.iter().for_each(AbortHandle::abort);
+        // Tasks that are just ending hold the mount for a moment longer; its folder is free at once.
+        if let Some(tail) = &self.mount.tail {
+            tail.abandon();
+        }
     }
 }
 
@@ -83,6 +88,7 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         writer: Uuid::nil(),
         compression: head.parameters.compression,
         read_only: true,
+        tail: None,
         durability: head.parameters.durability,
         collect: CollectLimits::default(),
         purge: Notify::new(),
@@ -109,7 +115,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         ..TreeConfig::default()
     };
     let opened = open_writer(bucket, claim, config).await?;
-    let (head, after_crash) = (opened.taken.head, !opened.taken.clean);
+    let (head, after_crash) = (opened.taken.head.clone(), !opened.taken.clean);
     let collect = options.limits.collect.clone();
     let tables = tables_of(
         opened.counters,
@@ -118,20 +124,24 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         options.clock.now(),
     );
     let state = Arc::new(State::new(tables));
+    let dir = recovery::recover(&opened, options.state_dir.as_deref(), &state).await?;
     let fetcher = fetcher(&opened.bucket, head.uuid, &options.cache);
-    let context = CommitContext {
-        bucket: opened.bucket.clone(),
-        tree: Arc::clone(&opened.tree),
-        volume: head.uuid,
-        writer: opened.writer,
-        epoch: opened.epoch,
-        next_seq: opened.next_seq,
-        durable: opened.durable,
-        compression: head.parameters.compression,
-        limits: options.commits,
-        kept: Some(Arc::new(fetcher.clone())),
-    };
-    let commit = commit::start(context, Arc::clone(&state) as Arc<dyn DirtyState>);
+    let commit = commit::start(
+        CommitContext {
+            bucket: opened.bucket.clone(),
+            tree: Arc::clone(&opened.tree),
+            volume: head.uuid,
+            writer: opened.writer,
+            epoch: opened.epoch,
+            next_seq: opened.next_seq,
+            durable: opened.durable,
+            compression: head.parameters.compression,
+            limits: options.commits,
+            kept: Some(Arc::new(fetcher.clone())),
+        },
+        Arc::clone(&state) as Arc<dyn DirtyState>,
+    );
+    let tail = recovery::begin(&opened, dir, (&state, &commit)).await?;
     let mount = Arc::new(Mount {
         state,
         tree: opened.tree,
@@ -146,6 +156,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         writer: session,
         compression: head.parameters.compression,
         read_only: false,
+        tail,
         durability: head.parameters.durability,
         collect,
         purge: Notify::new(),
@@ -187,12 +198,20 @@ pub(super) async fn close(inner: &Inner) -> Result<(), FsError> {
     let closed = mount.tree.close().await;
     ended?;
     closed?;
-    match &inner.head {
-        Some(head) => head
-            .release(mount.epoch)
-            .await
-            .map_err(|error| FsError::Head(Arc::new(error))),
-        None => Ok(()),
+    // First without a record, then without a name in the head, then without files: at no point is one missing that the
+    // head names, or one left that looks as if something had been lost with it.
+    tell(mount.tail.as_ref().map_or(Ok(()), TailLog::finish));
+    if let Some(head) = &inner.head {
+        let released = head.release(mount.epoch).await;
+        released.map_err(|error| FsError::Head(Arc::new(error)))?;
+    }
+    tell(mount.tail.as_ref().map_or(Ok(()), |tail| tail.remove(tail.name())));
+    Ok(())
+}
+
+fn tell(done: Result<(), TailError>) {
+    if let Err(error) = done {
+        tracing::warn!(%error, "the log of a tail that the bucket has all of was not removed");
     }
 }
 
@@ -292,6 +311,7 @@ mod by_hand {
                 writer: Uuid::nil(),
                 compression: Compression::default(),
                 read_only: false,
+                tail: None,
                 durability: Durability::Remote,
                 collect: CollectLimits::default(),
                 purge: Notify::new(),

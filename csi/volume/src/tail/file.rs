@@ -1,0 +1,317 @@
+//! The files of a tail: filled with zeros before they are used, and used again when the bucket has what they hold, so that
+//! syncing a record writes nothing but the record.
+//!
+//! A file begins with a block of its own: magic 8, version 1, zero 7, volume 16, session 16, epoch 8, number of the file 8,
+//! number of its first record 8, crc32c of the 72 bytes before 4. Records follow, each at a block.
+//! Callers: `log.rs` writes, `read.rs` reads.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::record::{Batch, RECORD_HEADER_BYTES, RecordHeader};
+use super::{TailError, TailName, io_error, sync_folder};
+use crate::ids::{Epoch, Generation};
+use crate::wire::Reader;
+
+/// 4 KiB: records begin at multiples of it, so that no write of one touches the block of an acknowledged one.
+pub(super) const BLOCK_BYTES: u64 = 4096;
+
+/// 8 MiB: some thousand small records, and a quick pause to make. A longer record gets a file as long as itself.
+const FILE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// 256 MiB in all files of a tail. Above it an fsync waits for the bucket, until that has caught up.
+const TAIL_BYTES_MAX: u64 = 256 * 1024 * 1024;
+
+/// 1 MiB is gathered for one write.
+const GATHER_BYTES: usize = 1024 * 1024;
+
+const _: () = assert!(FILE_BYTES.is_multiple_of(BLOCK_BYTES) && FILE_BYTES <= TAIL_BYTES_MAX / 8);
+
+const MAGIC: &[u8; 8] = b"PnrTail\n";
+const VERSION: u8 = 1;
+const HEADER_BYTES: usize = 76;
+
+/// What the first block of a file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FileHeader {
+    pub name: TailName,
+    /// Files are numbered as they are begun, also when one is used again.
+    pub number: u64,
+    pub first_record: u64,
+}
+
+impl FileHeader {
+    fn encode(&self) -> [u8; HEADER_BYTES] {
+        let mut out = [0; HEADER_BYTES];
+        out[..8].copy_from_slice(MAGIC);
+        out[8] = VERSION;
+        out[16..32].copy_from_slice(self.name.volume.as_bytes());
+        out[32..48].copy_from_slice(self.name.session.as_bytes());
+        out[48..56].copy_from_slice(&self.name.epoch.0.to_le_bytes());
+        out[56..64].copy_from_slice(&self.number.to_le_bytes());
+        out[64..72].copy_from_slice(&self.first_record.to_le_bytes());
+        let sum = crc32c::crc32c(&out[..72]);
+        out[72..].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// The header at the start of `file`; `None` where there is none that is whole and of this version.
+    pub fn read(file: &File) -> io::Result<Option<Self>> {
+        let mut bytes = [0; HEADER_BYTES];
+        match file.read_exact_at(&mut bytes, 0) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            done => done?,
+        }
+        Ok(Self::decode(&bytes))
+    }
+
+    fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
+        let mut reader = Reader::new(bytes);
+        let magic = reader.array::<8>("magic").ok()?;
+        let version = reader.byte("version").ok()?;
+        reader.array::<7>("zero").ok()?;
+        let volume = Uuid::from_bytes(reader.array("volume").ok()?);
+        let session = Uuid::from_bytes(reader.array("session").ok()?);
+        let epoch = Epoch(reader.u64_le("epoch").ok()?);
+        let header = Self {
+            name: TailName { volume, epoch, session },
+            number: reader.u64_le("number").ok()?,
+            first_record: reader.u64_le("first record").ok()?,
+        };
+        let sum = reader.u32_le("checksum").ok()?;
+        (magic == *MAGIC && version == VERSION && sum == crc32c::crc32c(&bytes[..72])).then_some(header)
+    }
+}
+
+/// A file that records are or were written to.
+#[derive(Debug)]
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    len: u64,
+    /// The last commit that any of its records waits for.
+    newest: Generation,
+}
+
+/// The files of the tail that this mount writes.
+#[derive(Debug)]
+pub(crate) struct LogFiles {
+    dir: PathBuf,
+    name: TailName,
+    /// Oldest first; the last one is written to.
+    files: VecDeque<LogFile>,
+    /// Where the next record goes in the last file.
+    position: u64,
+    next_record: u64,
+    next_file: u64,
+}
+
+/// Why a record is not in the log.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// The bucket must catch up first.
+    Full,
+    /// The disk.
+    Disk(TailError),
+}
+
+impl From<TailError> for Refused {
+    fn from(error: TailError) -> Self {
+        Refused::Disk(error)
+    }
+}
+
+impl LogFiles {
+    /// A new tail in `dir`, with room for the first records.
+    pub(super) fn create(dir: PathBuf, name: TailName) -> Result<Self, TailError> {
+        fs::create_dir_all(&dir).map_err(io_error("make", &dir))?;
+        let mut files = Self {
+            dir,
+            name,
+            files: VecDeque::new(),
+            position: BLOCK_BYTES,
+            next_record: 1,
+            next_file: 1,
+        };
+        files.add(FILE_BYTES)?;
+        Ok(files)
+    }
+
+    /// Writes a record and syncs it. `durable` is the last commit that the bucket has.
+    ///
+    /// # Durability
+    /// After `Ok` the record is found after a crash of this machine.
+    pub(super) fn append(&mut self, batch: &Batch, durable: Generation) -> Result<(), Refused> {
+        let head = batch.record.encode();
+        let content_bytes: u64 = batch.record.content().map(|part| part.len() as u64).sum();
+        let body_bytes = head.len() as u64 + content_bytes;
+        let sum = batch
+            .record
+            .content()
+            .fold(crc32c::crc32c(&head), |sum, part| crc32c::crc32c_append(sum, part));
+        let len = (RECORD_HEADER_BYTES as u64 + body_bytes).next_multiple_of(BLOCK_BYTES);
+        self.make_room(len, durable)?;
+        let header = RecordHeader {
+            session: self.name.session,
+            number: self.next_record,
+            generation: batch.generation,
+            body_bytes,
+            body_sum: sum,
+        };
+        let last = self.files.back_mut().expect("there is always a file");
+        let header = header.encode();
+        let parts = [&header[..], &head].into_iter();
+        write_parts(
+            &last.file,
+            self.position,
+            parts.chain(batch.record.content().map(|part| &part[..])),
+        )
+        .and_then(|()| last.file.sync_data())
+        .map_err(io_error("write", &last.path))?;
+        last.newest = batch.generation;
+        self.position += len;
+        self.next_record += 1;
+        Ok(())
+    }
+
+    /// Forgets all records: the bucket has them. What may be wrong with the files goes with them.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn reset(&mut self) -> Result<(), TailError> {
+        let old: Vec<PathBuf> = self.files.iter().map(|file| file.path.clone()).collect();
+        self.add(FILE_BYTES)?;
+        for path in old {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", &path)(error)),
+                _ => {}
+            }
+            self.files.pop_front();
+        }
+        sync_folder(&self.dir)
+    }
+
+    /// How many files there are.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.files.len()
+    }
+
+    /// Lets the last file have `len` bytes of room.
+    fn make_room(&mut self, len: u64, durable: Generation) -> Result<(), Refused> {
+        let room = self
+            .files
+            .back()
+            .map_or(0, |last| last.len.saturating_sub(self.position));
+        if room >= len {
+            return Ok(());
+        }
+        let wanted = (BLOCK_BYTES + len).max(FILE_BYTES);
+        // The last one as well: where all of it is in the bucket, nothing is lost with it.
+        match self.files.front() {
+            Some(oldest) if oldest.newest <= durable && oldest.len >= wanted => Ok(self.use_again()?),
+            Some(_) | None => {
+                self.drop_drained(durable)?;
+                let all: u64 = self.files.iter().map(|file| file.len).sum();
+                if all + wanted > TAIL_BYTES_MAX {
+                    return Err(Refused::Full);
+                }
+                Ok(self.add(wanted)?)
+            }
+        }
+    }
+
+    /// Removes long files that the bucket has all of: others of the usual length are used again.
+    fn drop_drained(&mut self, durable: Generation) -> Result<(), TailError> {
+        while self.files.len() > 1 && self.files.front().is_some_and(|file| file.newest <= durable) {
+            let file = self.files.pop_front().expect("looked at above");
+            fs::remove_file(&file.path).map_err(io_error("remove", &file.path))?;
+        }
+        Ok(())
+    }
+
+    fn use_again(&mut self) -> Result<(), TailError> {
+        let header = self.next_header();
+        let oldest = self.files.front_mut().expect("the caller has looked");
+        let begun = oldest
+            .file
+            .write_all_at(&header.encode(), 0)
+            .and_then(|()| oldest.file.sync_data());
+        begun.map_err(io_error("write", &oldest.path))?;
+        oldest.newest = Generation(0);
+        self.files.rotate_left(1);
+        self.next_file += 1;
+        self.position = BLOCK_BYTES;
+        Ok(())
+    }
+
+    fn next_header(&self) -> FileHeader {
+        FileHeader {
+            name: self.name,
+            number: self.next_file,
+            first_record: self.next_record,
+        }
+    }
+
+    /// Makes a file whose blocks exist on the disk. It gets its name when it is whole.
+    fn add(&mut self, len: u64) -> Result<(), TailError> {
+        let header = self.next_header();
+        let path = self.dir.join(format!("{FILE_PREFIX}{:016x}", self.next_file));
+        let new = self.dir.join("new");
+        let file = make_file(&new, &header, len).map_err(io_error("make", &new))?;
+        fs::rename(&new, &path).map_err(io_error("rename", &new))?;
+        sync_folder(&self.dir)?;
+        self.files.push_back(LogFile {
+            path,
+            file,
+            len,
+            newest: Generation(0),
+        });
+        self.next_file += 1;
+        self.position = BLOCK_BYTES;
+        Ok(())
+    }
+}
+
+/// What the name of a file begins with.
+pub(super) const FILE_PREFIX: &str = "log-";
+
+fn make_file(path: &Path, header: &FileHeader, len: u64) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    let file = options.create(true).truncate(true).read(true).write(true).open(path)?;
+    let zeros = vec![0; GATHER_BYTES];
+    let mut at = 0;
+    while at < len {
+        let part = (len - at).min(zeros.len() as u64);
+        file.write_all_at(&zeros[..part as usize], at)?;
+        at += part;
+    }
+    file.write_all_at(&header.encode(), 0)?;
+    file.sync_all()?;
+    Ok(file)
+}
+
+/// Writes parts one behind the other, small ones together.
+fn write_parts<'a>(file: &File, position: u64, parts: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
+    let mut at = position;
+    let mut gathered: Vec<u8> = Vec::with_capacity(16 * 1024);
+    for part in parts {
+        if gathered.len() + part.len() > GATHER_BYTES {
+            file.write_all_at(&gathered, at)?;
+            at += gathered.len() as u64;
+            gathered.clear();
+        }
+        if part.len() > GATHER_BYTES {
+            file.write_all_at(part, at)?;
+            at += part.len() as u64;
+        } else {
+            gathered.extend_from_slice(part);
+        }
+    }
+    file.write_all_at(&gathered, at)
+}

@@ -1,0 +1,218 @@
+//! Reading a tail back after a crash, record by record.
+//!
+//! Invariant: what was acknowledged is told or is an error. Only the very last record may be less than whole, as a crash
+//! leaves it: it was not acknowledged. (Where the last acknowledged record itself is damaged, that looks the same: a disk
+//! that changes what it has synced is told only where something follows.)
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::BytesMut;
+
+use super::file::{BLOCK_BYTES, FILE_PREFIX, FileHeader};
+use super::record::{RECORD_HEADER_BYTES, Record, RecordHeader};
+use super::{TailError, TailName, io_error};
+use crate::ids::Generation;
+
+#[derive(Debug)]
+struct Found {
+    path: PathBuf,
+    file: File,
+    len: u64,
+    header: FileHeader,
+}
+
+/// A tail that is read from its oldest record on.
+#[derive(Debug)]
+pub(crate) struct TailReader {
+    name: TailName,
+    /// In the order in which they were begun.
+    files: Vec<Found>,
+    at: usize,
+    position: u64,
+    next_record: u64,
+}
+
+impl TailReader {
+    /// The tail in `folder`.
+    ///
+    /// # Errors
+    /// `Damaged` where a file is missing or is not one of this tail; `Io`.
+    pub(super) fn open(folder: &Path, name: TailName) -> Result<Self, TailError> {
+        let mut files = found_in(folder)?;
+        files.sort_by_key(|found| found.header.number);
+        let damaged = |found: &Found, detail: &str| TailError::Damaged {
+            path: found.path.clone(),
+            offset: 0,
+            detail: detail.to_owned(),
+        };
+        if let Some(other) = files.iter().find(|found| found.header.name != name) {
+            return Err(damaged(other, "it belongs to another tail"));
+        }
+        if let Some(pair) = files
+            .windows(2)
+            .find(|pair| pair[1].header.number != pair[0].header.number + 1)
+        {
+            return Err(damaged(&pair[1], "the file before it is missing"));
+        }
+        let Some(first) = files.first() else {
+            return Err(TailError::Damaged {
+                path: folder.to_path_buf(),
+                offset: 0,
+                detail: "its files are missing".to_owned(),
+            });
+        };
+        Ok(Self {
+            name,
+            next_record: first.header.first_record,
+            files,
+            at: 0,
+            position: BLOCK_BYTES,
+        })
+    }
+
+    /// The next record that a commit after `durable` would contain.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub fn next(&mut self, durable: Generation) -> Result<Option<Record>, TailError> {
+        loop {
+            let Some(header) = self.header_at(self.at, self.position)? else {
+                match self.files.get(self.at + 1) {
+                    Some(next) if next.header.first_record == self.next_record => {
+                        self.at += 1;
+                        self.position = BLOCK_BYTES;
+                        continue;
+                    }
+                    Some(_) => return Err(self.damaged("a record is missing")),
+                    None => return self.end("the header of a record cannot be read"),
+                }
+            };
+            let position = self.position;
+            if header.generation > durable {
+                let record = match self.body(&header, position)? {
+                    Ok(record) => record,
+                    Err(detail) => return self.end(&detail),
+                };
+                self.pass(&header);
+                return Ok(Some(record));
+            }
+            self.pass(&header);
+        }
+    }
+
+    fn pass(&mut self, header: &RecordHeader) {
+        self.position += (RECORD_HEADER_BYTES as u64 + header.body_bytes).next_multiple_of(BLOCK_BYTES);
+        self.next_record += 1;
+    }
+
+    /// The header of the next record, if it is there.
+    fn header_at(&self, at: usize, position: u64) -> Result<Option<RecordHeader>, TailError> {
+        let header = self.any_header_at(at, position)?;
+        Ok(header.filter(|header| header.number == self.next_record))
+    }
+
+    /// The header of a record of this tail, whichever it is.
+    fn any_header_at(&self, at: usize, position: u64) -> Result<Option<RecordHeader>, TailError> {
+        let found = &self.files[at];
+        if position + RECORD_HEADER_BYTES as u64 > found.len {
+            return Ok(None);
+        }
+        let mut bytes = [0; RECORD_HEADER_BYTES];
+        let read = found.file.read_exact_at(&mut bytes, position);
+        read.map_err(io_error("read", &found.path))?;
+        let fits = |header: &RecordHeader| {
+            let end = position.checked_add(RECORD_HEADER_BYTES as u64 + header.body_bytes.min(found.len));
+            header.session == self.name.session && end.is_some_and(|end| end <= found.len)
+        };
+        Ok(RecordHeader::decode(&bytes).filter(fits))
+    }
+
+    /// The record of a header, or what is wrong with it.
+    fn body(&self, header: &RecordHeader, position: u64) -> Result<Result<Record, String>, TailError> {
+        let found = &self.files[self.at];
+        let mut body = BytesMut::zeroed(header.body_bytes as usize);
+        let read = found
+            .file
+            .read_exact_at(&mut body, position + RECORD_HEADER_BYTES as u64);
+        read.map_err(io_error("read", &found.path))?;
+        let sum = crc32c::crc32c(&body);
+        if sum != header.body_sum {
+            return Ok(Err(format!(
+                "the checksum of record {} is {sum:08x}, it says {:08x}",
+                header.number, header.body_sum
+            )));
+        }
+        let record = Record::decode(&body.freeze());
+        // Whole, and yet nothing that this program writes: no crash does that.
+        record.map(Ok).map_err(|error| self.damaged(&error.to_string()))
+    }
+
+    /// Here the tail ends, unless anything follows that was written later.
+    fn end(&self, detail: &str) -> Result<Option<Record>, TailError> {
+        let mut position = self.position + BLOCK_BYTES;
+        let mut later = self.at + 1 < self.files.len();
+        while !later && position < self.files[self.at].len {
+            later = self
+                .any_header_at(self.at, position)?
+                .is_some_and(|header| header.number > self.next_record);
+            position += BLOCK_BYTES;
+        }
+        match later {
+            true => Err(self.damaged(detail)),
+            false => Ok(None),
+        }
+    }
+
+    fn damaged(&self, detail: &str) -> TailError {
+        TailError::Damaged {
+            path: self.files[self.at].path.clone(),
+            offset: self.position,
+            detail: detail.to_owned(),
+        }
+    }
+}
+
+fn found_in(folder: &Path) -> Result<Vec<Found>, TailError> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).map_err(io_error("list", folder))? {
+        let path = entry.map_err(io_error("list", folder))?.path();
+        let ours = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(FILE_PREFIX));
+        if !ours {
+            continue;
+        }
+        let file = File::open(&path).map_err(io_error("open", &path))?;
+        let len = file.metadata().map_err(io_error("read", &path))?.len();
+        match FileHeader::read(&file).map_err(io_error("read", &path))? {
+            Some(header) => files.push(Found {
+                path,
+                file,
+                len,
+                header,
+            }),
+            None => {
+                return Err(TailError::Damaged {
+                    path,
+                    offset: 0,
+                    detail: "its header cannot be read".to_owned(),
+                });
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// True if a tail may hold anything: where that cannot be told, it may.
+pub(super) fn has_records(folder: &Path) -> bool {
+    let Ok(files) = found_in(folder) else { return true };
+    let Some(name) = files.first().map(|found| found.header.name) else {
+        return false;
+    };
+    match TailReader::open(folder, name) {
+        Ok(mut reader) => !matches!(reader.next(Generation(0)), Ok(None)),
+        Err(_) => true,
+    }
+}
