@@ -74,6 +74,7 @@ fn main() {
         store.create_volume_as(&name, parameters);
         let ask = Ask {
             endpoint: Some(proxy.endpoint()),
+            create: false,
             ..Ask::new(&name, &store.folder(&format!("mnt-{name}")))
         };
         engine.mount(&store, &ask).unwrap();

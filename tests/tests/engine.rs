@@ -168,6 +168,7 @@ fn kill_and_verify(durability: Durability) {
         let mut engine = EngineProcess::start(&store, &folder);
         let ask = Ask {
             endpoint: Some(proxy.endpoint()),
+            create: false,
             ..Ask::new("volume", &mnt)
         };
         engine.mount(&store, &ask).expect("the volume is mounted again");

@@ -196,6 +196,19 @@ impl LogFiles {
         sync_folder(&self.dir)
     }
 
+    /// Forgets all records, with one file left that holds none: the bucket has them, and nothing more comes.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(super) fn clear(&mut self) -> Result<(), TailError> {
+        while self.files.len() > 1 {
+            let oldest = self.files.pop_front().expect("there are several");
+            fs::remove_file(&oldest.path).map_err(io_error("remove", &oldest.path))?;
+        }
+        self.use_again()?;
+        sync_folder(&self.dir)
+    }
+
     /// How many files there are.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {

@@ -137,7 +137,7 @@ impl TailLog {
     /// `Io`; then it still holds what the bucket has as well.
     pub fn finish(&self) -> Result<(), TailError> {
         match self.end() {
-            Some(mut files) => files.reset(),
+            Some(mut files) => files.clear(),
             None => Ok(()),
         }
     }

@@ -158,6 +158,11 @@ fn a_tail_that_the_bucket_follows_stays_small_and_one_that_it_does_not_is_bounde
     assert_eq!(read(&dir, n - 1).unwrap(), [n]);
     files.reset().unwrap();
     assert_eq!((read(&dir, 0).unwrap(), files.count()), (vec![], 1));
+    files.append(&batch(n, 100), Generation(0)).unwrap();
+    files.append(&batch(n + 1, 9_000_000), Generation(0)).unwrap();
+    assert_eq!(read(&dir, 0).unwrap(), [n, n + 1]);
+    files.clear().unwrap();
+    assert_eq!((read(&dir, 0).unwrap(), files.count()), (vec![], 1));
 }
 
 /// What the head does not name is kept aside, and what holds nothing goes.

@@ -200,7 +200,13 @@ pub(super) async fn close(inner: &Inner) -> Result<(), FsError> {
     closed?;
     // First without a record, then without a name in the head, then without files: at no point is one missing that the
     // head names, or one left that looks as if something had been lost with it.
-    tell(mount.tail.as_ref().map_or(Ok(()), TailLog::finish));
+    let finished = Arc::clone(mount);
+    let finish = move || finished.tail.as_ref().map_or(Ok(()), TailLog::finish);
+    tell(
+        tokio::task::spawn_blocking(finish)
+            .await
+            .expect("ending a log does not panic"),
+    );
     if let Some(head) = &inner.head {
         let released = head.release(mount.epoch).await;
         released.map_err(|error| FsError::Head(Arc::new(error)))?;
