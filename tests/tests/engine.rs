@@ -173,8 +173,9 @@ fn kill_and_verify(durability: Durability) {
         };
         engine.mount(&store, &ask).expect("the volume is mounted again");
         if round == 0 {
-            (0..WORKERS).for_each(|n| fs::create_dir(mnt.join(format!("w{n}"))).unwrap());
-            File::open(&mnt).unwrap().sync_all().unwrap();
+            (0..WORKERS).for_each(|n| fs::create_dir(mnt.join(format!("w{n}"))).expect("a folder for each"));
+            let synced = File::open(&mnt).and_then(|root| root.sync_all());
+            synced.expect("the folders are synced");
         } else {
             load.verify(&mnt, &context);
         }
@@ -194,7 +195,7 @@ fn kill_and_verify(durability: Durability) {
 fn slow_puts(durability: Durability) -> Delays {
     match durability {
         Durability::Local => Delays {
-            write: Duration::from_millis(300),
+            write: Duration::from_millis(150),
             ..Delays::default()
         },
         Durability::Remote | Durability::Relaxed => Delays::default(),
