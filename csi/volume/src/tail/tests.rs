@@ -1,3 +1,5 @@
+//! What a tail keeps, gives up and refuses, on a real disk.
+
 use std::fs;
 
 use bytes::Bytes;
