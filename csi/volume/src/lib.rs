@@ -18,6 +18,7 @@ pub mod head;
 pub mod ids;
 pub mod limits;
 mod mount;
+mod neighbours;
 pub mod open;
 mod ops;
 pub mod probe;

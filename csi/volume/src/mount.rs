@@ -19,6 +19,7 @@ use crate::format::codec::Compression;
 use crate::head::Durability;
 use crate::ids::{Epoch, Generation};
 use crate::limits::CollectLimits;
+use crate::neighbours::Neighbours;
 use crate::readahead::Readahead;
 use crate::table::{Need, Stop, Tables};
 use crate::tail::{Batch, Changes, TailLog};
@@ -106,6 +107,7 @@ pub(crate) struct Mount {
     pub bucket: BucketRef,
     pub fetcher: Fetcher,
     pub readahead: Readahead,
+    pub neighbours: Neighbours,
     pub clock: Arc<dyn Clock>,
     pub uuid: Uuid,
     pub epoch: Epoch,

@@ -29,7 +29,7 @@ pub(crate) async fn read(mount: &Mount, ino: InodeNo, offset: u64, len_bytes: u3
         if parts.iter().any(|part| matches!(part, Part::Stored { .. })) {
             mount.read_ahead(ino, offset, u64::from(len_bytes));
         }
-        match gather(mount, parts).await {
+        match gather(mount, (ino, offset), parts).await {
             Ok(bytes) => return Ok(bytes),
             Err(error @ FetchError::Missing(_)) if looks < LOOKS_MAX => {
                 // Of a mount that only reads the whole state may be gone.
@@ -67,7 +67,7 @@ fn plan(tables: &mut Tables, ino: InodeNo, offset: u64, len: u64) -> Result<Vec<
     Ok(tables.parts(ino, offset, end))
 }
 
-async fn gather(mount: &Mount, parts: Vec<Part>) -> Result<Vec<Bytes>, FetchError> {
+async fn gather(mount: &Mount, at: (InodeNo, u64), parts: Vec<Part>) -> Result<Vec<Bytes>, FetchError> {
     let wanted: Vec<WantedPart> = parts
         .iter()
         .filter_map(|part| match part {
@@ -83,6 +83,7 @@ async fn gather(mount: &Mount, parts: Vec<Part>) -> Result<Vec<Bytes>, FetchErro
     let mut fetched = if wanted.is_empty() {
         Vec::new()
     } else {
+        mount.read_neighbours(at.0, at.1, &wanted);
         mount.fetcher.read(wanted).await?
     }
     .into_iter();

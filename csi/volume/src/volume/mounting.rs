@@ -19,6 +19,7 @@ use crate::head::{Claim, HeadFile};
 use crate::ids::InodeNo;
 use crate::limits::{CollectLimits, Limits};
 use crate::mount::{Follow, Mount, State};
+use crate::neighbours::Neighbours;
 use crate::open::{OpenError, TreeConfig, open_reader, open_writer};
 use crate::readahead::Readahead;
 use crate::row::Counters;
@@ -82,6 +83,7 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         fetcher: fetcher(&opened.bucket, head.uuid, &options.cache),
         bucket: opened.bucket,
         readahead: Readahead::default(),
+        neighbours: Neighbours::default(),
         clock: options.clock,
         uuid: head.uuid,
         epoch: head.epoch,
@@ -150,6 +152,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         fetcher,
         bucket: opened.bucket,
         readahead: Readahead::default(),
+        neighbours: Neighbours::default(),
         clock: options.clock,
         uuid: head.uuid,
         epoch: opened.epoch,
@@ -311,6 +314,7 @@ mod by_hand {
                 fetcher: Fetcher::new(bucket.clone(), uuid, FRAME_CACHE_BYTES_MAX, None),
                 bucket,
                 readahead: Readahead::default(),
+                neighbours: Neighbours::default(),
                 clock: Arc::new(Steps::default()),
                 uuid,
                 epoch: Epoch(1),
