@@ -41,14 +41,6 @@ const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// 10 s: a mount that only reads may have a writer beside it, and may have to go on with a newer state of the volume.
 const WHILE_READING: Duration = Duration::from_secs(10);
 
-/// How long the kernel may rely on what it was told of a volume.
-fn valid_for(volume: &Volume) -> Duration {
-    match volume.info().read_only {
-        true => WHILE_READING,
-        false => FOREVER,
-    }
-}
-
 /// The largest part of copy_file_range answered at once: what a reply can count, in whole pages.
 const COPY_BYTES_MAX: u64 = !4095u32 as u64;
 
@@ -67,6 +59,8 @@ pub struct Skin {
     volume: Volume,
     runtime: Handle,
     read_only: bool,
+    /// How long the kernel may rely on what it was told.
+    valid: Duration,
     flusher: Flusher,
 }
 
@@ -78,6 +72,7 @@ impl Skin {
             volume,
             runtime,
             read_only,
+            valid: if read_only { WHILE_READING } else { FOREVER },
             flusher,
         }
     }
@@ -111,9 +106,8 @@ impl Filesystem for Skin {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (volume, name) = (self.volume.clone(), bytes(name));
+        let (volume, name, valid) = (self.volume.clone(), bytes(name), self.valid);
         self.run(async move {
-            let valid = valid_for(&volume);
             match volume.lookup(inode_no(parent), &name).await {
                 Ok(attr) => reply.entry(&valid, &file_attr(&attr), GENERATION),
                 // The kernel remembers that the name does not exist, until it makes it itself.
@@ -128,8 +122,7 @@ impl Filesystem for Skin {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let volume = self.volume.clone();
-        let valid = valid_for(&volume);
+        let (volume, valid) = (self.volume.clone(), self.valid);
         let work = async move { volume.getattr(inode_no(ino)).await };
         self.answer(About("getattr", ino), work, reply, move |reply, attr| {
             reply.attr(&valid, &file_attr(&attr))
@@ -408,10 +401,10 @@ impl Filesystem for Skin {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        let volume = self.volume.clone();
+        let (volume, valid) = (self.volume.clone(), self.valid);
         self.run(async move {
             let mut reply = reply;
-            match listing::fill_plus(&volume, inode_no(dir), DirCookie(offset), &mut reply).await {
+            match listing::fill_plus((&volume, valid), inode_no(dir), DirCookie(offset), &mut reply).await {
                 Ok(()) => reply.ok(),
                 Err(error) => refuse(reply, About("readdirplus", dir), &error),
             }

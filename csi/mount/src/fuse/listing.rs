@@ -2,14 +2,15 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use volume::error::FsError;
 use volume::ids::{DirCookie, InodeNo};
 use volume::volume::Volume;
 
+use super::GENERATION;
 use super::stat::{file_attr, file_type};
-use super::{GENERATION, valid_for};
 
 /// 128 entries per call: three of the kernel's smallest buffers of names, six with attributes.
 const ENTRIES_PER_CALL: usize = 128;
@@ -33,9 +34,9 @@ pub async fn fill(volume: &Volume, dir: InodeNo, after: DirCookie, reply: &mut R
 }
 
 /// Fills a reply of readdirplus. Each entry with attributes that goes into it is one more reference of the kernel,
-/// except "." and "..".
+/// except "." and "..". The kernel may rely on the attributes for as long as `valid`.
 pub async fn fill_plus(
-    volume: &Volume,
+    (volume, valid): (&Volume, Duration),
     dir: InodeNo,
     after: DirCookie,
     reply: &mut ReplyDirectoryPlus,
@@ -51,7 +52,7 @@ pub async fn fill_plus(
                     INodeNo(entry.ino.0),
                     entry.cookie.0,
                     name,
-                    &valid_for(volume),
+                    &valid,
                     &file_attr(attr),
                     GENERATION,
                 ) {

@@ -13,6 +13,9 @@ use crate::table::{Need, Stop, Tables};
 /// 4,096 entries are listed by one call at most, whatever was asked for: no call holds the tables for long.
 const ENTRIES_MAX: usize = 4_096;
 
+/// 1,024 inodes are loaded at a time for a listing: with content in their rows, 4 MiB at most.
+const LOOK_AHEAD_MAX: usize = 1_024;
+
 /// See `Volume::readdir`.
 pub(crate) async fn readdir(
     mount: &Mount,
@@ -24,7 +27,7 @@ pub(crate) async fn readdir(
     let entries_max = entries_max.min(ENTRIES_MAX);
     let mut entries = mount.look(|tables| names(tables, dir, after, entries_max)).await?;
     if with_attrs {
-        mount.look(|tables| attributes(tables, &mut entries)).await?;
+        mount.look(|tables| attributes(tables, dir, &mut entries)).await?;
     }
     Ok(entries)
 }
@@ -65,7 +68,7 @@ fn names(tables: &mut Tables, dir: InodeNo, after: DirCookie, entries_max: usize
     Ok(entries)
 }
 
-fn attributes(tables: &mut Tables, entries: &mut [Entry]) -> Result<(), Stop> {
+fn attributes(tables: &mut Tables, dir: InodeNo, entries: &mut [Entry]) -> Result<(), Stop> {
     let mut missing = Vec::new();
     for entry in entries.iter_mut().filter(|entry| entry.attr.is_none()) {
         match tables.attr(entry.ino) {
@@ -76,9 +79,15 @@ fn attributes(tables: &mut Tables, entries: &mut [Entry]) -> Result<(), Stop> {
             Err(stop) => return Err(stop),
         }
     }
-    if missing.is_empty() {
-        Ok(())
-    } else {
-        Err(Stop::Need(Need::Inodes(missing)))
+    let Some(last) = entries.last().filter(|_| !missing.is_empty()) else {
+        return Ok(());
+    };
+    // Who asks for these asks for the next ones too: a request for many takes as long as one for few.
+    let from = DirCookie(last.cookie.0.saturating_add(1).max(FIRST_COOKIE.0));
+    let more = LOOK_AHEAD_MAX.saturating_sub(missing.len());
+    if let Ok(following) = tables.list(dir, from, more) {
+        let unknown = following.iter().map(|(_, row)| row.ino);
+        missing.extend(unknown.filter(|ino| !tables.knows_inode(*ino)));
     }
+    Err(Stop::Need(Need::Inodes(missing)))
 }

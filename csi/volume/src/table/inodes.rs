@@ -29,6 +29,11 @@ impl Tables {
         }
     }
 
+    /// True if it is in RAM what the inode is, or that there is none.
+    pub fn knows_inode(&self, ino: InodeNo) -> bool {
+        self.inodes.contains_key(&ino)
+    }
+
     /// The row of an inode that is a directory with a name, so that entries can be made in it.
     ///
     /// # Errors

@@ -20,11 +20,20 @@ const EXTENT_ROWS: usize = 256;
 /// 1,000 attributes of one inode are loaded at a time; their names fit into `XATTR_LIST_BYTES_MAX`.
 const XATTR_ROWS: usize = 1_000;
 
-/// 16 inodes are looked up in the tree at a time when a listing wants their attributes.
+/// 16 look-ups or scans are under way at a time when a listing wants attributes.
 const INODES_AT_ONCE: usize = 16;
 
-/// A scan instead of single look-ups where at least a quarter of what it returns is wanted.
-const SCAN_SPREAD: u64 = 4;
+/// 16 rows that nobody wants cost a scan less than a look-up more.
+const CLUSTER_GAP_MAX: u64 = 16;
+
+/// 512 inode numbers a scan: with content of 4 KiB in each row that is 2 MiB, two GETs; more go beside each other.
+const CLUSTER_SPAN_MAX: u64 = 512;
+
+/// 8 inodes of a folder with neighbouring numbers: those that a tool unpacked, and others of its tree lie around them.
+const WIDEN_FROM: usize = 8;
+
+/// 256 inode numbers, aligned: with content in each row 1 MiB, one GET, instead of one for each of the folders that they are in.
+const WIDE: u64 = 256;
 
 /// Rows that are not in RAM.
 #[derive(Debug, Clone)]
@@ -87,33 +96,59 @@ async fn get_inode(tree: &dyn Tree, ino: InodeNo) -> Result<(InodeNo, Option<Ino
     }
 }
 
-async fn get_inodes(tree: &dyn Tree, mut inos: Vec<InodeNo>) -> Result<Loaded, TreeError> {
+/// Wanted inodes, by those that one scan brings.
+fn clusters(mut inos: Vec<InodeNo>) -> Vec<Vec<InodeNo>> {
     inos.sort_unstable();
     inos.dedup();
-    let (Some(first), Some(last)) = (inos.first().copied(), inos.last().copied()) else {
-        return Ok(Loaded::Inodes(Vec::new()));
-    };
-    if inos.len() > INODES_AT_ONCE && (last.0 - first.0) / SCAN_SPREAD < inos.len() as u64 {
-        let rows = tree
-            .scan(&Key::Inode(first), &Key::Inode(last.next()), usize::MAX)
-            .await?;
-        let mut found: BTreeMap<InodeNo, InodeRow> = BTreeMap::new();
-        for (key, row) in rows {
-            match (key, row) {
-                (Key::Inode(ino), Row::Inode(row)) => found.insert(ino, row),
-                (key, _) => return Err(unfit(&key)),
-            };
+    let mut clusters: Vec<Vec<InodeNo>> = Vec::new();
+    for ino in inos {
+        match clusters.last_mut() {
+            Some(cluster)
+                if ino.0 - cluster[cluster.len() - 1].0 <= CLUSTER_GAP_MAX
+                    && ino.0 - cluster[0].0 < CLUSTER_SPAN_MAX =>
+            {
+                cluster.push(ino);
+            }
+            _ => clusters.push(vec![ino]),
         }
-        return Ok(Loaded::Inodes(
-            inos.into_iter().map(|ino| (ino, found.remove(&ino))).collect(),
-        ));
     }
-    let rows = stream::iter(inos)
-        .map(|ino| get_inode(tree, ino))
+    clusters
+}
+
+/// The bounds of the scan that brings these inodes, both inclusive.
+fn bounds(inos: &[InodeNo]) -> (InodeNo, InodeNo) {
+    let (first, last) = (inos[0], inos[inos.len() - 1]);
+    match inos.len() >= WIDEN_FROM {
+        true => (InodeNo(first.0 & !(WIDE - 1)), InodeNo(last.0 | (WIDE - 1))),
+        false => (first, last),
+    }
+}
+
+/// The rows of these inodes, and of those around them: they come along, and whoever lists one folder often lists the next.
+async fn get_cluster(tree: &dyn Tree, inos: Vec<InodeNo>) -> Result<Vec<(InodeNo, Option<InodeRow>)>, TreeError> {
+    let (first, last) = (inos[0], inos[inos.len() - 1]);
+    if first == last {
+        return Ok(vec![get_inode(tree, first).await?]);
+    }
+    let (from, to) = bounds(&inos);
+    let found = tree.scan(&Key::Inode(from), &Key::Inode(to.next()), usize::MAX).await?;
+    let mut rows: BTreeMap<InodeNo, Option<InodeRow>> = inos.into_iter().map(|ino| (ino, None)).collect();
+    for (key, row) in found {
+        match (key, row) {
+            (Key::Inode(ino), Row::Inode(row)) => rows.insert(ino, Some(row)),
+            (key, _) => return Err(unfit(&key)),
+        };
+    }
+    Ok(rows.into_iter().collect())
+}
+
+async fn get_inodes(tree: &dyn Tree, inos: Vec<InodeNo>) -> Result<Loaded, TreeError> {
+    let rows: Vec<_> = stream::iter(clusters(inos))
+        .map(|cluster| get_cluster(tree, cluster))
         .buffered(INODES_AT_ONCE)
         .try_collect()
         .await?;
-    Ok(Loaded::Inodes(rows))
+    Ok(Loaded::Inodes(rows.into_iter().flatten().collect()))
 }
 
 async fn get_listing(tree: &dyn Tree, dir: InodeNo, from: DirCookie) -> Result<Loaded, TreeError> {
@@ -237,5 +272,36 @@ impl Tables {
             Loaded::Extents { ino, from, until, rows } => self.load_extents(ino, from, until, rows),
             Loaded::Xattrs(ino, values) => self.load_xattrs(ino, values),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_files_made_together_brings_what_was_made_around_them() {
+        let inos = |range: std::ops::Range<u64>| range.map(InodeNo).collect::<Vec<_>>();
+        assert_eq!(bounds(&inos(300..320)), (InodeNo(256), InodeNo(511)));
+        assert_eq!(bounds(&inos(300..307)), (InodeNo(300), InodeNo(306)));
+    }
+
+    #[test]
+    fn inodes_that_lie_together_are_asked_for_together() {
+        let inos = |range: std::ops::Range<u64>| range.map(InodeNo).collect::<Vec<_>>();
+        let mut wanted = [inos(5_000..5_300), inos(7..20), inos(90..91), inos(40..41)].concat();
+        wanted.extend(inos(10..12));
+        wanted.extend(inos(7_000..7_600));
+        let found = clusters(wanted);
+        assert_eq!(
+            found,
+            [
+                inos(7..20),
+                inos(40..41),
+                inos(90..91),
+                inos(5_000..5_256),
+                inos(5_256..5_300)
+            ]
+        );
     }
 }
