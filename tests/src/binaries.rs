@@ -1,11 +1,13 @@
 //! The programs under test, built from the sources as they are now. A test of another package's binary is not rebuilt with it
 //! by cargo, and a test that passes on a stale binary is worse than one that fails.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 /// A program of this workspace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Program {
     /// A binary, by its name.
     Binary(&'static str),
@@ -13,12 +15,20 @@ pub enum Program {
     Example(&'static str),
 }
 
-/// Builds a program if its sources changed, and returns where it is.
+/// Builds a program if its sources changed, and returns where it is. Cargo is asked once for each program in the life of a test
+/// process.
 ///
 /// # Panics
 /// If it does not build; cargo has said why on standard error.
 #[must_use]
 pub fn built(program: Program) -> PathBuf {
+    static BUILT: Mutex<BTreeMap<Program, PathBuf>> = Mutex::new(BTreeMap::new());
+    // Held while cargo runs: a second test that wants the program waits for the first one's build.
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    built.entry(program).or_insert_with(|| build(program)).clone()
+}
+
+fn build(program: Program) -> PathBuf {
     let (option, name) = match program {
         Program::Binary(name) => ("--bin", name),
         Program::Example(name) => ("--example", name),

@@ -23,7 +23,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// Libraries that only one room may know: (dependency, the crates that may name it).
 const ROOMS: &[(&str, &[&str])] = &[
-    ("fuser", &["volume-mount"]),
+    ("fuser", &["volume-mount", "tests"]),
     ("aws-sdk-s3", &["volume-s3"]),
     ("aws-config", &["volume-s3"]),
     ("slatedb", &["volume"]),

@@ -1,0 +1,175 @@
+//! How fast a volume is, beside the disk that it would replace, FUSE with nothing behind it, plain requests by the same client
+//! library, and what Debian has for buckets; all in one run, with the promise about each figure.
+//!
+//! MinIO stands behind a proxy that adds 20 ms to each PUT and 12 ms to each GET and counts. Figures of one run may be compared,
+//! never those of two. `ratio` is the figure as a share of what was promised: 1 and above where more is better, 1 and below
+//! where less is, keeps the promise.
+//!
+//! `cargo test --workspace --bench speed -- [GROUP ...] [--rounds N] [--files N] [--mib N] [--million N] [--no-peers] [--strict]`,
+//! where a group is `files`, `find`, `fsync`, `large`, `tree` or `mount`. `--strict` fails if a promise is not kept.
+
+#![allow(clippy::disallowed_macros, reason = "a bench prints its table")]
+#![allow(clippy::unwrap_used, reason = "each step of a bench must succeed")]
+
+mod groups;
+mod loads;
+mod mounting;
+mod null_fs;
+mod small_files;
+mod systems;
+mod table;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tests::s3_proxy::{Delays, S3Proxy};
+use tests::s3_server::{Kind, S3Server};
+use tokio::runtime::Runtime;
+use volume_s3::{S3Options, S3Store};
+
+use systems::{Place, Running, System};
+use table::Table;
+
+/// What was asked for.
+struct Arguments {
+    groups: Vec<String>,
+    rounds: u64,
+    files: u64,
+    mib: u64,
+    million: u64,
+    peers: bool,
+    strict: bool,
+}
+
+impl Arguments {
+    fn parse() -> Self {
+        let mut parsed = Self {
+            groups: Vec::new(),
+            rounds: 2,
+            files: 4_000,
+            mib: 256,
+            million: 1_000_000,
+            peers: true,
+            strict: false,
+        };
+        let mut given = std::env::args().skip(1);
+        while let Some(argument) = given.next() {
+            let mut number = || given.next().and_then(|n| n.parse().ok()).expect("a number follows");
+            match argument.as_str() {
+                "--rounds" => parsed.rounds = number(),
+                "--files" => parsed.files = number(),
+                "--mib" => parsed.mib = number(),
+                "--million" => parsed.million = number(),
+                "--no-peers" => parsed.peers = false,
+                "--strict" => parsed.strict = true,
+                group if !group.starts_with('-') => parsed.groups.push(group.to_owned()),
+                // What cargo itself passes to a bench.
+                _ => {}
+            }
+        }
+        parsed
+    }
+
+    fn wants(&self, group: &str) -> bool {
+        self.groups.is_empty() || self.groups.iter().any(|wanted| wanted == group)
+    }
+}
+
+/// All that a group needs.
+struct Bench {
+    arguments: Arguments,
+    /// Before the store in the order of ends: a volume is complete only when it has told it.
+    systems: Vec<Running>,
+    proxy: S3Proxy,
+    server: S3Server,
+    runtime: Runtime,
+    place: Place,
+    table: Table,
+    _scratch: tempfile::TempDir,
+}
+
+impl Bench {
+    fn start(arguments: Arguments) -> Option<Self> {
+        let runtime = Runtime::new().unwrap();
+        let server = runtime.block_on(S3Server::start_in_ram(Kind::Minio))?;
+        let proxy = runtime.block_on(async {
+            for bucket in ["bench", "peer-s3fs", "peer-rclone"] {
+                server.bucket(bucket).await;
+            }
+            S3Proxy::start(server.endpoint(), Delays::REGION).await
+        });
+        let scratch = tempfile::Builder::new().prefix("pannier-speed-").tempdir().unwrap();
+        let place = Place {
+            scratch: scratch.path().to_owned(),
+            endpoint: proxy.endpoint(),
+        };
+        let wanted = |system: &System| arguments.peers || !matches!(system, System::S3fs | System::Rclone);
+        let systems = System::ALL
+            .iter()
+            .copied()
+            .filter(wanted)
+            .filter_map(|system| Running::start(system, &place))
+            .collect();
+        Some(Self {
+            arguments,
+            runtime,
+            server,
+            proxy,
+            place,
+            systems,
+            table: Table::default(),
+            _scratch: scratch,
+        })
+    }
+
+    /// Waits until nothing was asked of the store for half a second: what follows is not the cost of what was before.
+    fn settle(&self, system: System) {
+        if system == System::Ext4 || system == System::Null {
+            return;
+        }
+        let begun = Instant::now();
+        let (mut seen, mut since) = (self.proxy.counts(), Instant::now());
+        while since.elapsed() < Duration::from_millis(500) && begun.elapsed() < Duration::from_secs(30) {
+            std::thread::park_timeout(Duration::from_millis(20));
+            let now = self.proxy.counts();
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+        }
+    }
+
+    /// Our client of the store.
+    fn store(&self, endpoint: &str) -> Arc<S3Store> {
+        let options = S3Options {
+            endpoint: Some(endpoint.to_owned()),
+            credentials: S3Server::credentials(),
+            ..S3Options::default()
+        };
+        self.runtime.block_on(S3Store::connect(options)).unwrap()
+    }
+}
+
+fn main() {
+    let mut given = std::env::args().skip(1);
+    if given.next().as_deref() == Some("--serve-null") {
+        let dir = given.next().expect("a folder follows");
+        return null_fs::serve(Path::new(&dir)).unwrap();
+    }
+    let arguments = Arguments::parse();
+    let strict = arguments.strict;
+    let Some(mut bench) = Bench::start(arguments) else {
+        return;
+    };
+    println!("MinIO at {}, behind {:?}", bench.server.endpoint(), Delays::REGION);
+    for (name, group) in groups::ALL {
+        if bench.arguments.wants(name) {
+            let begun = Instant::now();
+            group(&mut bench);
+            println!("{name}: {:.1} s", begun.elapsed().as_secs_f64());
+        }
+    }
+    let missed = bench.table.print();
+    println!("{missed} promises not kept");
+    assert!(!strict || missed == 0, "--strict");
+}

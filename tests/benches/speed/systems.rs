@@ -1,0 +1,219 @@
+//! Who is measured: the disk below, a file system that does nothing, a volume, and what Debian has for a bucket.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, umount2};
+use tests::mounted::{MountOptions, Mounted};
+use tests::s3_server::{S3Server, installed};
+
+/// 30 s for a mount to appear or to end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum System {
+    /// The disk that all caches are on.
+    Ext4,
+    /// FUSE with nothing behind it.
+    Null,
+    /// The client library without a file system.
+    Plain,
+    /// A volume.
+    Pannier,
+    /// s3fs of Debian.
+    S3fs,
+    /// rclone of Debian.
+    Rclone,
+}
+
+impl System {
+    /// All, as the table has them.
+    pub const ALL: [System; 6] = [
+        System::Ext4,
+        System::Null,
+        System::Plain,
+        System::Pannier,
+        System::S3fs,
+        System::Rclone,
+    ];
+
+    /// As the table says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            System::Ext4 => "ext4",
+            System::Null => "null FUSE",
+            System::Plain => "plain S3",
+            System::Pannier => "pannier",
+            System::S3fs => "s3fs",
+            System::Rclone => "rclone",
+        }
+    }
+}
+
+/// Where mounts are made, and of what.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// A folder of the bench's own.
+    pub scratch: PathBuf,
+    /// The store, at the distance of a real one.
+    pub endpoint: String,
+}
+
+/// A system that runs.
+#[derive(Debug)]
+pub struct Running {
+    /// Which.
+    pub system: System,
+    /// Where its files are.
+    pub dir: PathBuf,
+    place: Place,
+    volume: Option<Mounted>,
+    process: Option<Child>,
+}
+
+impl Running {
+    /// Starts a system. `None` where its program is not installed.
+    pub fn start(system: System, place: &Place) -> Option<Self> {
+        let dir = place.scratch.join(format!("{system:?}").to_lowercase());
+        fs::create_dir_all(&dir).unwrap();
+        let mut running = Self {
+            system,
+            dir,
+            place: place.clone(),
+            volume: None,
+            process: None,
+        };
+        running.mount("cache").then_some(running)
+    }
+
+    fn mount(&mut self, cache: &str) -> bool {
+        match self.system {
+            System::Ext4 => true,
+            System::Plain => false,
+            System::Null => {
+                let program = std::env::current_exe().unwrap();
+                let mut command = Command::new(program);
+                command.arg("--serve-null").arg(&self.dir);
+                self.spawn(&mut command)
+            }
+            System::Pannier => {
+                self.volume = Some(Mounted::new(&MountOptions {
+                    location: "s3://bench/volume".to_owned(),
+                    endpoint: self.place.endpoint.clone(),
+                    dir: self.dir.clone(),
+                    cache_dir: self.place.scratch.join(cache),
+                    create: true,
+                    read_only: false,
+                    environment: Vec::new(),
+                }));
+                true
+            }
+            System::S3fs => self.mount_s3fs(),
+            System::Rclone => self.mount_rclone(),
+        }
+    }
+
+    fn mount_s3fs(&mut self) -> bool {
+        let Some(program) = installed("s3fs") else { return false };
+        let mut command = Command::new(program);
+        command.arg("peer-s3fs").arg(&self.dir).arg("-f");
+        command.arg("-o").arg(format!(
+            "url={},use_path_request_style,use_cache={},enable_noobj_cache",
+            self.place.endpoint,
+            self.place.scratch.join("s3fs-cache").display()
+        ));
+        command.envs(S3Server::environment());
+        for (name, value) in S3Server::environment() {
+            command.env(
+                name.replace("AWS_ACCESS_KEY_ID", "AWSACCESSKEYID")
+                    .replace("AWS_SECRET_ACCESS_KEY", "AWSSECRETACCESSKEY"),
+                value,
+            );
+        }
+        self.spawn(&mut command)
+    }
+
+    fn mount_rclone(&mut self) -> bool {
+        let Some(program) = installed("rclone") else {
+            return false;
+        };
+        let mut command = Command::new(program);
+        command.args(["mount", "peer:peer-rclone"]).arg(&self.dir);
+        command.args(["--vfs-cache-mode", "full", "--config", "/dev/null", "--cache-dir"]);
+        command.arg(self.place.scratch.join("rclone-cache"));
+        command.envs(S3Server::environment());
+        command.env("RCLONE_CONFIG_PEER_TYPE", "s3");
+        command.env("RCLONE_CONFIG_PEER_PROVIDER", "Minio");
+        command.env("RCLONE_CONFIG_PEER_ENV_AUTH", "true");
+        command.env("RCLONE_CONFIG_PEER_ENDPOINT", &self.place.endpoint);
+        // Its version in Debian does not start with it.
+        command.env_remove("AWS_CA_BUNDLE");
+        self.spawn(&mut command)
+    }
+
+    /// Starts a process that mounts, and waits for the mount.
+    fn spawn(&mut self, command: &mut Command) -> bool {
+        let outside = device(&self.dir);
+        let log = File::create(self.place.scratch.join(format!("{:?}.log", self.system))).unwrap();
+        let errors = log.try_clone().unwrap();
+        let mut process = command.stdin(Stdio::null()).stdout(log).stderr(errors).spawn().unwrap();
+        let begun = Instant::now();
+        while device(&self.dir).is_none_or(|now| Some(now) == outside) {
+            if begun.elapsed() > PATIENCE || process.try_wait().unwrap().is_some() {
+                println!("{} did not mount and is left out", self.system.name());
+                drop(process.kill());
+                drop(process.wait());
+                return false;
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        self.process = Some(process);
+        true
+    }
+
+    /// Mounts a volume again, which leaves nothing of it in RAM, with its cache on disk or without one. Does nothing to the others.
+    pub fn remount(&mut self, keep_cache: bool) {
+        if let Some(volume) = self.volume.take() {
+            assert!(volume.unmount().success(), "SIGTERM flushes and unmounts");
+            if !keep_cache {
+                let _ = fs::remove_dir_all(self.place.scratch.join("cache"));
+            }
+            self.mount("cache");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(volume) = self.volume.take() {
+            let _ = volume.unmount();
+        }
+        if let Some(mut process) = self.process.take() {
+            let _ = umount2(&self.dir, MntFlags::MNT_DETACH);
+            let begun = Instant::now();
+            while begun.elapsed() < PATIENCE && matches!(process.try_wait(), Ok(None)) {
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+            drop(process.kill());
+            drop(process.wait());
+        }
+        if self.system == System::Ext4 {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// Makes the kernel forget pages, names and attributes, of all file systems.
+pub fn forget_caches(dir: &Path) {
+    let folder = File::open(dir).unwrap();
+    nix::unistd::syncfs(&folder).unwrap_or_else(|error| panic!("syncfs of {}: {error}", dir.display()));
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("root may drop caches");
+}
+
+fn device(dir: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(dir).ok().map(|metadata| metadata.dev())
+}
