@@ -6,9 +6,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 pub mod csi;
+pub mod doctor;
 pub mod engine;
 pub mod log;
 pub mod mount;
+pub mod mounts;
 pub mod store;
 pub mod try_job;
 pub mod volume;

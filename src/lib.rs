@@ -3,5 +3,6 @@
 pub mod cli;
 pub mod host_setup;
 pub mod memory;
+pub mod metrics_server;
 pub mod object_server;
 pub mod try_job;

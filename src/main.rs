@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pannier::cli::{Failure, csi, engine, log, mount, try_job, volume};
+use pannier::cli::{Failure, csi, doctor, engine, log, mount, mounts, try_job, volume};
 
 /// Volumes in S3, mounted as POSIX file systems.
 #[derive(Parser)]
@@ -17,13 +17,17 @@ struct Pannier {
 enum Command {
     /// Mount one volume in the foreground
     Mount(mount::MountArgs),
+    /// List what this node's engine serves, and how much of it is not in the bucket yet
+    Mounts(mounts::MountsArgs),
     /// Look at the volumes of a bucket, check and remove them
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
     /// Serve the CSI plugin that Nomad runs: identity, and controller, node or both
-    Csi(csi::CsiArgs),
+    Csi(Box<csi::CsiArgs>),
     /// Serve the mounts of a node (started by `pannier csi`)
     Engine(engine::EngineArgs),
+    /// Look whether this node can run Pannier, and say what to do where it cannot
+    Doctor(doctor::DoctorArgs),
     /// Run a Nomad job and its volume on this machine, over Nomad's own protocols
     Try(try_job::TryArgs),
 }
@@ -49,11 +53,19 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Csi(args) => {
             log::to_stderr("info")?;
-            on_runtime(csi::run(args))
+            on_runtime(csi::run(*args))
         }
         Command::Engine(args) => {
             log::to_file_or_stderr(args.log_file.as_deref(), "info,slatedb=warn")?;
             on_runtime(engine::run(args))
+        }
+        Command::Mounts(args) => {
+            log::to_stderr("error")?;
+            on_runtime(mounts::run(args))
+        }
+        Command::Doctor(args) => {
+            log::to_stderr("error")?;
+            on_runtime(doctor::run(args))
         }
         Command::Try(args) => {
             log::to_stderr("warn")?;

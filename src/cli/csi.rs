@@ -16,6 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use volume_mount::clock::SystemClock;
 
 use super::Failure;
+use crate::metrics_server::{AddressError, process_metrics, serve_metrics};
 
 /// Serve the CSI plugin: identity, and controller, node or both.
 #[derive(Debug, Clone, Args)]
@@ -68,6 +69,21 @@ pub struct CsiArgs {
     /// Whether to start an engine if none listens; yes.
     #[arg(long, env = "PANNIER_ENGINE_START", value_name = "true|false")]
     engine_start: Option<bool>,
+    /// Where to serve metrics over HTTP: an address with a port, or unix:///PATH; nowhere if not given.
+    #[arg(long, env = "PANNIER_METRICS")]
+    metrics: Option<String>,
+    /// The same for the engine, if this plugin starts it.
+    #[arg(long, env = "PANNIER_ENGINE_METRICS")]
+    engine_metrics: Option<String>,
+    /// Storage class of what is put; the store's own if not given.
+    #[arg(long, env = "PANNIER_STORAGE_CLASS")]
+    storage_class: Option<String>,
+    /// Encryption by the store: AES256, aws:kms or aws:kms:dsse; what the bucket does by itself if not given.
+    #[arg(long, env = "PANNIER_SSE")]
+    sse: Option<String>,
+    /// Key for aws:kms; the account's own if not given.
+    #[arg(long, env = "PANNIER_SSE_KMS_KEY_ID")]
+    sse_kms_key_id: Option<String>,
     /// Folder for cached data; `cache` in the state folder.
     #[arg(long, env = "PANNIER_CACHE_DIR")]
     cache_dir: Option<PathBuf>,
@@ -107,6 +123,9 @@ pub enum CsiError {
     /// The system refused a signal handler.
     #[error("signals cannot be awaited: {0}")]
     Start(std::io::Error),
+    /// Metrics cannot be served where they were asked for.
+    #[error("metrics: {0}")]
+    Metrics(#[from] AddressError),
     /// Serving failed.
     #[error(transparent)]
     Serve(#[from] ServeError),
@@ -128,6 +147,10 @@ pub async fn run(args: CsiArgs) -> Result<(), Failure> {
 async fn until_told(config: Config) -> Result<(), CsiError> {
     let mut term = signal(SignalKind::terminate()).map_err(CsiError::Start)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(CsiError::Start)?;
+    if let Some(address) = &config.metrics {
+        let text = || csi_driver::metrics::metrics(env!("CARGO_PKG_VERSION")) + &process_metrics();
+        tokio::spawn(serve_metrics(address.parse()?, Arc::new(text)));
+    }
     let parts = Parts {
         mode: config.mode,
         endpoint: config.endpoint,
@@ -170,6 +193,11 @@ impl CsiArgs {
             staging_root: self.staging_root,
             engine_socket: self.engine_socket,
             engine_start: self.engine_start,
+            metrics: self.metrics,
+            engine_metrics: self.engine_metrics,
+            storage_class: self.storage_class,
+            sse: self.sse,
+            sse_kms_key_id: self.sse_kms_key_id,
             cache_dir: self.cache_dir,
             cache_disk_bytes: self.cache_disk_bytes,
             cache_ram_bytes: self.cache_ram_bytes,
@@ -244,7 +272,13 @@ mod tests {
             .get_arguments()
             .filter_map(|arg| arg.get_env()?.to_str())
             .collect();
-        for file in ["csi-controller.nomad.hcl", "csi-node.nomad.hcl"] {
+        let files = [
+            "csi-controller.nomad.hcl",
+            "csi-node.nomad.hcl",
+            "csi-monolith.nomad.hcl",
+            "csi-node-podman.nomad.hcl",
+        ];
+        for file in files {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs").join(file);
             let text = std::fs::read_to_string(&path).unwrap();
             hcl::parse(&text).unwrap_or_else(|error| panic!("{file}: {error}"));
@@ -255,6 +289,31 @@ mod tests {
                 assert!(known.contains(&word), "{file}: {word} is none of {known:?}");
             }
         }
+    }
+
+    /// Goal: what jobs/pannier-engine.service runs is a command of ours, and systemd takes the unit. Method: clap parses its
+    /// line; `systemd-analyze verify` reads it where that is installed.
+    #[test]
+    fn the_unit_of_the_engine_runs_what_there_is() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs/pannier-engine.service");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/pannier ")).unwrap();
+        #[derive(Debug, Parser)]
+        struct Engine {
+            #[command(flatten)]
+            args: crate::cli::engine::EngineArgs,
+        }
+        let parsed = Engine::try_parse_from(line.split(' ')).unwrap();
+        assert!(parsed.args.socket.ends_with("engine.sock") && parsed.args.cache_dir.is_some());
+        let dir = tempfile::tempdir().unwrap();
+        let here = text.replace("/usr/local/bin/pannier", "/bin/true");
+        let unit = dir.path().join("pannier-engine.service");
+        std::fs::write(&unit, here).unwrap();
+        let Ok(verified) = std::process::Command::new("systemd-analyze").arg("verify").arg(&unit).output() else {
+            return;
+        };
+        let said = String::from_utf8_lossy(&verified.stderr);
+        assert!(!said.contains("pannier-engine.service:"), "{said}");
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! `pannier engine`: the process that serves the mounts of a node.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use volume::volume::CacheConfig;
+use volume_mount::engine::LOOK_EVERY;
 use volume_mount::engine::process::{EngineConfig, run_engine};
 
 use super::Failure;
+use crate::metrics_server::{MetricsAddress, process_metrics, serve_metrics};
 
 /// Arguments of `pannier engine`.
 #[derive(Debug, Args)]
@@ -20,6 +24,12 @@ pub struct EngineArgs {
     /// Folder on a local disk that keeps what was read, for mounts that name none
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// Where to serve metrics over HTTP: an address with a port, or unix:///PATH; nowhere if not given
+    #[arg(long, value_name = "ADDRESS", env = "PANNIER_ENGINE_METRICS")]
+    pub metrics: Option<MetricsAddress>,
+    /// How many seconds may pass until a mount knows that its volume was expanded
+    #[arg(long, value_name = "SECONDS", env = "PANNIER_ENGINE_LOOK_EVERY", default_value_t = LOOK_EVERY.as_secs())]
+    pub look_every: u64,
     /// Most bytes of each volume in that folder
     #[arg(long, value_name = "BYTES")]
     pub cache_bytes: Option<u64>,
@@ -45,11 +55,18 @@ pub async fn run(args: EngineArgs) -> Result<(), Failure> {
         socket: args.socket,
         cache,
         state_dir: args.state_dir,
+        look_every: Duration::from_secs(args.look_every.max(1)),
         version: env!("CARGO_PKG_VERSION"),
     };
     let socket = config.socket.display().to_string();
-    run_engine(config, || {
-        tracing::info!(socket, pid = std::process::id(), "the engine serves")
+    run_engine(config, |engine| {
+        tracing::info!(socket, pid = std::process::id(), "the engine serves");
+        if let Some(address) = args.metrics {
+            tokio::spawn(serve_metrics(
+                address,
+                Arc::new(move || engine.metrics(env!("CARGO_PKG_VERSION")) + &process_metrics()),
+            ));
+        }
     })
     .await?;
     Ok(())

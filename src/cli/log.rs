@@ -1,5 +1,5 @@
-//! Logging for subcommands: where lines go, and how many. `PANNIER_LOG` overrides the level, as in
-//! `PANNIER_LOG=volume=debug,info`.
+//! Logging for subcommands: where lines go, how many, and in which form. `PANNIER_LOG` overrides the level, as in
+//! `PANNIER_LOG=volume=debug,info`; with `PANNIER_LOG_FORMAT=json` each line is an object.
 
 mod file;
 
@@ -19,6 +19,12 @@ fn filter(default: &str) -> EnvFilter {
     EnvFilter::try_from_env("PANNIER_LOG").unwrap_or_else(|_| EnvFilter::new(default))
 }
 
+/// Whether lines are objects.
+fn is_json() -> bool {
+    #[expect(clippy::disallowed_methods, reason = "this is where the program is told how to log")]
+    std::env::var_os("PANNIER_LOG_FORMAT").is_some_and(|format| format == "json")
+}
+
 /// Logs to stderr, from level `default` on.
 ///
 /// # Errors
@@ -29,9 +35,11 @@ pub fn to_stderr(default: &str) -> Result<(), Failure> {
         .with_env_filter(filter(default))
         .with_writer(std::io::stderr)
         .with_ansi(is_terminal);
-    subscriber
-        .try_init()
-        .map_err(|error| Failure::new(format!("cannot set up logging: {error}")))
+    let set_up = match is_json() {
+        true => subscriber.json().flatten_event(true).try_init(),
+        false => subscriber.try_init(),
+    };
+    set_up.map_err(|error| Failure::new(format!("cannot set up logging: {error}")))
 }
 
 /// Logs to the end of `file`, or to stderr without one. Of a file and its predecessor (`FILE.1`) at most 16 MiB each are
@@ -47,7 +55,9 @@ pub fn to_file_or_stderr(file: Option<&Path>, default: &str) -> Result<(), Failu
         .with_env_filter(filter(default))
         .with_writer(Mutex::new(file))
         .with_ansi(false);
-    subscriber
-        .try_init()
-        .map_err(|error| Failure::new(format!("cannot set up logging: {error}")))
+    let set_up = match is_json() {
+        true => subscriber.json().flatten_event(true).try_init(),
+        false => subscriber.try_init(),
+    };
+    set_up.map_err(|error| Failure::new(format!("cannot set up logging: {error}")))
 }

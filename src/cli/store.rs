@@ -34,6 +34,7 @@ impl StoreArgs {
             path_style: self.path_style.then_some(true),
             ca_bundle: self.ca_bundle.clone().or_else(|| self.aws_ca_bundle.clone()),
             keys: None,
+            ..Access::default()
         }
     }
 }

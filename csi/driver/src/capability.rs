@@ -7,7 +7,7 @@
 use proto::csi::v1::VolumeCapability;
 use proto::csi::v1::volume_capability::{AccessType, access_mode::Mode};
 use serde::{Deserialize, Serialize};
-use volume::head::AccessMode;
+use volume::head::{AccessMode, settings};
 
 use crate::error::DriverError;
 
@@ -21,7 +21,26 @@ pub struct Capability {
     pub mode: AccessMode,
     /// How the mount behaves.
     pub flags: BindFlags,
+    /// Whose the top directory is to be.
+    pub owner: Owner,
 }
+
+/// Whose the top directory of a volume is to be while a job uses it; what is not set stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Owner {
+    /// Its owner.
+    pub uid: Option<u32>,
+    /// Its group.
+    pub gid: Option<u32>,
+    /// Its permission bits.
+    pub mode: Option<u16>,
+    /// Permission bits to have besides.
+    pub more_mode: u16,
+}
+
+/// rwxrws---: what a group needs that is given to a volume as a whole, as Kubernetes does it: its members may write, and
+/// what they make is the group's again.
+const GROUP_MODE: u16 = 0o2070;
 
 /// Options of one mount of a volume. They hold for that mount, not for the volume: two publications may differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -49,7 +68,7 @@ impl Capability {
         let given = given.ok_or(DriverError::Missing {
             field: "volume_capability",
         })?;
-        let flags = match &given.access_type {
+        let (flags, owner) = match &given.access_type {
             Some(AccessType::Mount(mount)) => {
                 if !mount.fs_type.is_empty() && mount.fs_type != FS_TYPE {
                     return Err(DriverError::invalid(
@@ -57,13 +76,13 @@ impl Capability {
                         format!("cannot be {:?}: leave it out, or give {FS_TYPE:?}", mount.fs_type),
                     ));
                 }
+                let (flags, mut owner) = BindFlags::parse(&mount.mount_flags)?;
                 if !mount.volume_mount_group.is_empty() {
-                    return Err(DriverError::invalid(
-                        "volume_mount_group".into(),
-                        "is not offered".into(),
-                    ));
+                    let group = settings::id("volume_mount_group", &mount.volume_mount_group)?;
+                    owner.gid = owner.gid.or(Some(group));
+                    owner.more_mode = GROUP_MODE;
                 }
-                BindFlags::parse(&mount.mount_flags)?
+                (flags, owner)
             }
             Some(AccessType::Block(_)) => {
                 return Err(DriverError::invalid(
@@ -81,6 +100,7 @@ impl Capability {
         Ok(Self {
             mode: mode(number)?,
             flags,
+            owner,
         })
     }
 
@@ -103,47 +123,57 @@ impl BindFlags {
     ///
     /// # Errors
     /// `Invalid` naming the first flag that Pannier does not act on.
-    pub fn parse(flags: &[String]) -> Result<Self, DriverError> {
-        let mut parsed = Self::default();
+    pub fn parse(flags: &[String]) -> Result<(Self, Owner), DriverError> {
+        let (mut parsed, mut owner) = (Self::default(), Owner::default());
         for flag in flags.iter().flat_map(|flags| flags.split(',')) {
-            match flag.trim() {
-                "" | "rw" | "defaults" | "relatime" | "suid" | "exec" | "dev" => {}
-                "ro" => parsed.read_only = true,
-                "noexec" => parsed.noexec = true,
-                "nosuid" => parsed.nosuid = true,
-                "nodev" => parsed.nodev = true,
-                "noatime" => parsed.noatime = true,
-                unknown => {
-                    return Err(DriverError::invalid(
-                        "mount_options.mount_flags".into(),
-                        format!("cannot hold {unknown:?}; known are ro, rw, noexec, nosuid, nodev, noatime"),
-                    ));
-                }
+            let flag = flag.trim();
+            match flag.split_once('=') {
+                Some(("uid", value)) => owner.uid = Some(settings::id("uid", value)?),
+                Some(("gid", value)) => owner.gid = Some(settings::id("gid", value)?),
+                Some(("mode", value)) => owner.mode = Some(settings::mode(value)?),
+                _ => parsed.set(flag)?,
             }
         }
-        Ok(parsed)
+        Ok((parsed, owner))
+    }
+
+    fn set(&mut self, flag: &str) -> Result<(), DriverError> {
+        match flag {
+            "" | "rw" | "defaults" | "relatime" | "suid" | "exec" | "dev" => {}
+            "ro" => self.read_only = true,
+            "noexec" => self.noexec = true,
+            "nosuid" => self.nosuid = true,
+            "nodev" => self.nodev = true,
+            "noatime" => self.noatime = true,
+            unknown => {
+                return Err(DriverError::invalid(
+                    "mount_options.mount_flags".into(),
+                    format!(
+                        "cannot hold {unknown:?}; known are ro, rw, noexec, nosuid, nodev, noatime, uid=, gid= and mode="
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 }
 
 fn mode(number: i32) -> Result<AccessMode, DriverError> {
-    let refused = |name: &str| {
-        Err(DriverError::invalid(
-            "access_mode".into(),
-            format!("cannot be {name}: Pannier offers single-node-writer and single-node-reader-only"),
-        ))
-    };
     match Mode::try_from(number) {
         Ok(Mode::SingleNodeWriter) => Ok(AccessMode::SingleNodeWriter),
         Ok(Mode::SingleNodeReaderOnly) => Ok(AccessMode::SingleNodeReaderOnly),
-        Ok(Mode::MultiNodeReaderOnly) => refused("multi-node-reader-only"),
-        Ok(Mode::MultiNodeSingleWriter) => refused("multi-node-single-writer"),
-        Ok(Mode::MultiNodeMultiWriter) => refused("multi-node-multi-writer"),
-        Ok(Mode::SingleNodeSingleWriter) => refused("single-node-single-writer"),
-        Ok(Mode::SingleNodeMultiWriter) => refused("single-node-multi-writer"),
+        Ok(Mode::MultiNodeReaderOnly) => Ok(AccessMode::MultiNodeReaderOnly),
+        Ok(Mode::MultiNodeSingleWriter) => Ok(AccessMode::MultiNodeSingleWriter),
+        Ok(Mode::MultiNodeMultiWriter) => Ok(AccessMode::MultiNodeMultiWriter),
+        Ok(Mode::SingleNodeSingleWriter) => Ok(AccessMode::SingleNodeSingleWriter),
+        Ok(Mode::SingleNodeMultiWriter) => Ok(AccessMode::SingleNodeMultiWriter),
         Ok(Mode::Unknown) => Err(DriverError::Missing {
             field: "volume_capability.access_mode",
         }),
-        Err(_) => refused(&format!("number {number}")),
+        Err(_) => Err(DriverError::invalid(
+            "access_mode".into(),
+            format!("cannot be number {number}: Nomad's five modes are known"),
+        )),
     }
 }
 
@@ -166,27 +196,25 @@ mod tests {
 
     /// Rule 13: Nomad sends whatever mode a job names, so the driver says what it has.
     #[test]
-    fn every_mode_but_the_two_offered_is_refused_by_its_nomad_name() {
-        for (mode, word) in [
-            (Mode::MultiNodeReaderOnly, "multi-node-reader-only"),
-            (Mode::MultiNodeSingleWriter, "multi-node-single-writer"),
-            (Mode::MultiNodeMultiWriter, "multi-node-multi-writer"),
-            (Mode::SingleNodeSingleWriter, "single-node-single-writer"),
-            (Mode::SingleNodeMultiWriter, "single-node-multi-writer"),
-        ] {
-            let text = refusal(&capability(mode, MountVolume::default()));
-            assert!(
-                text.contains(word) && text.contains("offers single-node-writer"),
-                "{text}"
-            );
-        }
-        for (mode, read) in [
-            (Mode::SingleNodeWriter, AccessMode::SingleNodeWriter),
-            (Mode::SingleNodeReaderOnly, AccessMode::SingleNodeReaderOnly),
-        ] {
+    fn every_mode_is_read_and_another_number_is_refused() {
+        let modes = [
+            Mode::SingleNodeWriter,
+            Mode::SingleNodeReaderOnly,
+            Mode::SingleNodeSingleWriter,
+            Mode::SingleNodeMultiWriter,
+            Mode::MultiNodeReaderOnly,
+            Mode::MultiNodeSingleWriter,
+            Mode::MultiNodeMultiWriter,
+        ];
+        for (mode, read) in modes.into_iter().zip(AccessMode::ALL) {
             let checked = Capability::check(Some(&capability(mode, MountVolume::default()))).unwrap();
             assert_eq!(checked.mode, read);
+            let word = mode.as_str_name().to_lowercase().replace('_', "-");
+            assert_eq!(read.to_string(), word);
         }
+        let mut odd = capability(Mode::SingleNodeWriter, MountVolume::default());
+        odd.access_mode = Some(proto::csi::v1::volume_capability::AccessMode { mode: 99 });
+        assert!(refusal(&odd).contains("99"));
     }
 
     #[test]
@@ -218,7 +246,22 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(checked.flags, expected);
-        assert!(refusal(&with(&["discard"], "")).contains("\"discard\""));
+        let owned = Capability::check(Some(&with(&["uid=1000,gid=100", "mode=0750"], ""))).unwrap();
+        let owner = Owner {
+            uid: Some(1000),
+            gid: Some(100),
+            mode: Some(0o750),
+            more_mode: 0,
+        };
+        assert_eq!((owned.owner, checked.owner), (owner, Owner::default()));
+        for (flag, named) in [
+            ("uid=me", "uid"),
+            ("mode=99999", "mode"),
+            ("umask=022", "umask"),
+            ("discard", "discard"),
+        ] {
+            assert!(refusal(&with(&[flag], "")).contains(named), "{flag}");
+        }
         assert!(refusal(&with(&[], "ext4")).contains("\"ext4\""));
     }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use volume::volume_id::NodeId;
-use volume_s3::{S3Location, S3Options};
+use volume_s3::{PutOptions, S3Location, S3Options};
 
 use crate::mounter::engine::{EngineCommand, EngineConfig};
 use crate::targets::Folders;
@@ -91,6 +91,16 @@ pub struct RawConfig {
     pub engine_socket: Option<PathBuf>,
     /// Whether to start an engine if none listens. Default: yes.
     pub engine_start: Option<bool>,
+    /// Where the plugin serves metrics: `HOST:PORT` or `unix:///PATH`. Default: nowhere.
+    pub metrics: Option<String>,
+    /// Where an engine that the plugin starts serves metrics. Default: nowhere.
+    pub engine_metrics: Option<String>,
+    /// Storage class of what is put. Default: the store's.
+    pub storage_class: Option<String>,
+    /// Encryption by the store: `AES256`, `aws:kms` or `aws:kms:dsse`. Default: what the bucket does by itself.
+    pub sse: Option<String>,
+    /// Key for `aws:kms`. Default: the account's own.
+    pub sse_kms_key_id: Option<String>,
     /// Folder for cached data. Default: `cache` in the state folder.
     pub cache_dir: Option<PathBuf>,
     /// Most bytes of cached data on disk, for each volume. Default: the engine's.
@@ -135,6 +145,8 @@ pub struct Config {
     pub store: S3Options,
     /// How the engine is reached.
     pub engine: EngineConfig,
+    /// Where the plugin serves metrics.
+    pub metrics: Option<String>,
 }
 
 impl RawConfig {
@@ -155,6 +167,11 @@ impl RawConfig {
             staging_root: self.staging_root.or(lower.staging_root),
             engine_socket: self.engine_socket.or(lower.engine_socket),
             engine_start: self.engine_start.or(lower.engine_start),
+            metrics: self.metrics.or(lower.metrics),
+            engine_metrics: self.engine_metrics.or(lower.engine_metrics),
+            storage_class: self.storage_class.or(lower.storage_class),
+            sse: self.sse.or(lower.sse),
+            sse_kms_key_id: self.sse_kms_key_id.or(lower.sse_kms_key_id),
             cache_dir: self.cache_dir.or(lower.cache_dir),
             cache_disk_bytes: self.cache_disk_bytes.or(lower.cache_disk_bytes),
             cache_ram_bytes: self.cache_ram_bytes.or(lower.cache_ram_bytes),
@@ -171,6 +188,11 @@ impl RawConfig {
             &mut self.prefix,
             &mut self.s3_endpoint,
             &mut self.region,
+            &mut self.metrics,
+            &mut self.engine_metrics,
+            &mut self.storage_class,
+            &mut self.sse,
+            &mut self.sse_kms_key_id,
         ];
         for text in texts {
             *text = text.take().filter(|text| !text.is_empty());
@@ -202,6 +224,7 @@ impl Config {
         let node_id = mistakes.keep(node_id(raw.node_id.as_deref(), mode));
         let location = mistakes.keep(location(raw.bucket.as_deref(), raw.prefix.as_deref()));
         mistakes.keep(url(raw.s3_endpoint.as_deref()));
+        let put = mistakes.keep(put_options(&raw));
         let folders = mistakes.keep(folders(raw.state_dir, raw.staging_root));
         let state = folders
             .as_ref()
@@ -220,7 +243,7 @@ impl Config {
         ) else {
             return Err(mistakes.0);
         };
-        let command = EngineCommand {
+        let mut command = EngineCommand {
             program,
             args: vec![
                 "engine".into(),
@@ -233,10 +256,15 @@ impl Config {
             ],
             log: state.join("engine.log"),
         };
+        if let Some(address) = raw.engine_metrics {
+            command.args.extend(["--metrics".into(), address]);
+        }
+        let put = put.expect("a mistake there has returned above");
         let path_style = raw.path_style.unwrap_or(raw.s3_endpoint.is_some());
         Ok(Self {
             mode,
             endpoint,
+            metrics: raw.metrics,
             engine: EngineConfig {
                 socket: engine_socket,
                 command: raw.engine_start.unwrap_or(true).then_some(command),
@@ -246,6 +274,7 @@ impl Config {
                 s3_endpoint: raw.s3_endpoint.clone(),
                 region: raw.region.clone(),
                 path_style,
+                put: put.clone(),
                 ca_bundle: raw.ca_bundle.clone(),
                 cache_dir: Some(raw.cache_dir.unwrap_or_else(|| state.join("cache"))),
                 cache_disk_bytes: raw.cache_disk_bytes.unwrap_or(0),
@@ -259,6 +288,7 @@ impl Config {
                 region: raw.region,
                 path_style: Some(path_style),
                 ca_bundle: raw.ca_bundle,
+                put,
                 ..S3Options::default()
             },
         })
@@ -316,6 +346,16 @@ fn node_id(given_id: Option<&str>, mode: Option<Mode>) -> Result<NodeId, ConfigE
         (Err(missing), _) => return Err(missing),
     };
     NodeId::new(id).map_err(|error| wrong("node_id", error.to_string()))
+}
+
+fn put_options(raw: &RawConfig) -> Result<PutOptions, ConfigError> {
+    let put = PutOptions {
+        storage_class: raw.storage_class.clone(),
+        sse: raw.sse.clone(),
+        sse_kms_key_id: raw.sse_kms_key_id.clone(),
+    };
+    put.check().map_err(|error| wrong(error.key, error.detail))?;
+    Ok(put)
 }
 
 fn location(bucket: Option<&str>, prefix: Option<&str>) -> Result<S3Location, ConfigError> {

@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 use volume::admin::{Admin, AdminError, CapacityRange, CreateVolume, Led, ListedVolume, PublishVolume};
 use volume::clock::Clock;
-use volume::head::{AccessMode, Parameters};
+use volume::head::Parameters;
 use volume::volume_id::{NodeId, VolumeId};
 
 use crate::capability::Capability;
@@ -23,9 +23,12 @@ use crate::cluster::ClustersRef;
 use crate::credentials::Credentials;
 use crate::deadlines::{CONTROLLER_MAX, Progress, within};
 use crate::error::DriverError;
-use crate::grpc::{not_offered, reply, volume_of};
+use crate::grpc::{Call, not_offered, reply, volume_of};
 use crate::keyring::Keyring;
 use crate::publish_context;
+
+mod changes;
+mod condition;
 
 /// In front of every page token. No volume id holds a colon, so what somebody made up is told from a token.
 const PAGE_TAG: &str = "after:";
@@ -67,8 +70,9 @@ impl ControllerService {
         required("name", &request.name)?;
         Capability::check_all(&request.volume_capabilities)?;
         refuse("volume_content_source", request.volume_content_source.is_some())?;
-        refuse("mutable_parameters", !request.mutable_parameters.is_empty())?;
-        let parameters: BTreeMap<_, _> = request.parameters.into_iter().collect();
+        // What may be changed later may be given at creation in either map.
+        let parameters = request.parameters.into_iter().chain(request.mutable_parameters);
+        let parameters: BTreeMap<_, _> = parameters.collect();
         let parameters = Parameters::from_map(&parameters)?;
         let capacity = capacity(request.capacity_range)?;
         let volume = VolumeId::of_name(&request.name).map_err(|source| DriverError::Name { field: "name", source })?;
@@ -109,10 +113,9 @@ impl ControllerService {
         let node_id = NodeId::new(&request.node_id).map_err(|_| DriverError::NoNode {
             node: request.node_id.clone(),
         })?;
-        // Not `request.readonly`: a reader of a writer's volume gets a read-only bind mount, so readers and writers
-        // may come and go on one node (rule 12). Only a volume that nobody on the node may write is opened for
-        // reading.
-        let read_only = capability.mode == AccessMode::SingleNodeReaderOnly;
+        // Of a volume that one node has alone, a reader gets a read-only bind mount of the writer's own, so both may come
+        // and go (rule 12).
+        let read_only = capability.mode.reads_only(request.readonly);
         let admin = self.admin(&volume, &request.secrets).await?;
         let lease = admin
             .publish(&PublishVolume {
@@ -194,7 +197,7 @@ impl ControllerService {
             volume: Some(volume_of(&head)),
             status: Some(csi::controller_get_volume_response::VolumeStatus {
                 published_node_ids: published(&head),
-                volume_condition: None,
+                volume_condition: Some(condition::of_head(&head)),
             }),
         })
     }
@@ -207,7 +210,7 @@ fn entry(listed: &ListedVolume) -> csi::list_volumes_response::Entry {
             volume: Some(volume_of(head)),
             status: Some(VolumeStatus {
                 published_node_ids: published(head),
-                volume_condition: None,
+                volume_condition: Some(condition::of_head(head)),
             }),
         },
         // `nomad volume status` is the only place where Nomad shows that a volume is ill.
@@ -218,10 +221,7 @@ fn entry(listed: &ListedVolume) -> csi::list_volumes_response::Entry {
             }),
             status: Some(VolumeStatus {
                 published_node_ids: Vec::new(),
-                volume_condition: Some(csi::VolumeCondition {
-                    abnormal: true,
-                    message: error.to_string(),
-                }),
+                volume_condition: Some(condition::unreadable(error)),
             }),
         },
     }
@@ -284,12 +284,12 @@ fn capacity(range: Option<csi::CapacityRange>) -> Result<CapacityRange, DriverEr
 macro_rules! call {
     ($self:ident, $rpc:literal, $about:expr, $method:ident, $request:expr) => {{
         let (service, request) = ($self.clone(), $request.into_inner());
-        let about = $about(&request);
+        let call = Call::new($rpc, $about(&request));
         let work = |steps: Progress| async move {
             steps.at("waiting for the bucket");
             service.$method(request).await
         };
-        reply($rpc, &about, within($rpc, CONTROLLER_MAX, work).await)
+        reply(call, within($rpc, CONTROLLER_MAX, work).await)
     }};
 }
 
@@ -354,6 +354,11 @@ impl Controller for ControllerService {
             rpc::Type::ListVolumes,
             rpc::Type::ListVolumesPublishedNodes,
             rpc::Type::GetVolume,
+            rpc::Type::VolumeCondition,
+            rpc::Type::GetCapacity,
+            rpc::Type::ExpandVolume,
+            rpc::Type::SingleNodeMultiWriter,
+            rpc::Type::ModifyVolume,
         ];
         let capability = |kind: rpc::Type| csi::ControllerServiceCapability {
             r#type: Some(Type::Rpc(Rpc { r#type: kind.into() })),
@@ -363,8 +368,9 @@ impl Controller for ControllerService {
         }))
     }
 
-    async fn get_capacity(&self, _: Request<csi::GetCapacityRequest>) -> Reply<csi::GetCapacityResponse> {
-        not_offered("GetCapacity")
+    async fn get_capacity(&self, request: Request<csi::GetCapacityRequest>) -> Reply<csi::GetCapacityResponse> {
+        let about = |_: &csi::GetCapacityRequest| String::new();
+        call!(self, "GetCapacity", about, capacity, request)
     }
 
     async fn create_snapshot(&self, _: Request<csi::CreateSnapshotRequest>) -> Reply<csi::CreateSnapshotResponse> {
@@ -385,16 +391,18 @@ impl Controller for ControllerService {
 
     async fn controller_expand_volume(
         &self,
-        _: Request<csi::ControllerExpandVolumeRequest>,
+        request: Request<csi::ControllerExpandVolumeRequest>,
     ) -> Reply<csi::ControllerExpandVolumeResponse> {
-        not_offered("ControllerExpandVolume")
+        let about = |r: &csi::ControllerExpandVolumeRequest| r.volume_id.clone();
+        call!(self, "ControllerExpandVolume", about, expand, request)
     }
 
     async fn controller_modify_volume(
         &self,
-        _: Request<csi::ControllerModifyVolumeRequest>,
+        request: Request<csi::ControllerModifyVolumeRequest>,
     ) -> Reply<csi::ControllerModifyVolumeResponse> {
-        not_offered("ControllerModifyVolume")
+        let about = |r: &csi::ControllerModifyVolumeRequest| r.volume_id.clone();
+        call!(self, "ControllerModifyVolume", about, modify, request)
     }
 }
 

@@ -79,12 +79,12 @@ pub enum DriverError {
         /// The path.
         path: PathBuf,
     },
-    /// A writer came while the volume is mounted for reading only, and in use.
-    #[error("volume {volume} is mounted read-only on this node and in use at {}", path.display())]
-    ReadOnlyInUse {
+    /// A second path was asked for of a volume that is for one writer at one path.
+    #[error("volume {volume} is published at {} already, and single-node-single-writer allows one path", path.display())]
+    PublishedOnce {
         /// The volume.
         volume: String,
-        /// One of the paths in use.
+        /// Where it is.
         path: PathBuf,
     },
     /// Something that is not ours is mounted at the path.
@@ -98,6 +98,14 @@ pub enum DriverError {
         fs_type: String,
         /// Source found.
         source_name: String,
+    },
+    /// The volume is smaller than what the node is to show.
+    #[error("volume {volume} has {capacity_bytes} bytes: ControllerExpandVolume comes first")]
+    NotExpanded {
+        /// The volume.
+        volume: String,
+        /// As its head says.
+        capacity_bytes: u64,
     },
     /// The mount is there and does not answer.
     #[error("the mount of volume {volume} at {} does not answer", path.display())]

@@ -8,7 +8,10 @@
 //! - NOT_FOUND of an unpublish or unstage counts as done, so a bucket that is missing is not NOT_FOUND.
 //! - ABORTED of a list says "bad token".
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use proto::csi::v1 as csi;
+use tokio::time::Instant;
 use tonic::{Code, Response, Status};
 use tracing::{debug, error, info, warn};
 use volume::admin::AdminError;
@@ -17,28 +20,60 @@ use volume::head::HeadError;
 use volume::probe::ProbeError;
 
 use crate::error::DriverError;
+use crate::metrics;
 use crate::mounter::MountError;
+
+/// A call under way, for the log and the metrics.
+#[derive(Debug)]
+pub struct Call {
+    rpc: &'static str,
+    volume: String,
+    /// Its number in the life of this process.
+    request: u64,
+    begun: Instant,
+}
+
+impl Call {
+    /// A call that came now. `volume` is what it is about: an id, a name, or nothing.
+    pub fn new(rpc: &'static str, volume: String) -> Self {
+        static REQUESTS: AtomicU64 = AtomicU64::new(1);
+        Self {
+            rpc,
+            volume,
+            request: REQUESTS.fetch_add(1, Ordering::Relaxed),
+            begun: Instant::now(),
+        }
+    }
+}
 
 /// Ends a call: its answer, or its failure as a status. Each failure is logged here, once.
 ///
 /// # Errors
 /// The status for `outcome`'s error.
-pub fn reply<T>(rpc: &'static str, volume: &str, outcome: Result<T, DriverError>) -> Result<Response<T>, Status> {
+pub fn reply<T>(call: Call, outcome: Result<T, DriverError>) -> Result<Response<T>, Status> {
+    let Call {
+        rpc,
+        volume,
+        request,
+        begun,
+    } = call;
+    let code = outcome.as_ref().map_or_else(code_of, |_| Code::Ok);
+    let took = begun.elapsed();
+    metrics::count(rpc, format!("{code:?}"), took);
     match outcome {
         Ok(answer) => {
-            info!(rpc, volume, "done");
+            info!(rpc, volume, request, took_ms = took.as_millis(), "done");
             Ok(Response::new(answer))
         }
         Err(failure) => {
-            let code = code_of(&failure);
             match code {
                 Code::InvalidArgument | Code::NotFound | Code::Unimplemented => {
-                    debug!(rpc, volume, ?failure, "refused")
+                    debug!(rpc, volume, request, ?failure, "refused")
                 }
                 Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => {
-                    warn!(rpc, volume, ?failure, "refused: {failure}");
+                    warn!(rpc, volume, request, ?failure, "refused: {failure}");
                 }
-                _ => error!(rpc, volume, ?failure, "failed: {failure}"),
+                _ => error!(rpc, volume, request, ?failure, "failed: {failure}"),
             }
             Err(Status::new(code, failure.to_string()))
         }
@@ -56,9 +91,10 @@ pub fn code_of(failure: &DriverError) -> Code {
         | DriverError::PublishContext { .. } => Code::InvalidArgument,
         DriverError::NoVolume { .. } | DriverError::NoNode { .. } | DriverError::NoPath { .. } => Code::NotFound,
         DriverError::PublishedOtherwise { .. } => Code::AlreadyExists,
-        DriverError::NotStaged { .. } | DriverError::ReadOnlyInUse { .. } | DriverError::ForeignMount { .. } => {
+        DriverError::NotStaged { .. } | DriverError::PublishedOnce { .. } | DriverError::ForeignMount { .. } => {
             Code::FailedPrecondition
         }
+        DriverError::NotExpanded { .. } => Code::OutOfRange,
         DriverError::NotOffered { .. } => Code::Unimplemented,
         DriverError::Deadline { .. } => Code::DeadlineExceeded,
         // A full disk or a state file that is damaged: a person repairs it, then the same call works.
@@ -93,13 +129,16 @@ fn mount_code(failure: &MountError) -> Code {
 #[deny(clippy::wildcard_enum_match_arm)]
 fn admin_code(failure: &AdminError) -> Code {
     match failure {
-        AdminError::Name(_) | AdminError::Capacity { .. } => Code::InvalidArgument,
+        AdminError::Name(_) | AdminError::Parameter(_) | AdminError::Capacity { .. } => Code::InvalidArgument,
+        AdminError::TooLarge { .. } => Code::OutOfRange,
         AdminError::PageToken { .. } => Code::Aborted,
         AdminError::NotFound { .. } | AdminError::NoNode { .. } => Code::NotFound,
         AdminError::AlreadyExists { .. } => Code::AlreadyExists,
         // CSI: "operation pending for volume".
         AdminError::Deleting { .. } => Code::Aborted,
-        AdminError::InUse { .. } | AdminError::PublishedElsewhere { .. } => Code::FailedPrecondition,
+        AdminError::InUse { .. } | AdminError::PublishedElsewhere { .. } | AdminError::WrittenElsewhere { .. } => {
+            Code::FailedPrecondition
+        }
         AdminError::NodeRecord { .. } => Code::DataLoss,
         AdminError::Store(ProbeError::Bucket(source)) | AdminError::Bucket(source) => bucket_code(source),
         AdminError::Store(ProbeError::Unfit { .. }) => Code::Unimplemented,
@@ -162,7 +201,7 @@ pub(crate) fn from_engine(status: &Status) -> MountError {
 /// # Errors
 /// Always.
 pub(crate) fn not_offered<T>(rpc: &'static str) -> Result<Response<T>, Status> {
-    reply(rpc, "", Err(DriverError::NotOffered { rpc }))
+    reply(Call::new(rpc, String::new()), Err(DriverError::NotOffered { rpc }))
 }
 
 /// What a volume's head tells a CSI caller.
@@ -217,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_failure_says_what_and_where() {
-        let status = reply::<()>("NodeStageVolume", "v1", Err(all_unavailable().into())).unwrap_err();
+        let status = reply::<()>(Call::new("NodeStageVolume", "v1".into()), Err(all_unavailable().into())).unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.message().contains("head") && status.message().contains("no route"));
     }

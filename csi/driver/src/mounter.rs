@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use volume::ids::Lease;
-use volume::volume_id::VolumeId;
 
-use crate::capability::BindFlags;
+use crate::capability::{BindFlags, Owner};
 use crate::credentials::Credentials;
 use crate::mountinfo::{MalformedLine, MountPoint};
+use crate::opening::Opening;
 
 pub mod engine;
 pub mod fake;
@@ -26,12 +26,10 @@ mod spawn;
 /// What the engine is to mount, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountSpec {
-    /// The volume.
-    pub volume: VolumeId,
+    /// The volume, and whether for writing.
+    pub opening: Opening,
     /// An existing empty directory.
     pub path: PathBuf,
-    /// Without the right to write.
-    pub read_only: bool,
     /// The publication to this node, which entitles it to the volume.
     pub lease: Lease,
     /// Keys of this volume; `None` for the engine's own.
@@ -41,8 +39,8 @@ pub struct MountSpec {
 /// A mount that the engine serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Served {
-    /// The volume.
-    pub volume: VolumeId,
+    /// The volume, and whether for writing.
+    pub opening: Opening,
     /// Where the engine mounted it.
     pub path: PathBuf,
     /// Why no write will ever be acknowledged again; `None` while all is well.
@@ -153,10 +151,14 @@ pub trait Mounter: std::fmt::Debug + Send + Sync + 'static {
     ///
     /// # Durability
     /// `Ok` means that every write is in the bucket.
-    async fn unmount(&self, volume: &VolumeId) -> Result<(), MountError>;
+    async fn unmount(&self, opening: &Opening) -> Result<(), MountError>;
 
     /// Has the engine sign the requests of an open volume with these keys from now on. `Ok` if it does not serve it.
-    async fn renew(&self, volume: &VolumeId, credentials: &Credentials) -> Result<(), MountError>;
+    async fn renew(&self, opening: &Opening, credentials: &Credentials) -> Result<(), MountError>;
+
+    /// Has the engine look at the head of a volume that it serves, and returns the capacity that it enforces from now on;
+    /// `None` for no limit.
+    async fn look(&self, opening: &Opening) -> Result<Option<u64>, MountError>;
 
     /// Resolves when an engine that this plugin started has ended since the last time it resolved. One that an earlier plugin
     /// started is found by looking.
@@ -179,6 +181,9 @@ pub trait Mounter: std::fmt::Debug + Send + Sync + 'static {
 
     /// Bind-mounts `source` at `target`.
     async fn bind(&self, source: &Path, target: &Path, flags: BindFlags) -> Result<(), MountError>;
+
+    /// Gives the top directory of a mount to an owner, where it is not the owner's already.
+    async fn own(&self, path: &Path, owner: Owner) -> Result<(), MountError>;
 
     /// Takes the top mount at `path` away, lazily if it is busy or dead; `Ok` if there is none.
     async fn detach(&self, path: &Path) -> Result<(), MountError>;

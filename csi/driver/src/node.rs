@@ -11,17 +11,19 @@ use async_trait::async_trait;
 use proto::csi::v1 as csi;
 use proto::csi::v1::node_server::Node;
 use tonic::{Request, Response, Status};
+use volume::head::AccessMode;
 use volume::volume_id::{NodeId, VolumeId};
 
-use crate::capability::Capability;
+use crate::capability::{Capability, Owner};
+use crate::cluster::ClustersRef;
 use crate::controller::{known_volume, required};
 use crate::credentials::Credentials;
 use crate::deadlines::{NODE_MAX, Progress, within};
 use crate::error::DriverError;
-use crate::grpc::{not_offered, reply};
+use crate::grpc::{Call, reply};
 use crate::publish_context;
 use crate::registry::Registry;
-use crate::targets::{Place, Right, Targets};
+use crate::targets::{Left, Place, Right, Targets};
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -31,15 +33,17 @@ pub struct NodeService {
     node_id: NodeId,
     targets: Arc<Targets>,
     registry: Registry,
+    clusters: ClustersRef,
 }
 
 impl NodeService {
-    /// `registry` makes this node known to controllers.
-    pub fn new(node_id: NodeId, targets: Arc<Targets>, registry: Registry) -> Self {
+    /// `registry` makes this node known to controllers; `clusters` is where it gives rights back.
+    pub fn new(node_id: NodeId, targets: Arc<Targets>, registry: Registry, clusters: ClustersRef) -> Self {
         Self {
             node_id,
             targets,
             registry,
+            clusters,
         }
     }
 
@@ -56,6 +60,8 @@ impl NodeService {
             volume: known_volume(&request.volume_id)?,
             path: request.staging_target_path.into(),
             flags: capability.flags,
+            owner: Owner::default(),
+            alone: false,
             right: Right {
                 lease,
                 read_only,
@@ -82,6 +88,8 @@ impl NodeService {
             volume: known_volume(&request.volume_id)?,
             path: request.target_path.into(),
             flags,
+            owner: capability.owner,
+            alone: capability.mode == AccessMode::SingleNodeSingleWriter,
             right: Right {
                 lease,
                 read_only,
@@ -98,7 +106,8 @@ impl NodeService {
         steps: Progress,
     ) -> Result<csi::NodeUnpublishVolumeResponse, DriverError> {
         let (volume, path) = volume_at("target_path", &request.volume_id, &request.target_path)?;
-        self.targets.unpublish(&volume, &path, &steps).await?;
+        let left = self.targets.unpublish(&volume, &path, &steps).await?;
+        self.narrow(&volume, left, &steps).await?;
         Ok(csi::NodeUnpublishVolumeResponse {})
     }
 
@@ -108,8 +117,21 @@ impl NodeService {
         steps: Progress,
     ) -> Result<csi::NodeUnstageVolumeResponse, DriverError> {
         let (volume, path) = volume_at("staging_target_path", &request.volume_id, &request.staging_target_path)?;
-        self.targets.unstage(&volume, &path, &steps).await?;
+        let left = self.targets.unstage(&volume, &path, &steps).await?;
+        self.narrow(&volume, left, &steps).await?;
         Ok(csi::NodeUnstageVolumeResponse {})
+    }
+
+    /// Gives the right to write back where readers stay: Nomad tells the controller of a node that left only when its last
+    /// user of the volume is gone, and until then no other node could write.
+    async fn narrow(&self, volume: &VolumeId, left: Left, steps: &Progress) -> Result<(), DriverError> {
+        if left != Left::OnlyReaders {
+            return Ok(());
+        }
+        steps.at("giving the right to write back");
+        let keys = self.targets.credentials(volume)?;
+        let admin = self.clusters.admin(keys.as_ref()).await?;
+        Ok(admin.narrow(volume, &self.node_id).await?)
     }
 
     async fn stats(
@@ -121,7 +143,10 @@ impl NodeService {
         required("volume_path", &request.volume_path)?;
         let volume = known_volume(&request.volume_id)?;
         steps.at("asking the mount for its usage");
-        let usage = self.targets.usage(&volume, Path::new(&request.volume_path)).await?;
+        let path = Path::new(&request.volume_path);
+        let usage = self.targets.usage(&volume, path).await?;
+        steps.at("asking the engine for the mount's condition");
+        let trouble = self.targets.trouble(&volume, path).await?;
         let row = |unit: csi::volume_usage::Unit, total: u64, free: u64| csi::VolumeUsage {
             available: signed(free),
             total: signed(total),
@@ -133,8 +158,38 @@ impl NodeService {
                 row(csi::volume_usage::Unit::Bytes, usage.total_bytes, usage.free_bytes),
                 row(csi::volume_usage::Unit::Inodes, usage.inodes, usage.free_inodes),
             ],
-            volume_condition: None,
+            volume_condition: Some(csi::VolumeCondition {
+                abnormal: trouble.is_some(),
+                message: trouble.unwrap_or_else(|| "all is well".to_owned()),
+            }),
         })
+    }
+
+    /// A mount learns of a new capacity within a minute; this call makes it look at once.
+    async fn expand(
+        &self,
+        request: csi::NodeExpandVolumeRequest,
+        steps: Progress,
+    ) -> Result<csi::NodeExpandVolumeResponse, DriverError> {
+        required("volume_id", &request.volume_id)?;
+        required("volume_path", &request.volume_path)?;
+        let volume = known_volume(&request.volume_id)?;
+        steps.at("having the engine read the volume's head");
+        let capacity = self
+            .targets
+            .learn_capacity(&volume, Path::new(&request.volume_path))
+            .await?;
+        let asked = request.capacity_range.unwrap_or_default().required_bytes;
+        if let Some(capacity_bytes) = capacity
+            && signed(capacity_bytes) < asked
+        {
+            return Err(DriverError::NotExpanded {
+                volume: volume.to_string(),
+                capacity_bytes,
+            });
+        }
+        let capacity_bytes = capacity.map_or(asked, signed);
+        Ok(csi::NodeExpandVolumeResponse { capacity_bytes })
     }
 }
 
@@ -154,9 +209,9 @@ fn signed(number: u64) -> i64 {
 macro_rules! call {
     ($self:ident, $rpc:literal, $method:ident, $request:expr) => {{
         let (service, request) = ($self.clone(), $request.into_inner());
-        let volume = request.volume_id.clone();
+        let call = Call::new($rpc, request.volume_id.clone());
         let work = |steps: Progress| async move { service.$method(request, steps).await };
-        reply($rpc, &volume, within($rpc, NODE_MAX, work).await)
+        reply(call, within($rpc, NODE_MAX, work).await)
     }};
 }
 
@@ -218,7 +273,14 @@ impl Node for NodeService {
         let capability = |kind: rpc::Type| csi::NodeServiceCapability {
             r#type: Some(Type::Rpc(Rpc { r#type: kind.into() })),
         };
-        let offered = [rpc::Type::StageUnstageVolume, rpc::Type::GetVolumeStats];
+        let offered = [
+            rpc::Type::StageUnstageVolume,
+            rpc::Type::GetVolumeStats,
+            rpc::Type::ExpandVolume,
+            rpc::Type::SingleNodeMultiWriter,
+            rpc::Type::VolumeMountGroup,
+            rpc::Type::VolumeCondition,
+        ];
         Ok(Response::new(csi::NodeGetCapabilitiesResponse {
             capabilities: offered.into_iter().map(capability).collect(),
         }))
@@ -226,8 +288,8 @@ impl Node for NodeService {
 
     async fn node_expand_volume(
         &self,
-        _: Request<csi::NodeExpandVolumeRequest>,
+        request: Request<csi::NodeExpandVolumeRequest>,
     ) -> Reply<csi::NodeExpandVolumeResponse> {
-        not_offered("NodeExpandVolume")
+        call!(self, "NodeExpandVolume", expand, request)
     }
 }

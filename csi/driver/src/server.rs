@@ -90,7 +90,7 @@ pub async fn serve(parts: Parts) -> Result<(), ServeError> {
         let record = NodeRecord::new(parts.node_id.clone(), env!("CARGO_PKG_VERSION"), now_ms);
         let (registry, keeping) = Registry::new(Arc::clone(&parts.clusters), record);
         background.spawn(keeping);
-        let service = NodeService::new(parts.node_id.clone(), targets, registry);
+        let service = NodeService::new(parts.node_id.clone(), targets, registry, Arc::clone(&parts.clusters));
         server = server.add_service(NodeServer::new(service));
     }
     let listener = bind(&parts.endpoint).map_err(|source| ServeError::Bind {

@@ -1,7 +1,8 @@
 //! What is mounted on this node, and who uses it: the state machine behind the node service.
 //!
-//! For each volume there is one mount by the engine (its home, below the state folder), and bind mounts of it: one
-//! per staging path, one per target path. `record.rs` holds what should be, the kernel's table what is, `converge.rs`
+//! For each volume there is one mount by the engine (its home, below the state folder), or two: for writing, and for
+//! readers who must outlive the writer (see `opening.rs`). Of a home there are bind mounts: one per staging path, one per
+//! target path. `record.rs` holds what should be, the kernel's table what is, `converge.rs`
 //! makes the second like the first. Every call changes the record and converges, so repeating it, or doing it after a
 //! crash half way, leads to the same end (rule 20).
 //!
@@ -22,11 +23,12 @@ use tracing::info;
 use volume::ids::Lease;
 use volume::volume_id::VolumeId;
 
-use crate::capability::BindFlags;
+use crate::capability::{BindFlags, Owner};
 use crate::credentials::Credentials;
 use crate::deadlines::{Progress, to_the_end};
 use crate::error::DriverError;
 use crate::mounter::{Answer, MounterRef, Usage};
+use crate::opening::Opening;
 
 mod converge;
 mod judge;
@@ -58,8 +60,40 @@ pub struct Place {
     pub path: PathBuf,
     /// Options of the mount there.
     pub flags: BindFlags,
+    /// Whose the top directory is to be. A mount that cannot write leaves it as it is.
+    pub owner: Owner,
+    /// True if the volume may have no other target path.
+    pub alone: bool,
     /// What entitles to it.
     pub right: Right,
+}
+
+impl Place {
+    /// What the path shows.
+    fn opening(&self) -> Opening {
+        Opening {
+            volume: self.volume.clone(),
+            read_only: self.right.read_only,
+        }
+    }
+
+    /// A volume mounted for reading only is so at every path.
+    fn effective(&self) -> BindFlags {
+        BindFlags {
+            read_only: self.flags.read_only || self.right.read_only,
+            ..self.flags
+        }
+    }
+}
+
+/// What uses a volume on this node after a path was taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    /// Readers that have a mount of their own, while the path was none of theirs: the node needs the right to write no
+    /// more.
+    OnlyReaders,
+    /// Nothing, or something that may write, or the path was a reader's.
+    Other,
 }
 
 /// Where this node keeps things.
@@ -81,7 +115,7 @@ pub struct Targets {
     /// One turn per volume in use. The map is held for a look-up; a turn is held across awaits, and only one at a time.
     turns: Mutex<HashMap<VolumeId, Arc<tokio::sync::Mutex<()>>>>,
     /// Volumes that could not be repaired, and when to try again. Held for a look-up.
-    patience: Mutex<HashMap<VolumeId, Patience>>,
+    patience: Mutex<HashMap<Opening, Patience>>,
 }
 
 impl Targets {
@@ -109,7 +143,7 @@ impl Targets {
     /// Mounts a volume at a staging path. Repeating it changes nothing.
     ///
     /// # Errors
-    /// `ReadOnlyInUse`, `ForeignMount`, `Silent`, `Mount`, `File`, `Record`. A path that was not staged before is
+    /// `ForeignMount`, `Silent`, `Mount`, `File`, `Record`. A path that was not staged before is
     /// then not staged.
     pub async fn stage(self: &Arc<Self>, place: Place, progress: &Progress) -> Result<(), DriverError> {
         let (this, steps) = (Arc::clone(self), progress.clone());
@@ -121,7 +155,7 @@ impl Targets {
     /// Mounts a staged volume at a target path, which it makes. Repeating it changes nothing.
     ///
     /// # Errors
-    /// `NotStaged`; `PublishedOtherwise` if the volume is there with other options; and those of `stage`.
+    /// `NotStaged`; `PublishedOtherwise` if the volume is there with other options; `PublishedOnce`; and those of `stage`.
     pub async fn publish(self: &Arc<Self>, place: Place, progress: &Progress) -> Result<(), DriverError> {
         let (this, steps) = (Arc::clone(self), progress.clone());
         let volume = place.volume.clone();
@@ -141,7 +175,7 @@ impl Targets {
         volume: &VolumeId,
         path: &Path,
         progress: &Progress,
-    ) -> Result<(), DriverError> {
+    ) -> Result<Left, DriverError> {
         let (this, steps) = (Arc::clone(self), progress.clone());
         let (id, path) = (volume.clone(), path.to_owned());
         self.in_turn(
@@ -164,7 +198,7 @@ impl Targets {
         volume: &VolumeId,
         path: &Path,
         progress: &Progress,
-    ) -> Result<(), DriverError> {
+    ) -> Result<Left, DriverError> {
         let (this, steps) = (Arc::clone(self), progress.clone());
         let (id, path) = (volume.clone(), path.to_owned());
         self.in_turn(
@@ -180,15 +214,7 @@ impl Targets {
     /// # Errors
     /// `NoVolume`, `NoPath`; `Silent` if the mount there does not answer or is dead; `Record`.
     pub async fn usage(&self, volume: &VolumeId, path: &Path) -> Result<Usage, DriverError> {
-        let record = self.records.load(volume)?.ok_or_else(|| DriverError::NoVolume {
-            volume: volume.to_string(),
-        })?;
-        // A path that cannot be one is not the volume's: CSI wants the same answer as for any other.
-        let path = resolved(path).unwrap_or_else(|_| path.to_owned());
-        if !record.paths().any(|(known, _)| *known == path) {
-            let volume = volume.to_string();
-            return Err(DriverError::NoPath { volume, path });
-        }
+        let (_, path) = self.known_path(volume, path)?;
         match self.mounter.probe(&path).await {
             Answer::Alive(usage) => Ok(usage),
             Answer::Dead | Answer::Silent | Answer::Gone => Err(DriverError::Silent {
@@ -198,15 +224,78 @@ impl Targets {
         }
     }
 
+    /// What is wrong with the mount of a volume at one of its paths; `None` while all is well.
+    ///
+    /// # Errors
+    /// `NoVolume`, `NoPath`, `Mount`, `Record`.
+    pub async fn trouble(&self, volume: &VolumeId, path: &Path) -> Result<Option<String>, DriverError> {
+        let (opening, _) = self.known_path(volume, path)?;
+        let served = self.mounter.served().await;
+        let served = served.map_err(DriverError::mount(volume))?;
+        Ok(match served.into_iter().find(|served| served.opening == opening) {
+            Some(served) => served
+                .lost
+                .map(|why| format!("no write is acknowledged any more: {why}")),
+            None => Some("no engine serves the mount".to_owned()),
+        })
+    }
+
+    /// The keys that a volume on this node was mounted with; `None` for the plugin's own.
+    ///
+    /// # Errors
+    /// `File`, `Record`.
+    pub fn credentials(&self, volume: &VolumeId) -> Result<Option<Credentials>, DriverError> {
+        let records = self.records_of(volume)?;
+        Ok(records.into_iter().find_map(|record| record.credentials))
+    }
+
+    /// Makes the mount of a volume at one of its paths know the capacity that the volume has by now, and returns it;
+    /// `None` for no limit.
+    ///
+    /// # Errors
+    /// `NoVolume`, `NoPath`, `Mount`, `Record`.
+    pub async fn learn_capacity(&self, volume: &VolumeId, path: &Path) -> Result<Option<u64>, DriverError> {
+        let (opening, _) = self.known_path(volume, path)?;
+        let looked = self.mounter.look(&opening).await;
+        looked.map_err(DriverError::mount(volume))
+    }
+
+    /// A path as the kernel has it, and the opening that it shows, if it is one of the volume's.
+    fn known_path(&self, volume: &VolumeId, path: &Path) -> Result<(Opening, PathBuf), DriverError> {
+        // A path that cannot be one is not the volume's: CSI wants the same answer as for any other.
+        let path = resolved(path).unwrap_or_else(|_| path.to_owned());
+        let records = self.records_of(volume)?;
+        if records.is_empty() {
+            return Err(DriverError::NoVolume {
+                volume: volume.to_string(),
+            });
+        }
+        let shows = |record: &VolumeRecord| record.paths().any(|(known, _)| *known == path);
+        match records.into_iter().find(shows) {
+            Some(record) => Ok((record.opening, path)),
+            None => Err(DriverError::NoPath {
+                volume: volume.to_string(),
+                path,
+            }),
+        }
+    }
+
+    /// The records of a volume: for writing, for reading, or both.
+    fn records_of(&self, volume: &VolumeId) -> Result<Vec<VolumeRecord>, DriverError> {
+        let both = Opening::both(volume);
+        let loaded = both.iter().map(|opening| self.records.load(opening));
+        loaded.filter_map(Result::transpose).collect()
+    }
+
     async fn stage_now(&self, mut place: Place, steps: &Progress) -> Result<(), DriverError> {
         place.path = resolved(&place.path)?;
-        let before = self.records.load(&place.volume)?;
+        let opening = place.opening();
+        let before = self.records.load(&opening)?;
         let mut record = before
             .clone()
-            .unwrap_or_else(|| VolumeRecord::new(place.volume.clone(), place.right.read_only, place.right.lease));
+            .unwrap_or_else(|| VolumeRecord::new(opening, place.right.lease));
         self.entitle(&mut record, &place.right, steps).await?;
-        let flags = effective(&record, &place);
-        record.staged.insert(place.path.clone(), flags);
+        record.staged.insert(place.path.clone(), place.effective());
         let had = before.is_some_and(|before| before.staged.contains_key(&place.path));
         self.reach(record, steps, |record| {
             if !had {
@@ -220,74 +309,94 @@ impl Targets {
         let parent = place.path.parent().unwrap_or(Path::new("/")).to_owned();
         std::fs::create_dir_all(&parent).map_err(DriverError::file("make", parent))?;
         place.path = resolved(&place.path)?;
-        let not_staged = || DriverError::NotStaged {
-            volume: place.volume.to_string(),
-        };
+        let volume = || place.volume.to_string();
         // Not the staging path of this call is asked for, but any use: a premature unstage (rule 3) may have come
         // between.
-        let mut record = self.records.load(&place.volume)?.ok_or_else(not_staged)?;
-        if !record.is_used() {
-            return Err(not_staged());
+        let record = self.records.load(&place.opening())?.filter(VolumeRecord::is_used);
+        let mut record = record.ok_or_else(|| DriverError::NotStaged { volume: volume() })?;
+        let other = record.published.keys().find(|path| **path != place.path);
+        if let (true, Some(path)) = (place.alone, other) {
+            return Err(DriverError::PublishedOnce {
+                volume: volume(),
+                path: path.clone(),
+            });
         }
         self.entitle(&mut record, &place.right, steps).await?;
-        let flags = effective(&record, &place);
+        let flags = place.effective();
         let known = record.published.insert(place.path.clone(), flags);
         if known.is_some_and(|known| known != flags) {
-            let volume = place.volume.to_string();
             return Err(DriverError::PublishedOtherwise {
-                volume,
+                volume: volume(),
                 path: place.path,
             });
         }
+        let home = self.home(&record.opening);
         self.reach(record, steps, |record| {
             if known.is_none() {
                 record.published.remove(&place.path);
             }
         })
-        .await
+        .await?;
+        if flags.read_only || place.owner == Owner::default() {
+            return Ok(());
+        }
+        steps.at("giving the top directory to its owner");
+        let owned = self.mounter.own(&home, place.owner).await;
+        owned.map_err(DriverError::mount(&place.volume))
     }
 
-    async fn unpublish_now(&self, volume: &VolumeId, path: &Path, steps: &Progress) -> Result<(), DriverError> {
+    async fn unpublish_now(&self, volume: &VolumeId, path: &Path, steps: &Progress) -> Result<Left, DriverError> {
         let path = resolved(path)?;
-        let record = self.records.load(volume)?;
         let known = |record: &VolumeRecord| record.published.contains_key(&path) || record.unflushed.contains(&path);
-        let Some(mut record) = record.filter(known) else {
+        let Some(mut record) = self.records_of(volume)?.into_iter().find(known) else {
             steps.at("clearing a path that is not published");
             self.clear_unknown(volume, &path).await?;
-            return self.remove_target(&path);
+            self.remove_target(&path)?;
+            return self.left(volume);
         };
         steps.at("unmounting the target path");
         // On record first: a flush that fails must neither be forgotten, nor bring the target path back.
         record.published.remove(&path);
         record.unflushed.insert(path.clone());
         self.records.save(&record)?;
-        self.take_away(volume, &path).await?;
+        self.take_away(&record.opening, &path).await?;
         self.remove_target(&path)?;
         steps.at("flushing the volume to the bucket");
         self.flush(&record).await?;
         record.unflushed.remove(&path);
-        self.release(record, steps).await
+        let reader = record.opening.read_only;
+        self.release(record, steps).await?;
+        if reader { Ok(Left::Other) } else { self.left(volume) }
     }
 
-    async fn unstage_now(&self, volume: &VolumeId, path: &Path, steps: &Progress) -> Result<(), DriverError> {
+    async fn unstage_now(&self, volume: &VolumeId, path: &Path, steps: &Progress) -> Result<Left, DriverError> {
         let path = resolved(path)?;
-        let Some(mut record) = self.records.load(volume)? else {
-            steps.at("clearing a path that is not staged");
-            self.clear_unknown(volume, &path).await?;
-            // Without a record nothing should be mounted; a state folder that was lost leaves a home behind.
-            return self.end_home(volume, steps).await;
-        };
+        let records = self.records_of(volume)?;
+        let stages = |record: &VolumeRecord| record.opening.read_only && record.staged.contains_key(&path);
+        let reader = records.iter().any(stages);
         steps.at("unmounting the staging path");
-        if record.staged.remove(&path).is_some() {
-            self.take_away(volume, &path).await?;
-        } else {
+        if !records.iter().any(|record| record.staged.contains_key(&path)) {
             self.clear_unknown(volume, &path).await?;
         }
-        if !record.published.is_empty() {
-            let users = record.published.len();
-            info!(%volume, users, "unstaged while published: the volume stays mounted until the last unpublish");
+        for opening in Opening::both(volume) {
+            let record = records.iter().find(|record| record.opening == opening);
+            let Some(mut record) = record.cloned() else {
+                // Without a record nothing should be mounted; a state folder that was lost leaves a home behind.
+                self.end_home(&opening, steps).await?;
+                continue;
+            };
+            if record.staged.remove(&path).is_some() {
+                self.take_away(&opening, &path).await?;
+                if !record.published.is_empty() {
+                    let users = record.published.len();
+                    info!(%volume, users, "unstaged while published: the volume stays mounted until the last unpublish");
+                }
+            } else if record.is_used() {
+                continue;
+            }
+            self.release(record, steps).await?;
         }
-        self.release(record, steps).await
+        if reader { Ok(Left::Other) } else { self.left(volume) }
     }
 
     /// Saves a record that lost a path; ends the volume's mount if that was the last one.
@@ -296,8 +405,14 @@ impl Targets {
         if record.is_used() {
             return Ok(());
         }
-        self.end_home(&record.volume, steps).await?;
-        self.records.remove(&record.volume)
+        self.end_home(&record.opening, steps).await?;
+        self.records.remove(&record.opening)
+    }
+
+    fn left(&self, volume: &VolumeId) -> Result<Left, DriverError> {
+        let records = self.records_of(volume)?;
+        let only_readers = !records.is_empty() && records.iter().all(|record| record.opening.read_only);
+        Ok(if only_readers { Left::OnlyReaders } else { Left::Other })
     }
 
     /// Waits for the volume's turn, then does `work` to its end, even if the call that asked for it gives up.
@@ -326,16 +441,8 @@ impl Targets {
         Arc::clone(turns.entry(volume.clone()).or_default())
     }
 
-    fn home(&self, volume: &VolumeId) -> PathBuf {
-        self.homes.join(volume.as_str())
-    }
-}
-
-/// A volume mounted for reading only is so at every path.
-fn effective(record: &VolumeRecord, place: &Place) -> BindFlags {
-    BindFlags {
-        read_only: place.flags.read_only || record.read_only || place.right.read_only,
-        ..place.flags
+    fn home(&self, opening: &Opening) -> PathBuf {
+        self.homes.join(opening.to_string())
     }
 }
 

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use volume::clock::Clock;
 use volume::commit::Lost;
 use volume::error::FsError;
+use volume::head::HeadError;
 use volume::ids::Lease;
 use volume::volume::{Volume, VolumeInfo};
 use volume::volume_id::NodeId;
@@ -29,12 +30,15 @@ use crate::session::{Session, SessionError, blocking, flush, unmount};
 use crate::store::{Access, Keys, Stores};
 
 mod leftovers;
+mod look;
+mod metrics;
 pub mod process;
 mod server;
 mod status;
 mod table;
 
 use leftovers::Ledger;
+pub use look::LOOK_EVERY;
 use table::{Served, ServedKey, Shown, Table, infos};
 
 /// 1 s for the kernel to end a connection after its last mountpoint went: it does so at once unless there are others that
@@ -146,6 +150,14 @@ pub enum EngineError {
         /// What is left.
         dirty_bytes: u64,
     },
+    /// The head cannot be read.
+    #[error("volume {volume_id}: {source}")]
+    Head {
+        /// The volume.
+        volume_id: String,
+        /// Why not.
+        source: HeadError,
+    },
     /// Flushing failed.
     #[error("volume {volume_id} could not be flushed: {source}")]
     Flush {
@@ -167,15 +179,17 @@ struct Inner {
     table: Mutex<Table>,
     stores: Stores,
     ledger: Ledger,
+    look_every: Duration,
 }
 
 impl Engine {
     /// An engine without mounts; `ledger` is where it notes them for its successor.
-    fn new(ledger: Ledger) -> Self {
+    fn new(ledger: Ledger, look_every: Duration) -> Self {
         let inner = Inner {
             table: Mutex::default(),
             stores: Stores::default(),
             ledger,
+            look_every,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -236,6 +250,21 @@ impl Engine {
         }
         self.await_close(&key, &served, until, detach_busy).await?;
         Ok(Unmounted { count: 1, lost })
+    }
+
+    /// Flushes the mount at `path`.
+    ///
+    /// # Durability
+    /// After `Ok` everything written to it is in the bucket, unless the answer says that it was lost before.
+    ///
+    /// # Errors
+    /// `NotMounted`, `Deadline`, `Flush`.
+    pub async fn flush(&self, path: &Path, until: Instant) -> Result<Option<Lost>, EngineError> {
+        let Some((key, served)) = self.find(path) else {
+            let what = path.display().to_string();
+            return Err(EngineError::NotMounted { what });
+        };
+        flush_until(&key, &served, path, until).await
     }
 
     /// `unmount` for all mountpoints of a volume, and for what is left of one that has none.
@@ -375,6 +404,7 @@ impl Engine {
             since_unix_ms,
             mountpoints: BTreeMap::from([(path, shown)]),
         };
+        self.keep_looking(key.clone(), served.closed.clone());
         self.table().served.insert(key, served);
         Ok(())
     }

@@ -38,8 +38,9 @@ use stat::{file_attr, inode_no, kind_of_mode, no_file, permissions, set_time, ti
 /// changes it. A server that changes something behind its back must tell it.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// 10 s: a mount that only reads may have a writer beside it, and may have to go on with a newer state of the volume.
-const WHILE_READING: Duration = Duration::from_secs(10);
+/// 1 s: a mount that only reads may have a writer beside it, which it follows within a second (`volume`), so what the kernel
+/// remembers adds one more.
+const WHILE_READING: Duration = Duration::from_secs(1);
 
 /// The largest part of copy_file_range answered at once: what a reply can count, in whole pages.
 const COPY_BYTES_MAX: u64 = !4095u32 as u64;

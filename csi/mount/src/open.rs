@@ -12,7 +12,7 @@ use volume::bucket::{BucketError, BucketRef};
 use volume::clock::Clock;
 use volume::commit::CommitLimits;
 use volume::error::FsError;
-use volume::head::{Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters};
+use volume::head::{Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters, Settings};
 use volume::ids::{InodeNo, Lease};
 use volume::limits::Limits;
 use volume::open::OpenError;
@@ -169,7 +169,7 @@ async fn open_in(spec: &OpenSpec, stores: &Stores) -> Result<Opened, Refusal> {
         node_id: spec.node_id.clone(),
         read_only: spec.read_only,
         claim: spec.lease,
-        cache: spec.cache.clone(),
+        cache: cache_of(spec, &found.parameters.settings),
         state_dir: spec.state_dir.clone(),
         limits: Limits::default(),
         commits: CommitLimits::default(),
@@ -177,9 +177,27 @@ async fn open_in(spec: &OpenSpec, stores: &Stores) -> Result<Opened, Refusal> {
     };
     let volume = Volume::open(root, options).await?;
     if !spec.read_only {
-        own_root(&volume, spec.root).await?;
+        own_root(&volume, owner_of(spec.root, &found.parameters.settings)).await?;
     }
     Ok(Opened { volume, bucket })
+}
+
+/// What the volume was created with goes before what this node gives all volumes.
+fn cache_of(spec: &OpenSpec, settings: &Settings) -> CacheConfig {
+    CacheConfig {
+        dir: spec.cache.dir.clone(),
+        ram_bytes: settings.cache_ram_bytes.unwrap_or(spec.cache.ram_bytes),
+        disk_bytes: settings.cache_disk_bytes.unwrap_or(spec.cache.disk_bytes),
+    }
+}
+
+/// What this mount asks for goes before what the volume was created with.
+fn owner_of(asked: RootOwner, settings: &Settings) -> RootOwner {
+    RootOwner {
+        uid: asked.uid.or(settings.uid),
+        gid: asked.gid.or(settings.gid),
+        mode: asked.mode.or(settings.mode),
+    }
 }
 
 async fn create(

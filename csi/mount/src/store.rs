@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, RwLock, Weak};
 use async_trait::async_trait;
 use bytes::Bytes;
 use volume::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta};
-use volume_s3::{ConnectError, Credentials, S3Location, S3Options, S3Store};
+use volume_s3::{ConnectError, Counters, Credentials, PutOptions, S3Location, S3Options, S3Store};
 
 /// How to reach a store.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +21,8 @@ pub struct Access {
     pub region: Option<String>,
     /// Address the bucket in the path; `None` for yes at an own endpoint.
     pub path_style: Option<bool>,
+    /// What each put says besides its content.
+    pub put: PutOptions,
     /// File of PEM certificates to trust besides the system's.
     pub ca_bundle: Option<PathBuf>,
     /// Keys; `None` for the usual chain.
@@ -47,7 +49,7 @@ impl std::fmt::Debug for Keys {
 impl Access {
     fn is_same(&self, other: &Access) -> bool {
         let of = |access: &Access| (access.endpoint.clone(), access.region.clone(), access.path_style);
-        of(self) == of(other) && self.ca_bundle == other.ca_bundle && self.keys == other.keys
+        of(self) == of(other) && self.put == other.put && self.ca_bundle == other.ca_bundle && self.keys == other.keys
     }
 }
 
@@ -56,6 +58,8 @@ impl Access {
 pub struct Stores {
     /// Never held across a request.
     open: Mutex<Vec<(Access, Weak<S3Store>)>>,
+    /// All requests of this process, whatever store they went to.
+    counters: Arc<Counters>,
 }
 
 impl Stores {
@@ -85,6 +89,8 @@ impl Stores {
             path_style: access.path_style,
             ca_bundle: access.ca_bundle.clone(),
             credentials,
+            put: access.put.clone(),
+            counters: Some(Arc::clone(&self.counters)),
             ..S3Options::default()
         })
         .await?;
@@ -95,6 +101,11 @@ impl Stores {
         open.retain(|(_, store)| store.strong_count() > 0);
         open.push((access.clone(), Arc::downgrade(&store)));
         Ok(store)
+    }
+
+    /// What was asked of all stores so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     fn find(&self, access: &Access) -> Option<Arc<S3Store>> {

@@ -14,6 +14,7 @@ use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::SemaphorePermit;
+use tokio::time::Instant;
 use volume::bucket::{Bucket, BucketError, ETag, LIST_ROWS_MAX, ListPage, ListRequest, Object, ObjectMeta};
 
 use crate::counters::Operation;
@@ -114,7 +115,10 @@ impl S3Bucket {
     ) -> Result<T, Failure> {
         self.store.counters.request(asked.operation, attempt > 0, body_bytes);
         let time = self.store.retry.attempt_time(body_bytes);
-        match tokio::time::timeout(time, request).await {
+        let begun = Instant::now();
+        let answered = tokio::time::timeout(time, request).await;
+        self.store.counters.answered(asked.operation, begun.elapsed());
+        match answered {
             Ok(answer) => Ok(answer),
             Err(_) => Err(asked.cut(format!("no answer within {:.0} s", time.as_secs_f32()))),
         }
@@ -249,7 +253,7 @@ impl S3Bucket {
             .bucket(&self.name)
             .key(asked.key)
             .body(ByteStream::from(body));
-        let request = condition.on(request).customize();
+        let request = self.store.put.on(condition.on(request)).customize();
         // Signing a body costs a SHA-256 of it. Under TLS nobody can change it on the way; in the clear the store checks it.
         let request = if self.store.is_encrypted() {
             request.disable_payload_signing()

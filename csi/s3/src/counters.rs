@@ -4,6 +4,9 @@
 //! and by metrics. The counters are independent: a snapshot taken while requests run may be one request apart.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use volume::metrics::{Histogram, HistogramSnapshot};
 
 /// What a request did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +55,7 @@ struct Counter {
     repeats: AtomicU64,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
+    seconds: Histogram,
 }
 
 /// The counters of one store.
@@ -91,6 +95,15 @@ impl Counters {
         self.operations[operation as usize]
             .received_bytes
             .fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn answered(&self, operation: Operation, time: Duration) {
+        self.operations[operation as usize].seconds.observe(time);
+    }
+
+    /// How long requests of one operation took until their answer began, those that got none included.
+    pub fn seconds(&self, operation: Operation) -> HistogramSnapshot {
+        self.operations[operation as usize].seconds.snapshot()
     }
 
     /// All counts now.

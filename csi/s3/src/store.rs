@@ -21,6 +21,7 @@ use volume::bucket::{BucketError, BucketRef, Prefixed};
 use crate::bucket::S3Bucket;
 use crate::counters::Counters;
 use crate::location::S3Location;
+use crate::put_options::PutOptions;
 use crate::retry::{Chance, RetryPolicy};
 use crate::trust::{CONNECTIONS_MAX, TrustError, http_client};
 
@@ -69,8 +70,12 @@ pub struct S3Options {
     pub credentials: Credentials,
     /// A file of PEM certificates to trust beside the system's, as in `AWS_CA_BUNDLE`.
     pub ca_bundle: Option<PathBuf>,
+    /// What each put says besides its content.
+    pub put: PutOptions,
     /// How long calls may take.
     pub retry: RetryPolicy,
+    /// Where requests are counted; `None` for counters of its own.
+    pub counters: Option<Arc<Counters>>,
 }
 
 /// Why a store cannot be used with these options. Nothing was asked of it yet.
@@ -94,8 +99,9 @@ pub enum ConnectError {
 pub struct S3Store {
     pub(crate) client: Client,
     pub(crate) endpoint: String,
+    pub(crate) put: PutOptions,
     pub(crate) retry: RetryPolicy,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
     pub(crate) chance: Chance,
     /// One permit for each connection. Requests beyond them wait here, not in sockets of their own.
     pub(crate) connections: Semaphore,
@@ -157,8 +163,9 @@ impl S3Store {
         Ok(Arc::new(Self {
             client: Client::from_conf(config),
             endpoint,
+            put: options.put,
             retry: options.retry,
-            counters: Counters::default(),
+            counters: options.counters.unwrap_or_default(),
             chance: Chance::new(Uuid::new_v4().as_u64_pair().0),
             connections: Semaphore::new(CONNECTIONS_MAX),
         }))

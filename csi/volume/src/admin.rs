@@ -13,18 +13,18 @@ use uuid::Uuid;
 
 use crate::bucket::{BucketError, BucketRef, ListRequest, Prefixed};
 use crate::clock::Timestamp;
-use crate::head::{
-    AccessMode, Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters, Publication, check_tail, unix_ms,
-};
-use crate::ids::Lease;
+use crate::head::{AccessMode, Head, HeadError, HeadFile, HeadWriter, NewHead, ParameterError, Parameters};
 use crate::probe::{ProbeError, Trial, probe};
 use crate::volume_id::{NameError, NodeId, VolumeId};
 
+mod changes;
 mod deletion;
 mod nodes;
+mod publications;
 
 pub use deletion::{Led, delete_at};
 pub use nodes::NodeRecord;
+pub use publications::PublishVolume;
 
 /// 16 requests at a time where many objects are read or deleted: a thousand a second at 15 ms each, and far from any
 /// store's limit.
@@ -39,12 +39,25 @@ pub enum AdminError {
     /// The name, id or node id cannot be one.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// A parameter that is unknown, or cannot be changed.
+    #[error("parameters: {0}")]
+    Parameter(#[from] ParameterError),
     /// The range asked for is empty.
     #[error("a capacity of at least {required_bytes} and at most {limit_bytes} bytes is impossible")]
     Capacity {
         /// The lower bound.
         required_bytes: u64,
         /// The upper bound.
+        limit_bytes: u64,
+    },
+    /// A volume never shrinks.
+    #[error("volume {volume} has {capacity_bytes} bytes, more than {limit_bytes}: a volume never shrinks")]
+    TooLarge {
+        /// The volume.
+        volume: VolumeId,
+        /// Its capacity.
+        capacity_bytes: u64,
+        /// The upper bound asked for.
         limit_bytes: u64,
     },
     /// The page token is none of ours.
@@ -94,6 +107,17 @@ pub enum AdminError {
         node_id: NodeId,
         /// How the other node has it.
         mode: AccessMode,
+    },
+    /// Another node writes it, and two nodes cannot yet.
+    #[error(
+        "volume {volume} is written on node {node_id}: multi-node-multi-writer has its writers on one node in this \
+         release; writers on several nodes come with release 0.3"
+    )]
+    WrittenElsewhere {
+        /// The volume.
+        volume: VolumeId,
+        /// The other node.
+        node_id: NodeId,
     },
     /// No node of that id ever registered.
     #[error("node {node_id} does not exist")]
@@ -168,21 +192,6 @@ pub struct CreateVolume {
     pub capacity: CapacityRange,
     /// What as.
     pub parameters: Parameters,
-    /// For people to read.
-    pub now: Timestamp,
-}
-
-/// A publication asked for.
-#[derive(Debug, Clone)]
-pub struct PublishVolume {
-    /// The volume.
-    pub volume: VolumeId,
-    /// The node that shall be able to mount it.
-    pub node_id: NodeId,
-    /// For reading only.
-    pub read_only: bool,
-    /// How the node may use it.
-    pub mode: AccessMode,
     /// For people to read.
     pub now: Timestamp,
 }
@@ -348,66 +357,6 @@ impl Admin {
         delete_at(&self.volume_root(volume), &self.writer, led).await.map(drop)
     }
 
-    /// Gives a node the right to mount a volume and returns its lease. Publishing to the same node again keeps the lease.
-    ///
-    /// # Durability
-    /// `Ok` means that the publication is in the bucket.
-    ///
-    /// # Errors
-    /// `NoNode`, `NotFound`; `PublishedElsewhere` while another node has it; `Head`, `Bucket`.
-    pub async fn publish(&self, request: &PublishVolume) -> Result<Lease, AdminError> {
-        // A volume that does not exist is the better answer where the node does not exist either.
-        self.get(&request.volume).await?;
-        self.node(&request.node_id).await?;
-        let change = |head: &mut Head| {
-            if head.deleting {
-                return Err(AdminError::NotFound {
-                    volume: head.volume.clone(),
-                });
-            }
-            publish_in(head, request)
-        };
-        match self.head_file(&request.volume).update(change).await {
-            Ok((_, lease)) => Ok(lease),
-            Err(error) => Err(known(error, &request.volume)),
-        }
-    }
-
-    /// Takes the right to mount a volume from a node, dead or alive. `Ok` if it had none, or the volume does not exist.
-    ///
-    /// The node may still write until the next mount elsewhere fences it; it cannot take the volume over again.
-    ///
-    /// # Durability
-    /// `Ok` means that the publication is out of the bucket.
-    ///
-    /// # Errors
-    /// `Head`, `Bucket`.
-    pub async fn unpublish(&self, volume: &VolumeId, node_id: &NodeId) -> Result<(), AdminError> {
-        let change = |head: &mut Head| {
-            head.publications.retain(|publication| publication.node_id != *node_id);
-            Ok::<_, AdminError>(())
-        };
-        match self.head_file(volume).update(change).await {
-            Ok(_) | Err(AdminError::Head(HeadError::Missing)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Takes the right to mount a volume from every node.
-    ///
-    /// # Errors
-    /// As `unpublish`.
-    pub async fn unpublish_all(&self, volume: &VolumeId) -> Result<(), AdminError> {
-        let change = |head: &mut Head| {
-            head.publications.clear();
-            Ok::<_, AdminError>(())
-        };
-        match self.head_file(volume).update(change).await {
-            Ok(_) | Err(AdminError::Head(HeadError::Missing)) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Sets the quota of a volume in bytes; 0 means no limit. A mount learns of it when it reads the head again.
     ///
     /// # Errors
@@ -512,42 +461,6 @@ fn created_alike(head: Head, request: &CreateVolume) -> Result<Head, AdminError>
         );
     }
     Ok(head)
-}
-
-fn publish_in(head: &mut Head, request: &PublishVolume) -> Result<Lease, AdminError> {
-    // Both modes that exist are for a single node, so any other node is in the way.
-    if let Some(other) = head
-        .publications
-        .iter()
-        .find(|publication| publication.node_id != request.node_id)
-    {
-        let (node_id, mode) = (other.node_id.clone(), other.mode);
-        return Err(AdminError::PublishedElsewhere {
-            volume: head.volume.clone(),
-            node_id,
-            mode,
-        });
-    }
-    if !request.read_only {
-        check_tail(head, &request.node_id)?;
-    }
-    if let Some(own) = head.publications.first_mut() {
-        // Nomad publishes once for each way of use, and unpublishes once: so the wider right stays.
-        if own.read_only && !request.read_only {
-            own.read_only = false;
-            own.mode = request.mode;
-        }
-        return Ok(own.lease);
-    }
-    head.last_lease = head.last_lease.next();
-    head.publications.push(Publication {
-        node_id: request.node_id.clone(),
-        lease: head.last_lease,
-        read_only: request.read_only,
-        mode: request.mode,
-        published_unix_ms: unix_ms(request.now),
-    });
-    Ok(head.last_lease)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! Callers: `ops/read.rs`. Absent: which bytes of a file are where (`table/extents.rs`).
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -110,6 +111,24 @@ type Fetched = Result<Arc<Vec<(FrameKey, Bytes)>>, FetchError>;
 type Flight = Shared<BoxFuture<'static, Fetched>>;
 type WeakFlight = WeakShared<BoxFuture<'static, Fetched>>;
 
+/// Where frames came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FrameCounts {
+    /// From memory.
+    pub in_ram: u64,
+    /// From the cache on disk.
+    pub on_disk: u64,
+    /// From the bucket.
+    pub missing: u64,
+}
+
+/// Places in `Inner::counts`.
+const IN_RAM: usize = 0;
+/// See `IN_RAM`.
+const ON_DISK: usize = 1;
+/// See `IN_RAM`.
+const MISSING: usize = 2;
+
 /// Reads frames.
 #[derive(Debug, Clone)]
 pub(crate) struct Fetcher {
@@ -122,6 +141,8 @@ struct Inner {
     volume: Uuid,
     ram: RamCache,
     disk: Option<DiskCache>,
+    /// Frames found in RAM, found on disk, and asked of the bucket.
+    counts: [AtomicU64; 3],
     /// GETs under way, by each frame that they bring. Held for a look-up, never across an await.
     flights: Mutex<HashMap<FrameKey, WeakFlight>>,
 }
@@ -140,6 +161,7 @@ impl Fetcher {
             volume,
             ram: RamCache::new(ram_bytes),
             disk,
+            counts: Default::default(),
             flights: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -158,10 +180,25 @@ impl Fetcher {
                 None => drop(missing.insert(frame.key, frame)),
             }
         }
+        self.count(IN_RAM, found.len());
         if !missing.is_empty() {
             self.fetch(&missing, &mut found).await?;
         }
         parts.iter().map(|part| cut(part, &found)).collect()
+    }
+
+    /// Where frames came from so far, those that were read ahead included.
+    pub fn counts(&self) -> FrameCounts {
+        let [in_ram, on_disk, missing] = &self.inner.counts;
+        FrameCounts {
+            in_ram: in_ram.load(Ordering::Relaxed),
+            on_disk: on_disk.load(Ordering::Relaxed),
+            missing: missing.load(Ordering::Relaxed),
+        }
+    }
+
+    fn count(&self, tier: usize, frames: usize) {
+        self.inner.counts[tier].fetch_add(frames as u64, Ordering::Relaxed);
     }
 
     /// True if no request is needed for these parts.
@@ -215,6 +252,8 @@ impl Fetcher {
                 }
             }
         }
+        self.count(ON_DISK, missing.len() - left.len());
+        self.count(MISSING, left.len());
         // The second try is for bytes that were damaged on their way.
         for last_try in [false, true] {
             if left.is_empty() {

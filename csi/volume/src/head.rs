@@ -6,7 +6,6 @@
 //! Absent: the seal of the journal that must follow `take_over` before the new epoch acknowledges anything, and any
 //! clock in a decision: the times here are for people to read.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -20,12 +19,16 @@ use crate::clock::Timestamp;
 use crate::ids::{Epoch, Lease};
 use crate::volume_id::{NodeId, VolumeId};
 
+mod access;
 mod leadership;
 mod parameters;
+pub mod settings;
 
+pub use access::AccessMode;
 pub(crate) use leadership::check_tail;
 pub use leadership::{Claim, TakenOver};
 pub use parameters::{Compression, Durability, ParameterError, Parameters};
+pub use settings::Settings;
 
 /// Key of the head below the volume's root.
 pub const HEAD_KEY: &str = "head";
@@ -33,9 +36,9 @@ pub const HEAD_KEY: &str = "head";
 /// The newest format of a head that this program writes and reads.
 pub const HEAD_FORMAT: u32 = 1;
 
-/// 4 KiB: a head is read at every publish, mount and list, so it stays one small answer. A change that would make it
-/// longer is refused; some ten publications fit beside the longest names.
-pub const HEAD_BYTES_MAX: usize = 4096;
+/// 64 KiB: a head is read at every publish, mount and list, so it stays one small answer. A change that would make it
+/// longer is refused; some two hundred publications, one for each node that reads a volume, fit beside the longest names.
+pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// 12 swaps: each lost one means that somebody else's change got in. Above it `update` gives up as `Contended`.
 const SWAPS_MAX: u32 = 12;
@@ -67,25 +70,6 @@ pub struct Tail {
     pub epoch: Epoch,
     /// The mount that did.
     pub session: Uuid,
-}
-
-/// How a node may use a volume, in the words of CSI and Nomad.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AccessMode {
-    /// One node reads and writes.
-    SingleNodeWriter,
-    /// One node reads.
-    SingleNodeReaderOnly,
-}
-
-impl fmt::Display for AccessMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            AccessMode::SingleNodeWriter => "single-node-writer",
-            AccessMode::SingleNodeReaderOnly => "single-node-reader-only",
-        })
-    }
 }
 
 /// A node that the volume was published to.

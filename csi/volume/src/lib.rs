@@ -17,6 +17,7 @@ mod gc;
 pub mod head;
 pub mod ids;
 pub mod limits;
+pub mod metrics;
 mod mount;
 mod neighbours;
 pub mod open;

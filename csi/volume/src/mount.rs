@@ -6,6 +6,7 @@
 //! Callers: `ops/`, `purge.rs`, `gc.rs`. Absent: what operations mean.
 
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use uuid::Uuid;
@@ -19,14 +20,17 @@ use crate::format::codec::Compression;
 use crate::head::Durability;
 use crate::ids::{Epoch, Generation};
 use crate::limits::CollectLimits;
+use crate::metrics::Histogram;
 use crate::neighbours::Neighbours;
 use crate::readahead::Readahead;
 use crate::table::{Need, Stop, Tables};
 use crate::tail::{Batch, Changes, TailLog};
 use crate::tree::{Tree, TreeError};
 
+mod age;
 mod follow;
 
+use age::Ages;
 pub(crate) use follow::Follow;
 
 /// 2 renewals for one operation of a mount that only reads: the second for a writer that was quicker than the first.
@@ -42,6 +46,10 @@ pub(crate) struct State {
     tables: Mutex<Tables>,
     /// Told whenever something became durable or will never be.
     room: Notify,
+    /// Held for a moment, and never together with the tables.
+    ages: Mutex<Ages>,
+    /// How long calls waited for durability.
+    pub fsyncs: Histogram,
 }
 
 impl State {
@@ -49,7 +57,21 @@ impl State {
         Self {
             tables: Mutex::new(tables),
             room: Notify::new(),
+            ages: Mutex::default(),
+            fsyncs: Histogram::default(),
         }
+    }
+
+    /// How long the oldest change that is not durable has been waiting.
+    pub fn oldest_dirty(&self) -> Option<Duration> {
+        if self.lock().dirty_bytes() == 0 {
+            return None;
+        }
+        self.ages().oldest()
+    }
+
+    fn ages(&self) -> MutexGuard<'_, Ages> {
+        self.ages.lock().expect("nothing panics while it holds the ages")
     }
 
     /// Locks the tables: for one operation, never across an await.
@@ -62,7 +84,11 @@ impl State {
 
 impl DirtyState for State {
     fn seal(&self) -> Option<SealedGeneration> {
-        self.lock().seal()
+        let sealed = self.lock().seal();
+        if let Some(sealed) = &sealed {
+            self.ages().sealed(sealed.generation);
+        }
+        sealed
     }
 
     fn unsealed_bytes(&self) -> u64 {
@@ -70,7 +96,12 @@ impl DirtyState for State {
     }
 
     fn durable(&self, generation: Generation) {
-        self.lock().set_durable(generation);
+        let clean = {
+            let mut tables = self.lock();
+            tables.set_durable(generation);
+            tables.dirty_bytes() == 0
+        };
+        self.ages().durable(generation, clean);
         self.room.notify_waiters();
     }
 
@@ -145,6 +176,7 @@ impl Mount {
 
     /// Runs an operation that changes nothing.
     pub async fn look<R>(&self, mut operation: impl FnMut(&mut Tables) -> Result<R, Stop>) -> Result<R, FsError> {
+        self.freshen().await;
         let mut renewals = 0;
         for _ in 0..LOADS_MAX {
             let seen = self.renewals();
@@ -237,6 +269,7 @@ impl Mount {
         if let Some(commit) = &self.commit
             && unsealed_bytes > 0
         {
+            self.state.ages().dirtied();
             commit.dirtied(unsealed_bytes);
         }
     }

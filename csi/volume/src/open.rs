@@ -95,6 +95,10 @@ pub struct OpenedReader {
     pub tree: Arc<dyn Tree>,
     /// Up to which commit.
     pub applied: Applied,
+    /// Where the next commit will be.
+    pub next: (Epoch, JournalSeq),
+    /// The state of the tree below, as its files count them.
+    pub manifest: Option<u64>,
     /// Totals after that commit; `None` for a volume that was never written.
     pub counters: Option<Counters>,
 }
@@ -288,7 +292,7 @@ pub async fn open_reader(root: BucketRef, config: TreeConfig) -> Result<OpenedRe
     let head = HeadFile::new(root.clone(), HeadWriter::new(Uuid::nil())).read().await?;
     let bucket: BucketRef = Arc::new(Prefixed::new(root, head.data_prefix()));
     for attempt in 1.. {
-        let (tree, manifest) = read_state(&bucket, head.uuid, &config).await?;
+        let (tree, manifest, next) = read_state(&bucket, head.uuid, &config).await?;
         // A writer that flushed its tree meanwhile may have deleted journal objects before we asked for them: then the
         // journal seemed to end too early.
         let newest = newest_manifest(bucket.clone()).await?;
@@ -297,6 +301,8 @@ pub async fn open_reader(root: BucketRef, config: TreeConfig) -> Result<OpenedRe
                 head,
                 bucket,
                 applied: tree.applied(),
+                next,
+                manifest,
                 counters: counters_of(&tree).await?,
                 tree: Arc::new(tree),
             });
@@ -318,7 +324,7 @@ async fn read_state(
     bucket: &BucketRef,
     volume: Uuid,
     config: &TreeConfig,
-) -> Result<(OverlayTree, Option<u64>), OpenError> {
+) -> Result<(OverlayTree, Option<u64>, (Epoch, JournalSeq)), OpenError> {
     let below = SlateReader::open(bucket.clone(), config.cache_bytes).await?;
     let manifest = below.as_ref().map(SlateReader::manifest);
     let applied = below.as_ref().map_or(NOTHING, |tree| tree.applied());
@@ -335,7 +341,7 @@ async fn read_state(
                 tree.push(applied, commit.changes);
             }
             Step::Seal(_) => {}
-            Step::Missing(_) => return Ok((tree, manifest)),
+            Step::Missing(_) => return Ok((tree, manifest, walk.at())),
         }
     }
 }

@@ -6,8 +6,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::attr::{
@@ -20,9 +22,12 @@ use crate::error::FsError;
 use crate::head::Durability;
 use crate::ids::{DirCookie, Epoch, InodeNo, Lease};
 use crate::limits::{DISK_CACHE_BYTES_MAX, FRAME_CACHE_BYTES_MAX, Limits};
+use crate::metrics::HistogramSnapshot;
 use crate::open::OpenError;
 use crate::ops;
 use crate::volume_id::NodeId;
+
+pub use crate::fetch::FrameCounts;
 
 mod mounting;
 mod recovery;
@@ -87,6 +92,17 @@ pub struct VolumeInfo {
     pub durability: Durability,
 }
 
+/// How a mount is doing, beside what `info`, `dirty_bytes` and `commit_stats` tell.
+#[derive(Debug, Clone, Copy)]
+pub struct VolumeMetrics {
+    /// How long calls waited for durability.
+    pub fsyncs: HistogramSnapshot,
+    /// How long the oldest change that is not in the bucket has been waiting.
+    pub oldest_dirty: Option<Duration>,
+    /// Where content came from.
+    pub frames: FrameCounts,
+}
+
 /// A mounted volume. Cheap to clone: all clones are the same mount.
 ///
 /// Dropping the last clone stops its background work at once, as a crash would; only `close` leaves it clean.
@@ -143,6 +159,16 @@ impl Volume {
     /// What was sent to the bucket so far; `None` for a mount that only reads.
     pub fn commit_stats(&self) -> Option<CommitStats> {
         self.inner.mount.commit.as_ref().map(CommitHandle::stats)
+    }
+
+    /// How the mount is doing.
+    pub fn metrics(&self) -> VolumeMetrics {
+        let mount = &self.inner.mount;
+        VolumeMetrics {
+            fsyncs: mount.state.fsyncs.snapshot(),
+            oldest_dirty: mount.state.oldest_dirty(),
+            frames: mount.fetcher.counts(),
+        }
     }
 
     /// Changes how many bytes the files of this mount may take; `None` takes the limit away.
@@ -318,7 +344,7 @@ impl Volume {
     /// `Lost`: what was not durable before never will be.
     pub async fn fsync(&self, ino: InodeNo) -> Result<(), FsError> {
         let _ = ino;
-        ops::sync::sync(&self.inner.mount).await
+        self.sync_all().await
     }
 
     /// As `fsync`, for syncfs(2).
@@ -326,7 +352,10 @@ impl Volume {
     /// # Errors
     /// `Lost`.
     pub async fn sync_all(&self) -> Result<(), FsError> {
-        ops::sync::sync(&self.inner.mount).await
+        let (mount, begun) = (&self.inner.mount, Instant::now());
+        let synced = ops::sync::sync(mount).await;
+        mount.state.fsyncs.observe(begun.elapsed());
+        synced
     }
 
     /// Waits until everything done before the call is in the bucket, whatever fsync means for this volume.

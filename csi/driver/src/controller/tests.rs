@@ -96,6 +96,13 @@ fn capability(mode: Mode) -> csi::VolumeCapability {
     }
 }
 
+fn block() -> csi::VolumeCapability {
+    csi::VolumeCapability {
+        access_type: Some(AccessType::Block(Default::default())),
+        ..capability(Mode::SingleNodeWriter)
+    }
+}
+
 fn creation(name: &str) -> csi::CreateVolumeRequest {
     csi::CreateVolumeRequest {
         name: name.into(),
@@ -152,8 +159,8 @@ async fn what_a_volume_cannot_be_created_as_is_named() {
         (with(|r| r.name = "x".repeat(129)), "name"),
         (with(|r| r.volume_capabilities.clear()), "volume_capabilities"),
         (
-            with(|r| r.volume_capabilities = vec![capability(Mode::MultiNodeMultiWriter)]),
-            "multi-node-multi-writer",
+            with(|r| r.volume_capabilities = vec![block()]),
+            "block-device",
         ),
         (
             with(|r| drop(r.parameters.insert("durabilty".into(), "remote".into()))),
@@ -338,16 +345,16 @@ async fn validation_echoes_what_holds_and_refuses_what_does_not() {
     let confirmed = answer.into_inner().confirmed.unwrap();
     assert_eq!(confirmed.volume_capabilities, request.volume_capabilities);
     assert_eq!(confirmed.volume_context, request.volume_context);
-    let many = csi::ValidateVolumeCapabilitiesRequest {
-        volume_capabilities: vec![capability(Mode::MultiNodeMultiWriter)],
+    let device = csi::ValidateVolumeCapabilitiesRequest {
+        volume_capabilities: vec![block()],
         ..request
     };
     let refused = world
         .service
-        .validate_volume_capabilities(Request::new(many))
+        .validate_volume_capabilities(Request::new(device))
         .await
         .unwrap_err();
-    assert!(refused.message().contains("multi-node-multi-writer"), "{refused}");
+    assert!(refused.message().contains("block-device"), "{refused}");
 }
 
 #[tokio::test]
@@ -386,4 +393,53 @@ async fn keys_of_a_volume_are_kept_until_it_is_deleted() {
     assert_eq!(kept.secret_access_key, "s3cr3t");
     world.delete("v1").await.unwrap();
     assert!(!file.exists());
+}
+
+fn expansion(required_bytes: i64, limit_bytes: i64) -> csi::ControllerExpandVolumeRequest {
+    csi::ControllerExpandVolumeRequest {
+        volume_id: "v1".into(),
+        capacity_range: Some(csi::CapacityRange {
+            required_bytes,
+            limit_bytes,
+        }),
+        ..Default::default()
+    }
+}
+
+/// Quirk N15: Nomad sends an expansion again whose node step failed, and then sees the size that there is.
+#[tokio::test]
+async fn a_volume_grows_to_what_is_asked_once_and_never_shrinks() {
+    let world = World::new().await;
+    let sized = csi::CreateVolumeRequest {
+        capacity_range: Some(csi::CapacityRange {
+            required_bytes: 1 << 20,
+            limit_bytes: 0,
+        }),
+        ..creation("v1")
+    };
+    world.service.create_volume(Request::new(sized)).await.unwrap();
+    let expand = async |required, limit| {
+        let request = Request::new(expansion(required, limit));
+        world.service.controller_expand_volume(request).await
+    };
+    let same = futures::future::join_all((0..10).map(|_| expand(3 << 20, 0))).await;
+    for answer in same {
+        let answer = answer.unwrap().into_inner();
+        assert_eq!(
+            (answer.capacity_bytes, answer.node_expansion_required),
+            (3 << 20, false)
+        );
+    }
+    let smaller = expand(2 << 20, 0).await.unwrap().into_inner();
+    assert_eq!(smaller.capacity_bytes, 3 << 20, "it never shrinks");
+    assert_eq!(code(&expand(1 << 20, 2 << 20).await.unwrap_err()), "OutOfRange");
+    assert_eq!(code(&expand(0, 0).await.unwrap_err()), "InvalidArgument");
+    let missing = csi::ControllerExpandVolumeRequest {
+        volume_id: "v2".into(),
+        ..expansion(1, 0)
+    };
+    let missing = world.service.controller_expand_volume(Request::new(missing)).await;
+    assert_eq!(code(&missing.unwrap_err()), "NotFound");
+    let listed = world.list(0, "").await.unwrap();
+    assert_eq!(listed.entries[0].volume.as_ref().unwrap().capacity_bytes, 3 << 20);
 }

@@ -17,16 +17,17 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
-use volume::volume_id::VolumeId;
+use volume_s3::PutOptions;
 use wire::engine_client::EngineClient;
 
 use super::kernel::Kernel;
 pub use super::spawn::EngineCommand;
 use super::{Answer, MountError, MountSpec, Mounter, Served, spawn};
-use crate::capability::BindFlags;
+use crate::capability::{BindFlags, Owner};
 use crate::credentials::Credentials;
 use crate::grpc;
 use crate::mountinfo::MountPoint;
+use crate::opening::Opening;
 
 /// 15 s: a process start, and reading what the engine needs before it listens. A loaded node may take seconds.
 const START_MAX: Duration = Duration::from_secs(15);
@@ -40,6 +41,9 @@ const MOUNT_MAX: Duration = Duration::from_secs(40);
 
 /// 45 s: what is dirty has this long to reach the bucket. It leaves room within the 60 s of a node call for the rest.
 const UNMOUNT_MAX: Duration = Duration::from_secs(45);
+
+/// 30 s: one small GET, with what its store client does against trouble.
+const LOOK_MAX: Duration = Duration::from_secs(30);
 
 /// 3 s: what an engine answers from memory.
 const ASK_MAX: Duration = Duration::from_secs(3);
@@ -68,6 +72,8 @@ pub struct EngineConfig {
     pub region: Option<String>,
     /// Address the bucket in the path.
     pub path_style: bool,
+    /// How objects are put.
+    pub put: PutOptions,
     /// File of PEM certificates to trust besides the system's.
     pub ca_bundle: Option<PathBuf>,
     /// Folder for the disk cache; `None` for none.
@@ -145,13 +151,16 @@ impl EngineMounter {
     fn request(&self, spec: &MountSpec) -> wire::MountRequest {
         let config = &self.config;
         wire::MountRequest {
-            volume_id: spec.volume.to_string(),
+            volume_id: spec.opening.to_string(),
             location: Some(wire::VolumeLocation {
                 bucket: config.bucket.clone(),
-                prefix: config.prefix.clone() + &volume::admin::volume_prefix(&spec.volume),
+                prefix: config.prefix.clone() + &volume::admin::volume_prefix(&spec.opening.volume),
                 endpoint: config.s3_endpoint.clone().unwrap_or_default(),
                 region: config.region.clone().unwrap_or_default(),
                 path_style: config.path_style,
+                storage_class: config.put.storage_class.clone().unwrap_or_default(),
+                sse: config.put.sse.clone().unwrap_or_default(),
+                sse_kms_key_id: config.put.sse_kms_key_id.clone().unwrap_or_default(),
                 ca_bundle: config
                     .ca_bundle
                     .as_ref()
@@ -160,7 +169,7 @@ impl EngineMounter {
             }),
             credentials: spec.credentials.as_ref().map(wire_credentials),
             mountpoint: spec.path.to_string_lossy().into_owned(),
-            read_only: spec.read_only,
+            read_only: spec.opening.read_only,
             node_id: config.node_id.clone(),
             lease: spec.lease.0,
             take_over: false,
@@ -191,12 +200,12 @@ impl Mounter for EngineMounter {
         Ok(())
     }
 
-    async fn unmount(&self, volume: &VolumeId) -> Result<(), MountError> {
+    async fn unmount(&self, opening: &Opening) -> Result<(), MountError> {
         let Some(mut engine) = self.running().await else {
             return Ok(());
         };
         let request = wire::UnmountRequest {
-            which: Some(wire::unmount_request::Which::VolumeId(volume.to_string())),
+            which: Some(wire::unmount_request::Which::VolumeId(opening.to_string())),
             deadline_ms: u64::try_from(UNMOUNT_MAX.as_millis()).expect("45 s are few milliseconds"),
             detach_busy: true,
         };
@@ -214,12 +223,12 @@ impl Mounter for EngineMounter {
         }
     }
 
-    async fn renew(&self, volume: &VolumeId, credentials: &Credentials) -> Result<(), MountError> {
+    async fn renew(&self, opening: &Opening, credentials: &Credentials) -> Result<(), MountError> {
         let Some(mut engine) = self.running().await else {
             return Ok(());
         };
         let request = wire::SetCredentialsRequest {
-            volume_id: volume.to_string(),
+            volume_id: opening.to_string(),
             credentials: Some(wire_credentials(credentials)),
         };
         match answered(
@@ -234,6 +243,23 @@ impl Mounter for EngineMounter {
         }
     }
 
+    async fn look(&self, opening: &Opening) -> Result<Option<u64>, MountError> {
+        let Some(mut engine) = self.running().await else {
+            let detail = format!("no engine serves volume {opening}");
+            return Err(MountError::NoVolume { detail });
+        };
+        let request = wire::LookRequest {
+            volume_id: opening.to_string(),
+        };
+        let looked = answered(
+            engine.look(timed(request, LOOK_MAX)),
+            LOOK_MAX,
+            "read the volume's head",
+        )
+        .await?;
+        Ok((looked.capacity_bytes > 0).then_some(looked.capacity_bytes))
+    }
+
     async fn served(&self) -> Result<Vec<Served>, MountError> {
         let Some(mut engine) = self.running().await else {
             return Ok(Vec::new());
@@ -243,7 +269,7 @@ impl Mounter for EngineMounter {
         // Mounts that somebody made by hand may have names of another kind; they are not ours.
         let ours = list.mounts.into_iter().filter_map(|mount| {
             Some(Served {
-                volume: VolumeId::parse(&mount.volume_id).ok()?,
+                opening: Opening::parse(&mount.volume_id).ok()?,
                 path: mount.mountpoint.into(),
                 lost: Some(mount.lost).filter(|why| !why.is_empty()),
             })
@@ -260,11 +286,28 @@ impl Mounter for EngineMounter {
     }
 
     async fn flush(&self, path: &Path, limit: Duration) -> Result<(), MountError> {
-        self.kernel.flush(path, limit).await
+        let Some(mut engine) = self.running().await else {
+            return self.kernel.flush(path, limit).await;
+        };
+        // Not an fsync: what that promises is the volume's own choice, and this is for the next node.
+        let request = wire::FlushRequest {
+            mountpoint: path.to_string_lossy().into_owned(),
+            deadline_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+        };
+        let limit = limit + ASK_MAX;
+        match answered(engine.flush(timed(request, limit)), limit, "flush the volume").await {
+            // An engine that came after the one that mounted it: the kernel's mount is dead, and tells so.
+            Err(MountError::NoVolume { .. }) => self.kernel.flush(path, limit).await,
+            done => done.map(drop),
+        }
     }
 
     async fn bind(&self, source: &Path, target: &Path, flags: BindFlags) -> Result<(), MountError> {
         self.kernel.bind(source, target, flags).await
+    }
+
+    async fn own(&self, path: &Path, owner: Owner) -> Result<(), MountError> {
+        self.kernel.own(path, owner).await
     }
 
     async fn detach(&self, path: &Path) -> Result<(), MountError> {

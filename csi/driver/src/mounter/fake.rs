@@ -13,9 +13,10 @@ use async_trait::async_trait;
 use volume::volume_id::VolumeId;
 
 use super::{Answer, MountError, MountSpec, Mounter, Served, Usage};
-use crate::capability::BindFlags;
+use crate::capability::{BindFlags, Owner};
 use crate::credentials::Credentials;
 use crate::mountinfo::{self, Device, MountPoint};
+use crate::opening::Opening;
 
 /// What every healthy mount says of itself.
 pub const USAGE: Usage = Usage {
@@ -39,12 +40,13 @@ pub struct FakeMounter {
 #[derive(Debug, Default)]
 struct Node {
     table: Vec<MountPoint>,
-    served: BTreeMap<VolumeId, (MountSpec, Device)>,
-    lost: BTreeMap<VolumeId, String>,
+    served: BTreeMap<Opening, (MountSpec, Device)>,
+    lost: BTreeMap<Opening, String>,
     silent: Vec<PathBuf>,
     devices: u32,
     mounts: Vec<MountSpec>,
     flushes: u32,
+    owners: Vec<(PathBuf, Owner)>,
     refuse: Option<String>,
     store_down: bool,
 }
@@ -63,7 +65,7 @@ impl FakeMounter {
 
     /// Says that a volume was taken over by another node.
     pub fn lose(&self, volume: &VolumeId, why: &str) {
-        self.node().lost.insert(volume.clone(), why.to_owned());
+        self.node().lost.insert(Opening::writing(volume), why.to_owned());
     }
 
     /// Makes a path answer no more, as a mount of a stuck engine would.
@@ -101,6 +103,11 @@ impl FakeMounter {
     /// How many flushes and unmounts have succeeded.
     pub fn flushes(&self) -> u32 {
         self.node().flushes
+    }
+
+    /// Who was given which top directory, in order.
+    pub fn owners(&self) -> Vec<(PathBuf, Owner)> {
+        self.node().owners.clone()
     }
 
     /// Paths of all mounts, in the order of the table.
@@ -150,7 +157,7 @@ impl Mounter for FakeMounter {
         if let Some(why) = &node.refuse {
             return Err(MountError::Held { detail: why.clone() });
         }
-        if node.served.get(&spec.volume).is_some_and(|(served, _)| served == spec) {
+        if node.served.get(&spec.opening).is_some_and(|(served, _)| served == spec) {
             return Ok(());
         }
         assert!(spec.path.is_dir(), "{} is no directory", spec.path.display());
@@ -160,43 +167,47 @@ impl Mounter for FakeMounter {
             spec.path.display()
         );
         let device = node.next_device();
-        let source = format!("pannier:{}", spec.volume);
+        let source = format!("pannier:{}", spec.opening);
         node.table.push(row(&spec.path, device, "fuse.pannier", &source));
-        node.lost.remove(&spec.volume);
-        node.served.insert(spec.volume.clone(), (spec.clone(), device));
+        node.lost.remove(&spec.opening);
+        node.served.insert(spec.opening.clone(), (spec.clone(), device));
         node.mounts.push(spec.clone());
         Ok(())
     }
 
-    async fn unmount(&self, volume: &VolumeId) -> Result<(), MountError> {
+    async fn unmount(&self, opening: &Opening) -> Result<(), MountError> {
         let _gate = self.gate.lock().await;
         let mut node = self.node();
-        if !node.served.contains_key(volume) {
+        if !node.served.contains_key(opening) {
             return Ok(());
         }
         node.check_store()?;
-        if let Some(why) = node.lost.get(volume) {
+        if let Some(why) = node.lost.get(opening) {
             return Err(MountError::Damaged { detail: why.clone() });
         }
-        let (spec, _) = node.served.remove(volume).expect("it was there a line ago");
+        let (spec, _) = node.served.remove(opening).expect("it was there a line ago");
         node.detach(&spec.path);
         node.flushes += 1;
         Ok(())
     }
 
-    async fn renew(&self, volume: &VolumeId, credentials: &Credentials) -> Result<(), MountError> {
-        if let Some((spec, _)) = self.node().served.get_mut(volume) {
+    async fn renew(&self, opening: &Opening, credentials: &Credentials) -> Result<(), MountError> {
+        if let Some((spec, _)) = self.node().served.get_mut(opening) {
             spec.credentials = Some(credentials.clone());
         }
         Ok(())
     }
 
+    async fn look(&self, _: &Opening) -> Result<Option<u64>, MountError> {
+        Ok(None)
+    }
+
     async fn served(&self) -> Result<Vec<Served>, MountError> {
         let node = self.node();
-        let all = node.served.iter().map(|(volume, (spec, _))| Served {
-            volume: volume.clone(),
+        let all = node.served.iter().map(|(opening, (spec, _))| Served {
+            opening: opening.clone(),
             path: spec.path.clone(),
-            lost: node.lost.get(volume).cloned(),
+            lost: node.lost.get(opening).cloned(),
         });
         Ok(all.collect())
     }
@@ -238,6 +249,11 @@ impl Mounter for FakeMounter {
             read_only: flags.read_only,
             ..found
         });
+        Ok(())
+    }
+
+    async fn own(&self, path: &Path, owner: Owner) -> Result<(), MountError> {
+        self.node().owners.push((path.to_owned(), owner));
         Ok(())
     }
 

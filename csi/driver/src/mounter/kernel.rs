@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,13 +16,18 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 
+use tracing::warn;
+
 use super::{Answer, MountError, Usage};
-use crate::capability::BindFlags;
+use crate::capability::{BindFlags, Owner};
 use crate::mountinfo::{self, MountPoint};
 
 /// 2 s: the engine answers statfs from memory, so a healthy mount needs microseconds. Longer only delays the start of
 /// the plugin.
 const PROBE_MAX: Duration = Duration::from_secs(2);
+
+/// 20 s: reading and changing one row, which may have to come from the bucket.
+const OWN_MAX: Duration = Duration::from_secs(20);
 
 /// The mount table of this process, and probes under way.
 #[derive(Debug, Default)]
@@ -63,7 +69,14 @@ impl Kernel {
         let owned = path.to_owned();
         let flushed = blocking("flush", path, move || {
             let directory = File::open(&owned)?;
-            nix::unistd::syncfs(&directory)?;
+            match nix::unistd::syncfs(&directory) {
+                // The volume was full when the kernel wrote its pages back, which the program that wrote them was told. What
+                // the volume took is what there is to flush.
+                Err(Errno::ENOSPC) => {
+                    warn!(path = %owned.display(), "the volume was full: not all that was written is in it")
+                }
+                done => done?,
+            }
             directory.sync_all()
         });
         match tokio::time::timeout(limit, flushed).await {
@@ -91,6 +104,37 @@ impl Kernel {
             })
         })
         .await
+    }
+
+    /// Changes nothing where nothing differs: a change costs a commit.
+    pub(super) async fn own(&self, path: &Path, owner: Owner) -> Result<(), MountError> {
+        let owned = path.to_owned();
+        let done = blocking("give the top directory of", path, move || {
+            let found = std::fs::metadata(&owned)?;
+            let other = |wanted: Option<u32>, is: u32| wanted.filter(|wanted| *wanted != is);
+            let (uid, gid) = (other(owner.uid, found.uid()), other(owner.gid, found.gid()));
+            if uid.is_some() || gid.is_some() {
+                std::os::unix::fs::chown(&owned, uid, gid)?;
+            }
+            // After chown(2), which may take the set-group-id bit.
+            let bits = found.mode() & 0o7777;
+            let wanted = owner.mode.map_or(bits, u32::from) | u32::from(owner.more_mode);
+            let changed = wanted != bits || gid.is_some() || uid.is_some();
+            if changed && std::fs::metadata(&owned)?.mode() & 0o7777 != wanted {
+                std::fs::set_permissions(&owned, std::fs::Permissions::from_mode(wanted))?;
+            }
+            Ok(())
+        });
+        match tokio::time::timeout(OWN_MAX, done).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(MountError::Slow {
+                detail: format!(
+                    "{} was not given to its owner within {} s",
+                    path.display(),
+                    OWN_MAX.as_secs()
+                ),
+            }),
+        }
     }
 
     pub(super) async fn detach(&self, path: &Path) -> Result<(), MountError> {

@@ -18,6 +18,7 @@ use crate::deadlines::Progress;
 use crate::error::DriverError;
 use crate::mounter::{Answer, MountSpec, Served};
 use crate::mountinfo::{Device, MountPoint, top_at};
+use crate::opening::Opening;
 
 /// 16 mounts on top of each other at one path. More than one is the trace of a bug or of an operator; above it we
 /// give up with an error.
@@ -46,26 +47,21 @@ impl Targets {
         right: &Right,
         steps: &Progress,
     ) -> Result<(), DriverError> {
-        let widened = record.read_only && !right.read_only;
-        if let (true, Some(path)) = (widened, record.published.keys().next()) {
-            return Err(DriverError::ReadOnlyInUse {
-                volume: record.volume.to_string(),
-                path: path.clone(),
-            });
-        }
-        if widened || record.lease != right.lease {
-            // The lease before was taken back although the volume stayed mounted (quirk N9). What was written under
-            // it is flushed if it still counts.
-            info!(volume = %record.volume, old = %record.lease, new = %right.lease, "mounting anew with another right");
+        if record.opening.read_only {
+            // Nothing that a reader does depends on the lease.
+            record.lease = right.lease;
+        } else if record.lease != right.lease {
+            // The lease before was taken back although the volume stayed mounted (quirk N9). What was written under it
+            // is flushed if it still counts.
+            info!(volume = %record.opening, old = %record.lease, new = %right.lease, "mounting anew with another right");
             self.end_all(record, steps).await?;
             record.lease = right.lease;
-            record.read_only &= right.read_only;
         }
         if right.credentials.is_some() && record.credentials != right.credentials {
             record.credentials.clone_from(&right.credentials);
             if let Some(credentials) = &record.credentials {
-                let renewed = self.mounter.renew(&record.volume, credentials).await;
-                renewed.map_err(DriverError::mount(&record.volume))?;
+                let renewed = self.mounter.renew(&record.opening, credentials).await;
+                renewed.map_err(DriverError::mount(&record.opening.volume))?;
             }
         }
         Ok(())
@@ -102,20 +98,20 @@ impl Targets {
         lost: Lost,
         steps: &Progress,
     ) -> Result<(), DriverError> {
-        let volume = &record.volume;
+        let opening = &record.opening;
         let device = match self.serving(record, lost, steps).await? {
             Some(device) => device,
             None => self.mount_home(record, steps).await?,
         };
         for (path, flags) in record.paths() {
-            let table = self.table(volume).await?;
+            let table = self.table(opening).await?;
             match judge(&table, path, Some(device), *flags) {
                 TargetState::Mounted => continue,
                 TargetState::NotMounted => {}
-                TargetState::Stale | TargetState::OtherOptions => self.take_away(volume, path).await?,
+                TargetState::Stale | TargetState::OtherOptions => self.take_away(opening, path).await?,
                 TargetState::Foreign { fs_type, source } => {
                     return Err(DriverError::ForeignMount {
-                        volume: volume.to_string(),
+                        volume: opening.volume.to_string(),
                         path: path.clone(),
                         fs_type,
                         source_name: source,
@@ -124,8 +120,8 @@ impl Targets {
             }
             steps.at(format!("mounting the volume at {}", path.display()));
             std::fs::create_dir_all(path).map_err(DriverError::file("make", path))?;
-            let bound = self.mounter.bind(&self.home(volume), path, *flags).await;
-            bound.map_err(DriverError::mount(volume))?;
+            let bound = self.mounter.bind(&self.home(opening), path, *flags).await;
+            bound.map_err(DriverError::mount(&opening.volume))?;
         }
         Ok(())
     }
@@ -137,9 +133,10 @@ impl Targets {
         lost: Lost,
         steps: &Progress,
     ) -> Result<Option<Device>, DriverError> {
-        let volume = &record.volume;
-        let home = self.home(volume);
-        let Some(device) = top_at(&self.table(volume).await?, &home).map(|mount| mount.device) else {
+        let opening = &record.opening;
+        let volume = &opening.volume;
+        let home = self.home(opening);
+        let Some(device) = top_at(&self.table(opening).await?, &home).map(|mount| mount.device) else {
             return Ok(None);
         };
         steps.at("asking the mount whether it is alive");
@@ -153,7 +150,7 @@ impl Targets {
             }
             Answer::Alive(_) => {}
         }
-        let why = self.served(volume).await?.and_then(|served| served.lost);
+        let why = self.served(opening).await?.and_then(|served| served.lost);
         match (why, lost) {
             (Some(why), Lost::Replace) => {
                 warn!(%volume, why, "the mount can write no more: mounting anew");
@@ -166,21 +163,20 @@ impl Targets {
 
     /// Has the engine mount the volume, after what is dead is out of the way.
     async fn mount_home(&self, record: &VolumeRecord, steps: &Progress) -> Result<Device, DriverError> {
-        let volume = &record.volume;
-        let home = self.home(volume);
+        let (opening, volume) = (&record.opening, &record.opening.volume);
+        let home = self.home(opening);
         self.end_all(record, steps).await?;
         std::fs::create_dir_all(&home).map_err(DriverError::file("make", &home))?;
         steps.at("waiting for the engine to open and mount the volume");
         let spec = MountSpec {
-            volume: volume.clone(),
+            opening: opening.clone(),
             path: home.clone(),
-            read_only: record.read_only,
             lease: record.lease,
             credentials: record.credentials.clone(),
         };
         self.mounter.mount(&spec).await.map_err(DriverError::mount(volume))?;
-        info!(%volume, lease = %record.lease, read_only = record.read_only, "mounted");
-        let table = self.table(volume).await?;
+        info!(%volume, lease = %record.lease, read_only = opening.read_only, "mounted");
+        let table = self.table(opening).await?;
         let mounted = top_at(&table, &home).map(|mount| mount.device);
         // The engine said it is mounted; if it is not here, then engine and plugin do not see the same mounts.
         mounted.ok_or(DriverError::Silent {
@@ -194,24 +190,24 @@ impl Targets {
     async fn end_all(&self, record: &VolumeRecord, steps: &Progress) -> Result<(), DriverError> {
         steps.at("clearing the mounts of the volume");
         for (path, _) in record.paths() {
-            self.take_away(&record.volume, path).await?;
+            self.take_away(&record.opening, path).await?;
         }
-        self.end_home(&record.volume, steps).await
+        self.end_home(&record.opening, steps).await
     }
 
     /// Flushes and unmounts the volume's home, and removes its directory. `Ok` if there is none.
-    pub(super) async fn end_home(&self, volume: &VolumeId, steps: &Progress) -> Result<(), DriverError> {
-        let home = self.home(volume);
+    pub(super) async fn end_home(&self, opening: &Opening, steps: &Progress) -> Result<(), DriverError> {
+        let (home, volume) = (self.home(opening), &opening.volume);
         steps.at("flushing the volume to the bucket and unmounting it");
-        if let Err(failure) = self.mounter.unmount(volume).await {
-            let why = self.served(volume).await?.and_then(|served| served.lost);
+        if let Err(failure) = self.mounter.unmount(opening).await {
+            let why = self.served(opening).await?.and_then(|served| served.lost);
             // What another node has taken over can never be flushed: insisting would keep the volume here for ever.
             let Some(why) = why else {
                 return Err(DriverError::mount(volume)(failure));
             };
             error!(%volume, why, error = ?failure, "unmounting a volume whose last writes are lost");
         }
-        self.take_away(volume, &home).await?;
+        self.take_away(opening, &home).await?;
         match std::fs::remove_dir(&home) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(DriverError::file("remove", home)(error)),
             Ok(()) | Err(_) => Ok(()),
@@ -220,12 +216,12 @@ impl Targets {
 
     /// Makes what was written durable, if a mount is there that can.
     pub(super) async fn flush(&self, record: &VolumeRecord) -> Result<(), DriverError> {
-        let volume = &record.volume;
-        let home = self.home(volume);
-        if record.read_only || top_at(&self.table(volume).await?, &home).is_none() {
+        let (opening, volume) = (&record.opening, &record.opening.volume);
+        let home = self.home(opening);
+        if opening.read_only || top_at(&self.table(opening).await?, &home).is_none() {
             return Ok(());
         }
-        if let Some(why) = self.served(volume).await?.and_then(|served| served.lost) {
+        if let Some(why) = self.served(opening).await?.and_then(|served| served.lost) {
             error!(%volume, why, "the last writes to the volume are lost");
             return Ok(());
         }
@@ -244,49 +240,51 @@ impl Targets {
     }
 
     /// Takes all FUSE mounts away that lie on top of `path`. A mount of somebody else stays.
-    pub(super) async fn take_away(&self, volume: &VolumeId, path: &Path) -> Result<(), DriverError> {
+    pub(super) async fn take_away(&self, opening: &Opening, path: &Path) -> Result<(), DriverError> {
         for _ in 0..STACKED_MAX {
-            let table = self.table(volume).await?;
+            let table = self.table(opening).await?;
             match judge(&table, path, None, Default::default()) {
                 TargetState::NotMounted | TargetState::Foreign { .. } => return Ok(()),
                 TargetState::Stale | TargetState::Mounted | TargetState::OtherOptions => {}
             }
             let detached = self.mounter.detach(path).await;
-            detached.map_err(DriverError::mount(volume))?;
+            detached.map_err(DriverError::mount(&opening.volume))?;
         }
         Err(DriverError::Silent {
-            volume: volume.to_string(),
+            volume: opening.volume.to_string(),
             path: path.to_owned(),
         })
     }
 
     /// A path that the volume's record does not know: takes away only what is this volume, or dead and nobody's.
     pub(super) async fn clear_unknown(&self, volume: &VolumeId, path: &Path) -> Result<(), DriverError> {
-        let table = self.table(volume).await?;
+        let writing = Opening::writing(volume);
+        let table = self.table(&writing).await?;
         let Some(top) = top_at(&table, path) else {
             return Ok(());
         };
         if self.owner_of(path)?.is_some() {
             return Ok(());
         }
-        let served = top_at(&table, &self.home(volume)).map(|mount| mount.device);
-        let ours = Some(top.device) == served;
-        let stale = judge(&table, path, served, Default::default()) == TargetState::Stale;
+        let homes = Opening::both(volume).map(|opening| self.home(&opening));
+        let is_served = |home| top_at(&table, home).is_some_and(|mount| mount.device == top.device);
+        let ours = homes.iter().any(|home| is_served(home));
+        let stale = judge(&table, path, None, Default::default()) == TargetState::Stale;
         if ours || (stale && self.mounter.probe(path).await == Answer::Dead) {
-            return self.take_away(volume, path).await;
+            return self.take_away(&writing, path).await;
         }
         Ok(())
     }
 
-    /// The volume whose record has this path.
-    pub(super) fn owner_of(&self, path: &Path) -> Result<Option<VolumeId>, DriverError> {
-        for volume in self.records.volumes()? {
+    /// The opening whose record has this path.
+    pub(super) fn owner_of(&self, path: &Path) -> Result<Option<Opening>, DriverError> {
+        for opening in self.records.openings()? {
             // A damaged record is told of at the start and by calls for its own volume.
-            let Ok(Some(record)) = self.records.load(&volume) else {
+            let Ok(Some(record)) = self.records.load(&opening) else {
                 continue;
             };
             if record.paths().any(|(known, _)| known == path) {
-                return Ok(Some(volume));
+                return Ok(Some(opening));
             }
         }
         Ok(None)
@@ -307,12 +305,13 @@ impl Targets {
         }
     }
 
-    async fn served(&self, volume: &VolumeId) -> Result<Option<Served>, DriverError> {
-        let served = self.mounter.served().await.map_err(DriverError::mount(volume))?;
-        Ok(served.into_iter().find(|served| served.volume == *volume))
+    async fn served(&self, opening: &Opening) -> Result<Option<Served>, DriverError> {
+        let served = self.mounter.served().await;
+        let served = served.map_err(DriverError::mount(&opening.volume))?;
+        Ok(served.into_iter().find(|served| served.opening == *opening))
     }
 
-    pub(super) async fn table(&self, volume: &VolumeId) -> Result<Vec<MountPoint>, DriverError> {
-        self.mounter.table().await.map_err(DriverError::mount(volume))
+    pub(super) async fn table(&self, opening: &Opening) -> Result<Vec<MountPoint>, DriverError> {
+        self.mounter.table().await.map_err(DriverError::mount(&opening.volume))
     }
 }

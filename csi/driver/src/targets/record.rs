@@ -11,11 +11,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use volume::ids::Lease;
-use volume::volume_id::VolumeId;
 
 use crate::capability::BindFlags;
 use crate::credentials::Credentials;
 use crate::error::DriverError;
+use crate::opening::Opening;
 use crate::state_file;
 
 /// The newest format of a record that this program reads and writes.
@@ -26,10 +26,8 @@ const RECORD_FORMAT: u32 = 1;
 #[serde(deny_unknown_fields)]
 pub struct VolumeRecord {
     format: u32,
-    /// The volume.
-    pub volume: VolumeId,
-    /// Mounted without the right to write.
-    pub read_only: bool,
+    /// The volume, and whether for writing.
+    pub opening: Opening,
     /// The publication that entitles this node to it.
     pub lease: Lease,
     /// Keys of this volume; `None` for the engine's own.
@@ -46,11 +44,10 @@ pub struct VolumeRecord {
 
 impl VolumeRecord {
     /// A volume that nothing uses yet.
-    pub fn new(volume: VolumeId, read_only: bool, lease: Lease) -> Self {
+    pub fn new(opening: Opening, lease: Lease) -> Self {
         Self {
             format: RECORD_FORMAT,
-            volume,
-            read_only,
+            opening,
             lease,
             credentials: None,
             staged: BTreeMap::new(),
@@ -86,35 +83,35 @@ impl Records {
         Ok(Self { dir })
     }
 
-    /// The volumes that have a record, in ascending order.
+    /// What has a record, in ascending order.
     ///
     /// # Errors
     /// `File` if the folder cannot be read.
-    pub fn volumes(&self) -> Result<Vec<VolumeId>, DriverError> {
+    pub fn openings(&self) -> Result<Vec<Opening>, DriverError> {
         let listed = fs::read_dir(&self.dir).map_err(DriverError::file("list", &self.dir))?;
-        let mut volumes = Vec::new();
+        let mut openings = Vec::new();
         for entry in listed {
             let name = entry.map_err(DriverError::file("list", &self.dir))?.file_name();
             let id = name.to_str().and_then(|name| name.strip_suffix(".json"));
-            volumes.extend(id.and_then(|id| VolumeId::parse(id).ok()));
+            openings.extend(id.and_then(|id| Opening::parse(id).ok()));
         }
-        volumes.sort();
-        Ok(volumes)
+        openings.sort();
+        Ok(openings)
     }
 
-    /// The record of a volume, if it has one.
+    /// The record of an opening, if it has one.
     ///
     /// # Errors
     /// `File` if it cannot be read; `Record` if it is damaged or of another format.
-    pub fn load(&self, volume: &VolumeId) -> Result<Option<VolumeRecord>, DriverError> {
-        let path = self.path(volume);
+    pub fn load(&self, opening: &Opening) -> Result<Option<VolumeRecord>, DriverError> {
+        let path = self.path(opening);
         let Some(body) = state_file::read(&path)? else {
             return Ok(None);
         };
         match serde_json::from_slice::<VolumeRecord>(&body) {
-            Ok(record) if record.format == RECORD_FORMAT && record.volume == *volume => Ok(Some(record)),
+            Ok(record) if record.format == RECORD_FORMAT && record.opening == *opening => Ok(Some(record)),
             Ok(record) => {
-                let what = format!("it is of volume {} in format {}", record.volume, record.format);
+                let what = format!("it is of volume {} in format {}", record.opening, record.format);
                 let source = serde::de::Error::custom(what);
                 Err(DriverError::Record { path, source })
             }
@@ -131,29 +128,29 @@ impl Records {
     /// `File`.
     pub fn save(&self, record: &VolumeRecord) -> Result<(), DriverError> {
         let body = serde_json::to_vec_pretty(record).expect("a record holds only what JSON can say");
-        state_file::write(&self.path(&record.volume), &body)
+        state_file::write(&self.path(&record.opening), &body)
     }
 
     /// Removes a record; `Ok` if there is none.
     ///
     /// # Errors
     /// `File`.
-    pub fn remove(&self, volume: &VolumeId) -> Result<(), DriverError> {
-        state_file::remove(&self.path(volume))
+    pub fn remove(&self, opening: &Opening) -> Result<(), DriverError> {
+        state_file::remove(&self.path(opening))
     }
 
     /// Sets a damaged record aside, so that it is no longer met, and returns its new place.
     ///
     /// # Errors
     /// `File`.
-    pub fn set_aside(&self, volume: &VolumeId) -> Result<PathBuf, DriverError> {
-        let (path, aside) = (self.path(volume), self.dir.join(format!("{volume}.damaged")));
+    pub fn set_aside(&self, opening: &Opening) -> Result<PathBuf, DriverError> {
+        let (path, aside) = (self.path(opening), self.dir.join(format!("{opening}.damaged")));
         fs::rename(&path, &aside).map_err(DriverError::file("rename", path))?;
         Ok(aside)
     }
 
-    fn path(&self, volume: &VolumeId) -> PathBuf {
-        self.dir.join(format!("{volume}.json"))
+    fn path(&self, opening: &Opening) -> PathBuf {
+        self.dir.join(format!("{opening}.json"))
     }
 }
 
@@ -165,7 +162,7 @@ mod tests {
     use super::*;
 
     fn record() -> VolumeRecord {
-        let mut record = VolumeRecord::new(VolumeId::parse("v1").unwrap(), false, Lease(7));
+        let mut record = VolumeRecord::new(Opening::parse("v1").unwrap(), Lease(7));
         record.credentials = Some(Credentials {
             access_key_id: "a".into(),
             secret_access_key: "s".into(),
@@ -181,14 +178,14 @@ mod tests {
         let records = Records::open(dir.path().join("volumes")).unwrap();
         records.save(&record()).unwrap();
         records.save(&record()).unwrap();
-        assert_eq!(records.load(&record().volume).unwrap(), Some(record()));
-        assert_eq!(records.volumes().unwrap(), [record().volume]);
+        assert_eq!(records.load(&record().opening).unwrap(), Some(record()));
+        assert_eq!(records.openings().unwrap(), [record().opening]);
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&dir.path().join("volumes/v1.json")), 0o600);
         assert_eq!(mode(&dir.path().join("volumes")), 0o700);
-        records.remove(&record().volume).unwrap();
-        records.remove(&record().volume).unwrap();
-        assert_eq!(records.load(&record().volume).unwrap(), None);
+        records.remove(&record().opening).unwrap();
+        records.remove(&record().opening).unwrap();
+        assert_eq!(records.load(&record().opening).unwrap(), None);
         assert_eq!(fs::read_dir(dir.path().join("volumes")).unwrap().count(), 0);
     }
 
@@ -197,9 +194,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(dir.path().to_owned()).unwrap();
         fs::write(dir.path().join("v1.json"), b"{\"format\": 1, \"volu").unwrap();
-        let error = records.load(&record().volume).unwrap_err().to_string();
+        let error = records.load(&record().opening).unwrap_err().to_string();
         assert!(error.contains("v1.json"), "{error}");
-        records.set_aside(&record().volume).unwrap();
-        assert_eq!(records.volumes().unwrap(), []);
+        records.set_aside(&record().opening).unwrap();
+        assert_eq!(records.openings().unwrap(), []);
     }
 }

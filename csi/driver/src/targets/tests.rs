@@ -40,11 +40,17 @@ impl Node {
     }
 
     async fn unpublish(&self, name: &str) -> Result<(), DriverError> {
-        self.targets.unpublish(&v1(), &self.path(name), &Progress::new()).await
+        self.targets
+            .unpublish(&v1(), &self.path(name), &Progress::new())
+            .await
+            .map(drop)
     }
 
     async fn unstage(&self, name: &str) -> Result<(), DriverError> {
-        self.targets.unstage(&v1(), &self.path(name), &Progress::new()).await
+        self.targets
+            .unstage(&v1(), &self.path(name), &Progress::new())
+            .await
+            .map(drop)
     }
 
     fn place(&self, name: &str, lease: u64) -> Place {
@@ -52,6 +58,8 @@ impl Node {
             volume: v1(),
             path: self.path(name),
             flags: BindFlags::default(),
+            owner: Owner::default(),
+            alone: false,
             right: Right {
                 lease: Lease(lease),
                 read_only: false,
@@ -69,7 +77,7 @@ impl Node {
     }
 
     fn record(&self) -> Option<VolumeRecord> {
-        self.targets.records.load(&v1()).unwrap()
+        self.targets.records.load(&Opening::writing(&v1())).unwrap()
     }
 
     /// Nothing of the volume is left on the node.
@@ -239,7 +247,7 @@ async fn the_watch_repairs_dead_mounts_and_clears_unknown_ones() {
         ..stray
     };
     node.targets.stage(stray, &Progress::new()).await.unwrap();
-    node.targets.records.remove(&other).unwrap();
+    node.targets.records.remove(&Opening::writing(&other)).unwrap();
     let watch = tokio::spawn(Arc::clone(&node.targets).watch());
     node.mounter.kill_engine();
     tokio::time::sleep(std::time::Duration::from_secs(11)).await;
@@ -278,7 +286,7 @@ async fn paths_of_a_volume_that_another_node_took_are_cleared() {
     node.mounter.refuse_mounts(Some("published to node n2"));
     node.targets.look().await;
     assert_eq!(node.mounter.paths(), Vec::<PathBuf>::new());
-    assert!(node.targets.wants_patience(&v1()));
+    assert!(node.targets.wants_patience(&Opening::writing(&v1())));
     // Nomad takes the paths away in the end; that needs no engine.
     node.unpublish("target").await.unwrap();
     node.unstage("staging").await.unwrap();
@@ -492,29 +500,58 @@ async fn usage_of_an_unknown_volume_or_path_is_told_apart() {
     assert!(matches!(dead, Err(DriverError::Silent { .. })));
 }
 
+/// Readers of a multi-node volume outlive the writer beside them: they have a mount of their own, and whoever takes the
+/// last writing path away hears that only readers are left.
 #[tokio::test]
-async fn a_reader_and_a_writer_do_not_share_a_volume_opened_for_reading() {
+async fn readers_have_a_mount_of_their_own_beside_a_writer() {
     let node = Node::new();
-    let mut reader = node.place("staging", 1);
-    reader.right.read_only = true;
-    node.targets.stage(reader.clone(), &Progress::new()).await.unwrap();
-    node.targets
-        .publish(
-            Place {
-                path: node.path("target"),
-                ..reader
-            },
-            &Progress::new(),
-        )
+    let reader = |name: &str| {
+        let mut place = node.place(name, 1);
+        place.right.read_only = true;
+        place
+    };
+    let steps = Progress::new();
+    node.targets.stage(reader("ro-staging"), &steps).await.unwrap();
+    node.targets.publish(reader("ro-target"), &steps).await.unwrap();
+    node.stage("staging", 1).await.unwrap();
+    node.publish("target", 1).await.unwrap();
+    let openings: Vec<_> = node.mounter.mounts().into_iter().map(|mount| mount.opening).collect();
+    assert_eq!(openings, [Opening::reading(&v1()), Opening::writing(&v1())]);
+    let gone = async |name| node.targets.unpublish(&v1(), &node.path(name), &steps).await.unwrap();
+    assert_eq!(gone("target").await, Left::Other, "the staging path may write");
+    for _ in 0..2 {
+        let left = node
+            .targets
+            .unstage(&v1(), &node.path("staging"), &steps)
+            .await
+            .unwrap();
+        assert_eq!(left, Left::OnlyReaders, "also when it is asked again");
+    }
+    assert!(node.is_mounted("ro-target") && node.is_mounted("ro-staging"));
+    assert_eq!(gone("ro-target").await, Left::Other);
+    node.unstage("ro-staging").await.unwrap();
+    node.assert_clean();
+}
+
+/// CSI, NodePublishVolume: of a volume that is for one writer at one path a second target is refused.
+#[tokio::test]
+async fn a_second_path_of_a_single_writer_is_refused() {
+    let node = Node::new();
+    node.stage("staging", 1).await.unwrap();
+    let place = |name: &str| Place {
+        alone: true,
+        ..node.place(name, 1)
+    };
+    for _ in 0..2 {
+        node.targets.publish(place("target"), &Progress::new()).await.unwrap();
+    }
+    let second = node
+        .targets
+        .publish(place("second"), &Progress::new())
         .await
-        .unwrap();
-    assert!(node.mounter.mounts()[0].read_only);
-    let failure = node.stage("writer", 1).await.unwrap_err();
-    assert!(matches!(failure, DriverError::ReadOnlyInUse { .. }), "{failure}");
-    // When the reader is gone the volume is opened for writing.
-    node.unpublish("target").await.unwrap();
-    node.stage("writer", 1).await.unwrap();
-    assert!(!node.mounter.mounts()[1].read_only);
+        .unwrap_err();
+    assert!(matches!(second, DriverError::PublishedOnce { .. }), "{second}");
+    node.publish("second", 1).await.unwrap();
 }
 
 #[tokio::test]

@@ -12,7 +12,6 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{error, warn};
-use volume::volume_id::VolumeId;
 
 use super::Targets;
 use super::converge::Lost;
@@ -20,6 +19,7 @@ use super::judge::fuse_below;
 use crate::deadlines::Progress;
 use crate::error::DriverError;
 use crate::mounter::Answer;
+use crate::opening::Opening;
 
 /// 10 s: how long a dead mount may be in Nomad's way (rule 5). One look costs a read of the mount table, and a statfs
 /// and a list of the engine's mounts per volume: all of it local.
@@ -70,9 +70,9 @@ impl Targets {
 
     /// One look at everything.
     pub(super) async fn look(self: &Arc<Self>) {
-        match self.records.volumes() {
-            Ok(volumes) => {
-                join_all(volumes.iter().map(|volume| self.repair(volume))).await;
+        match self.records.openings() {
+            Ok(openings) => {
+                join_all(openings.iter().map(|opening| self.repair(opening))).await;
             }
             Err(error) => error!(?error, "the state folder cannot be read: {error}"),
         }
@@ -83,30 +83,30 @@ impl Targets {
         }
     }
 
-    async fn repair(self: &Arc<Self>, volume: &VolumeId) {
-        if self.wants_patience(volume) {
+    async fn repair(self: &Arc<Self>, opening: &Opening) {
+        if self.wants_patience(opening) {
             return;
         }
         // A call is at work on this volume: it converges by itself.
-        let Ok(_turn) = self.turn(volume).try_lock_owned() else {
+        let Ok(_turn) = self.turn(&opening.volume).try_lock_owned() else {
             return;
         };
-        match self.repair_now(volume).await {
-            Ok(()) => self.forget_patience(volume),
+        match self.repair_now(opening).await {
+            Ok(()) => self.forget_patience(opening),
             Err(failure) => {
-                let wait = self.more_patience(volume);
-                warn!(%volume, ?failure, again_in_s = wait.as_secs(), "cannot be repaired yet: {failure}");
+                let wait = self.more_patience(opening);
+                warn!(volume = %opening, ?failure, again_in_s = wait.as_secs(), "cannot be repaired yet: {failure}");
             }
         }
     }
 
-    async fn repair_now(&self, volume: &VolumeId) -> Result<(), DriverError> {
-        let record = match self.records.load(volume) {
+    async fn repair_now(&self, opening: &Opening) -> Result<(), DriverError> {
+        let record = match self.records.load(opening) {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(()),
             Err(damaged @ DriverError::Record { .. }) => {
-                let aside = self.records.set_aside(volume)?;
-                error!(%volume, error = ?damaged, aside = %aside.display(), "a state file is damaged and was set aside");
+                let aside = self.records.set_aside(opening)?;
+                error!(volume = %opening, error = ?damaged, aside = %aside.display(), "a state file is damaged and was set aside");
                 return Ok(());
             }
             Err(error) => return Err(error),
@@ -129,7 +129,7 @@ impl Targets {
         let table = self.mounter.table().await.map_err(mount_error)?;
         for mount in fuse_below(&table, root) {
             let known = match mount.path.strip_prefix(&self.homes).ok().and_then(Path::to_str) {
-                Some(name) => VolumeId::parse(name).is_ok_and(|id| matches!(self.records.load(&id), Ok(Some(_)))),
+                Some(name) => Opening::parse(name).is_ok_and(|id| matches!(self.records.load(&id), Ok(Some(_)))),
                 None => self.owner_of(&mount.path)?.is_some(),
             };
             if !known && self.mounter.probe(&mount.path).await == Answer::Dead {
@@ -140,28 +140,28 @@ impl Targets {
         Ok(())
     }
 
-    pub(super) fn wants_patience(&self, volume: &VolumeId) -> bool {
+    pub(super) fn wants_patience(&self, opening: &Opening) -> bool {
         let patience = self.patience.lock().expect("nobody panics while holding the map");
         patience
-            .get(volume)
+            .get(opening)
             .is_some_and(|patience| Instant::now() < patience.until)
     }
 
-    fn forget_patience(&self, volume: &VolumeId) {
+    fn forget_patience(&self, opening: &Opening) {
         self.patience
             .lock()
             .expect("nobody panics while holding the map")
-            .remove(volume);
+            .remove(opening);
     }
 
-    fn more_patience(&self, volume: &VolumeId) -> Duration {
+    fn more_patience(&self, opening: &Opening) -> Duration {
         let mut patience = self.patience.lock().expect("nobody panics while holding the map");
-        let wait = match patience.get(volume) {
+        let wait = match patience.get(opening) {
             Some(before) => (before.wait * 2).min(PATIENCE_MAX),
             None => WATCH_EVERY,
         };
         let until = Instant::now() + wait;
-        patience.insert(volume.clone(), Patience { until, wait });
+        patience.insert(opening.clone(), Patience { until, wait });
         wait
     }
 }

@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub cache: CacheConfig,
     /// Where volumes of durability `local` keep what is not in the bucket yet; on a disk that survives a reboot.
     pub state_dir: Option<PathBuf>,
+    /// How often the head of an open volume is looked at; see `LOOK_EVERY`.
+    pub look_every: Duration,
     /// Version of the program, for `Health`.
     pub version: &'static str,
 }
@@ -76,14 +78,14 @@ fn io_error(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Process
     move |source| ProcessError::Io { act, path, source }
 }
 
-/// Runs an engine until it is told to end. `ready` is called when the socket answers.
+/// Runs an engine until it is told to end. `ready` is called when the socket answers, with what to ask for metrics.
 ///
 /// # Durability
 /// After `Ok` everything written to its mounts is in the bucket.
 ///
 /// # Errors
 /// `ProcessError`.
-pub async fn run_engine(config: EngineConfig, ready: impl FnOnce()) -> Result<(), ProcessError> {
+pub async fn run_engine(config: EngineConfig, ready: impl FnOnce(Engine)) -> Result<(), ProcessError> {
     leave_parent();
     let socket = &config.socket;
     let _lock = lock(socket).map_err(|source| match source.kind() {
@@ -93,15 +95,15 @@ pub async fn run_engine(config: EngineConfig, ready: impl FnOnce()) -> Result<()
     let ledger = Ledger::beside(socket);
     ledger.clean();
     let listener = listen(socket)?;
-    let engine = Engine::new(ledger);
+    let engine = Engine::new(ledger, config.look_every);
     let (stop, stopped) = watch::channel(false);
     let since_unix_ms = unix_ms(SystemClock.now());
     let service = Service::new(engine.clone(), &config, since_unix_ms, stop.clone());
     let serving = tonic::transport::Server::builder()
         .add_service(service.into_server())
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), until_true(stopped));
-    let signalled = tokio::spawn(end_by_signal(engine, stop));
-    ready();
+    let signalled = tokio::spawn(end_by_signal(engine.clone(), stop));
+    ready(engine);
     let served = serving.await;
     if let Err(error) = std::fs::remove_file(socket) {
         tracing::debug!(%error, "the socket was gone already");

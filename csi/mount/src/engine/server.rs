@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status};
 use volume::ids::Lease;
 use volume::volume::CacheConfig;
 use volume::volume_id::NodeId;
-use volume_s3::S3Location;
+use volume_s3::{PutOptions, S3Location};
 
 use super::process::EngineConfig;
 use super::status::status_of;
@@ -118,7 +118,15 @@ fn location(place: &wire::VolumeLocation) -> Result<S3Location, Status> {
 
 fn access(place: &wire::VolumeLocation, credentials: Option<wire::Credentials>) -> Result<Access, Status> {
     let given = |text: &String| (!text.is_empty()).then(|| text.clone());
+    let put = PutOptions {
+        storage_class: given(&place.storage_class),
+        sse: given(&place.sse),
+        sse_kms_key_id: given(&place.sse_kms_key_id),
+    };
+    put.check()
+        .map_err(|error| Status::invalid_argument(format!("location: {error}")))?;
     Ok(Access {
+        put,
         endpoint: given(&place.endpoint),
         region: given(&place.region),
         path_style: place.path_style.then_some(true),
@@ -174,6 +182,9 @@ fn info(mount: MountInfo) -> wire::MountInfo {
             endpoint: mount.access.endpoint.unwrap_or_default(),
             region: mount.access.region.unwrap_or_default(),
             path_style: mount.access.path_style.unwrap_or(false),
+            storage_class: mount.access.put.storage_class.unwrap_or_default(),
+            sse: mount.access.put.sse.unwrap_or_default(),
+            sse_kms_key_id: mount.access.put.sse_kms_key_id.unwrap_or_default(),
             ca_bundle: mount
                 .access
                 .ca_bundle
@@ -233,6 +244,14 @@ impl EngineService for Service {
         }))
     }
 
+    async fn flush(&self, request: Request<wire::FlushRequest>) -> Result<Response<wire::FlushResponse>, Status> {
+        let wire::FlushRequest { mountpoint, deadline_ms } = request.into_inner();
+        let (engine, until) = (self.engine.clone(), until(deadline_ms));
+        let lost = to_the_end(async move { engine.flush(Path::new(&mountpoint), until).await }).await?;
+        let lost = lost.map(|lost| lost.to_string()).unwrap_or_default();
+        Ok(Response::new(wire::FlushResponse { lost }))
+    }
+
     async fn list_mounts(
         &self,
         _request: Request<wire::ListMountsRequest>,
@@ -269,6 +288,14 @@ impl EngineService for Service {
             .set_capacity(&volume_id, capacity)
             .map_err(|error| status_of(&error))?;
         Ok(Response::new(wire::SetCapacityResponse {}))
+    }
+
+    async fn look(&self, request: Request<wire::LookRequest>) -> Result<Response<wire::LookResponse>, Status> {
+        let volume_id = request.into_inner().volume_id;
+        let capacity = self.engine.look(&volume_id).await;
+        Ok(Response::new(wire::LookResponse {
+            capacity_bytes: capacity.map_err(|error| status_of(&error))?.unwrap_or(0),
+        }))
     }
 
     async fn set_credentials(

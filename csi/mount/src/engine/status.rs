@@ -30,6 +30,7 @@ pub fn status_of(error: &EngineError) -> Status {
         EngineError::OtherVolume { .. } => Status::already_exists(text),
         EngineError::NotMounted { .. } => Status::not_found(text),
         EngineError::StillUsed { .. } | EngineError::IsLost { .. } => Status::failed_precondition(text),
+        EngineError::Head { source, .. } => of_head(source, text),
         EngineError::Deadline { .. } => Status::deadline_exceeded(text),
         // It may succeed later: whatever can never succeed is `Lost`, which is no error of an unmount.
         EngineError::Flush { .. } => Status::unavailable(text),

@@ -6,6 +6,7 @@ use super::*;
 use crate::bucket::Bucket;
 use crate::bucket::memory::MemoryBucket;
 use crate::head::Claim;
+use crate::ids::Lease;
 
 struct Cluster {
     memory: Arc<MemoryBucket>,
@@ -17,7 +18,7 @@ impl Cluster {
         let memory = Arc::new(MemoryBucket::new());
         let bucket: BucketRef = memory.clone();
         let admin = Admin::new(bucket, Uuid::from_u128(1));
-        for node in ["a", "b"] {
+        for node in ["a", "b", "n1", "n2"] {
             admin
                 .register_node(&NodeRecord::new(node_id(node), "1", 0))
                 .await
@@ -370,8 +371,92 @@ async fn a_node_registers_once_and_is_forgotten_on_demand() {
         .await
         .unwrap();
     assert_eq!(cluster.admin.node(&node_id("a")).await.unwrap().version, "2");
-    assert_eq!(cluster.admin.nodes().await.unwrap().len(), 2);
+    assert_eq!(cluster.admin.nodes().await.unwrap().len(), 4);
     cluster.admin.forget_node(&node_id("a")).await.unwrap();
     let error = cluster.admin.node(&node_id("a")).await.unwrap_err();
     assert!(matches!(error, AdminError::NoNode { .. }), "{error}");
+}
+
+fn in_mode(volume: &VolumeId, node: &str, mode: AccessMode, read_only: bool) -> PublishVolume {
+    PublishVolume {
+        mode,
+        read_only: mode.reads_only(read_only),
+        ..publish(volume, node, false)
+    }
+}
+
+/// Every mode that Nomad has: how many nodes may have it, and what the next one is told.
+#[tokio::test]
+async fn each_access_mode_lets_in_as_many_nodes_as_it_says() {
+    use AccessMode::*;
+    for (mode, first_reads, second_reads, allowed) in [
+        (SingleNodeWriter, false, false, false),
+        (SingleNodeWriter, true, true, false),
+        (SingleNodeReaderOnly, true, true, false),
+        (MultiNodeReaderOnly, true, true, true),
+        (MultiNodeSingleWriter, false, true, true),
+        (MultiNodeSingleWriter, true, false, true),
+        (MultiNodeSingleWriter, false, false, false),
+        (MultiNodeMultiWriter, false, true, true),
+        (MultiNodeMultiWriter, false, false, false),
+    ] {
+        let cluster = Cluster::new().await;
+        let v = cluster.admin.create(&create("v", 0, 0)).await.unwrap().volume;
+        cluster
+            .admin
+            .publish(&in_mode(&v, "n1", mode, first_reads))
+            .await
+            .unwrap();
+        let second = cluster.admin.publish(&in_mode(&v, "n2", mode, second_reads)).await;
+        let case = format!("{mode} {first_reads} {second_reads}");
+        match second {
+            Ok(_) => assert!(allowed, "{case}"),
+            Err(error @ AdminError::WrittenElsewhere { .. }) => {
+                assert!(mode == MultiNodeMultiWriter && !allowed, "{case}: {error}");
+                assert!(
+                    error.to_string().contains("n1") && error.to_string().contains("release"),
+                    "{error}"
+                );
+            }
+            Err(error) => assert!(
+                !allowed && matches!(error, AdminError::PublishedElsewhere { .. }),
+                "{case}: {error}"
+            ),
+        }
+        for _ in 0..2 {
+            let again = cluster.admin.publish(&in_mode(&v, "n1", mode, first_reads)).await;
+            again.unwrap_or_else(|error| panic!("{case}: the same node may publish again: {error}"));
+        }
+    }
+}
+
+/// A writer that moves away from a node whose readers stay: the node gives its right back, and the lease that it had
+/// takes nothing over any more.
+#[tokio::test]
+async fn a_node_that_goes_on_reading_gives_the_right_to_write_back() {
+    let cluster = Cluster::new().await;
+    let v = cluster.admin.create(&create("v", 0, 0)).await.unwrap().volume;
+    let writes = |node: &str| in_mode(&v, node, AccessMode::MultiNodeSingleWriter, false);
+    let lease = cluster.admin.publish(&writes("n1")).await.unwrap();
+    assert!(cluster.admin.publish(&writes("n2")).await.is_err());
+    for _ in 0..2 {
+        cluster.admin.narrow(&v, &node_id("n1")).await.unwrap();
+    }
+    let late = cluster.head_file(&v).take_over(&claim("n1", Some(lease))).await;
+    assert!(matches!(late, Err(HeadError::NoLease { .. })), "{late:?}");
+    let second = cluster.admin.publish(&writes("n2")).await.unwrap();
+    cluster
+        .head_file(&v)
+        .take_over(&claim("n2", Some(second)))
+        .await
+        .unwrap();
+    assert!(cluster.admin.publish(&writes("n1")).await.is_err(), "n2 writes now");
+    assert_eq!(
+        cluster.admin.get(&v).await.unwrap().publications.len(),
+        2,
+        "n1 still reads"
+    );
+    cluster.admin.narrow(&v, &node_id("n2")).await.unwrap();
+    let head = cluster.admin.get(&v).await.unwrap();
+    assert!(!head.publications[1].read_only, "who has it mounted keeps its right");
 }

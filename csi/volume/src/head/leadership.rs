@@ -181,7 +181,7 @@ fn check_right(head: &Head, claim: &Claim) -> Result<(), HeadError> {
     check_deleting(head)?;
     match claim.lease {
         Some(lease) => match head.publication(&claim.node_id) {
-            Some(publication) if publication.lease == lease => Ok(()),
+            Some(publication) if publication.lease == lease && !publication.read_only => Ok(()),
             Some(_) | None => Err(HeadError::NoLease {
                 volume: volume(),
                 node_id: claim.node_id.clone(),

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Settings;
 pub use crate::format::codec::Compression;
 
 /// When fsync returns. `ops/sync.rs` says what each promises.
@@ -56,14 +57,31 @@ pub struct Parameters {
     pub durability: Durability,
     /// How data frames are compressed.
     pub compression: Compression,
+    /// How nodes mount it.
+    #[serde(default, skip_serializing_if = "Settings::is_default")]
+    pub settings: Settings,
 }
 
 /// A parameter that this program does not act on. It is refused, never ignored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
     /// No parameter has this name.
-    #[error("volume parameter {name:?} is unknown; known are durability and compression")]
+    #[error(
+        "volume parameter {name:?} is unknown; known are durability, compression, uid, gid, mode, cache_disk and cache_ram"
+    )]
     Unknown {
+        /// As given.
+        name: String,
+    },
+    /// All volumes of a plugin lie in one place of one store.
+    #[error("volume parameter {name:?} is an option of the plugin (`pannier csi`), not of a volume")]
+    OfThePlugin {
+        /// As given.
+        name: String,
+    },
+    /// The parameter can only be given at creation.
+    #[error("volume parameter {name:?} cannot be changed after the volume was created")]
+    Fixed {
         /// As given.
         name: String,
     },
@@ -90,10 +108,31 @@ impl Parameters {
             match name.as_str() {
                 "durability" => parameters.durability = value.parse()?,
                 "compression" => parameters.compression = compression(value)?,
+                _ if parameters.settings.set(name, value)? => {}
                 _ => return Err(ParameterError::Unknown { name: name.clone() }),
             }
         }
         Ok(parameters)
+    }
+
+    /// These parameters with some of them changed: those that can be after creation. A mount that runs keeps what it was
+    /// made with; the next one has the new values.
+    ///
+    /// # Errors
+    /// As `from_map`; `Fixed` for uid, gid and mode, which were given to the top directory once.
+    pub fn changed(self, map: &BTreeMap<String, String>) -> Result<Self, ParameterError> {
+        let wanted = Self::from_map(map)?;
+        let mut changed = self;
+        for name in map.keys() {
+            match name.as_str() {
+                "durability" => changed.durability = wanted.durability,
+                "compression" => changed.compression = wanted.compression,
+                "cache_disk" => changed.settings.cache_disk_bytes = wanted.settings.cache_disk_bytes,
+                "cache_ram" => changed.settings.cache_ram_bytes = wanted.settings.cache_ram_bytes,
+                _ => return Err(ParameterError::Fixed { name: name.clone() }),
+            }
+        }
+        Ok(changed)
     }
 }
 

@@ -62,15 +62,15 @@ async fn a_head_is_read_as_it_was_created() {
 }
 
 #[tokio::test]
-async fn the_longest_name_with_eight_publications_fits_a_head() {
+async fn the_longest_name_with_two_hundred_readers_fits_a_head() {
     let name = "Ü".repeat(128);
     let (_, head) = volume(&name).await;
-    for n in 1..=8u64 {
+    for n in 1..=200u64 {
         let publication = Publication {
             node_id: NodeId::new(&format!("{n:0>36}")).unwrap(),
             lease: Lease(n),
             read_only: true,
-            mode: AccessMode::SingleNodeReaderOnly,
+            mode: AccessMode::MultiNodeReaderOnly,
             published_unix_ms: 1_700_000_000_001,
         };
         head.update(always(|head| head.publications.push(publication.clone())))

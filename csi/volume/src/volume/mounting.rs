@@ -67,21 +67,21 @@ pub(super) async fn open(bucket: BucketRef, options: OpenOptions) -> Result<Inne
 
 async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenError> {
     let opened = open_reader(bucket.clone(), TreeConfig::default()).await?;
-    let head = opened.head;
+    let head = &opened.head;
     let tables = tables_of(
         opened.counters,
         (options.limits, true),
         head.capacity_bytes,
         options.clock.now(),
     );
-    let tree = Arc::new(LatestTree::new(opened.tree));
+    let tree = Arc::new(LatestTree::new(Arc::clone(&opened.tree)));
     let mount = Mount {
         state: Arc::new(State::new(tables)),
         tree: tree.clone(),
-        follow: Some(Follow::new(bucket, tree)),
+        follow: Some(Follow::new(bucket, tree, &opened)),
         commit: None,
         fetcher: fetcher(&opened.bucket, head.uuid, &options.cache),
-        bucket: opened.bucket,
+        bucket: Arc::clone(&opened.bucket),
         readahead: Readahead::default(),
         neighbours: Neighbours::default(),
         clock: options.clock,

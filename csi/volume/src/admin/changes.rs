@@ -1,0 +1,78 @@
+//! Changing a volume after its creation, while it is mounted or not: its capacity and its parameters.
+//!
+//! Invariant: a capacity never shrinks here: what a volume once had room for stays welcome. A mount learns of the change
+//! when it looks at the head again, or when somebody tells its engine.
+
+use std::collections::BTreeMap;
+
+use super::{Admin, AdminError, CapacityRange, known};
+use crate::head::Head;
+use crate::volume_id::VolumeId;
+
+impl Admin {
+    /// Makes a volume at least as large as asked. What is large enough already, or has no limit, stays as it is.
+    ///
+    /// # Durability
+    /// `Ok` means that the capacity is in the bucket.
+    ///
+    /// # Errors
+    /// `Capacity` if the range is empty; `TooLarge` if the volume is larger than the range allows; `NotFound`, `Head`,
+    /// `Bucket`.
+    pub async fn expand(&self, volume: &VolumeId, asked: CapacityRange) -> Result<Head, AdminError> {
+        let CapacityRange {
+            required_bytes,
+            limit_bytes,
+        } = asked;
+        if limit_bytes > 0 && required_bytes > limit_bytes {
+            return Err(AdminError::Capacity {
+                required_bytes,
+                limit_bytes,
+            });
+        }
+        let change = |head: &mut Head| {
+            if head.deleting {
+                return Err(AdminError::NotFound {
+                    volume: head.volume.clone(),
+                });
+            }
+            let capacity_bytes = head.capacity_bytes;
+            if capacity_bytes > 0 && capacity_bytes < required_bytes {
+                head.capacity_bytes = required_bytes;
+            } else if limit_bytes > 0 && capacity_bytes > limit_bytes {
+                return Err(AdminError::TooLarge {
+                    volume: head.volume.clone(),
+                    capacity_bytes,
+                    limit_bytes,
+                });
+            }
+            Ok(())
+        };
+        match self.head_file(volume).update(change).await {
+            Ok((head, ())) => Ok(head),
+            Err(error) => Err(known(error, volume)),
+        }
+    }
+
+    /// Changes parameters of a volume. The next mount has them.
+    ///
+    /// # Durability
+    /// `Ok` means that the change is in the bucket.
+    ///
+    /// # Errors
+    /// `Parameter` for one that is unknown or fixed; `NotFound`, `Head`, `Bucket`.
+    pub async fn modify(&self, volume: &VolumeId, changes: &BTreeMap<String, String>) -> Result<Head, AdminError> {
+        let change = |head: &mut Head| {
+            if head.deleting {
+                return Err(AdminError::NotFound {
+                    volume: head.volume.clone(),
+                });
+            }
+            head.parameters = head.parameters.changed(changes)?;
+            Ok(())
+        };
+        match self.head_file(volume).update(change).await {
+            Ok((head, ())) => Ok(head),
+            Err(error) => Err(known(error, volume)),
+        }
+    }
+}

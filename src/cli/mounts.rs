@@ -1,0 +1,104 @@
+//! `pannier mounts`: what this node's engine serves, and how much of it is not in the bucket yet.
+//!
+//! Answered from the engine's memory: it works while the store is away. Absent: other nodes; `pannier volume ls` says who has
+//! which volume.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use hyper_util::rt::TokioIo;
+use proto::engine::v1 as wire;
+use proto::engine::v1::engine_client::EngineClient;
+use serde::Serialize;
+use tokio::net::UnixStream;
+use tonic::transport::Endpoint;
+
+use super::{Failure, say};
+
+/// 5 s for what an engine answers from memory.
+const ASK_MAX: Duration = Duration::from_secs(5);
+
+/// Arguments of `pannier mounts`.
+#[derive(Debug, Args)]
+pub struct MountsArgs {
+    /// Socket of the engine: `engine.sock` in the state folder of `pannier csi`
+    #[arg(long, value_name = "PATH", env = "PANNIER_ENGINE_SOCKET")]
+    engine_socket: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A mount as `--json` prints it. Field names are part of the command's interface.
+#[derive(Debug, Serialize)]
+struct Told {
+    volume: String,
+    mountpoint: String,
+    read_only: bool,
+    dirty_bytes: u64,
+    capacity_bytes: u64,
+    epoch: u64,
+    since_unix_ms: u64,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    lost: String,
+}
+
+impl From<wire::MountInfo> for Told {
+    fn from(mount: wire::MountInfo) -> Self {
+        Self {
+            volume: mount.volume_id,
+            mountpoint: mount.mountpoint,
+            read_only: mount.read_only,
+            dirty_bytes: mount.dirty_bytes,
+            capacity_bytes: mount.capacity_bytes,
+            epoch: mount.epoch,
+            since_unix_ms: mount.since_unix_ms,
+            lost: mount.lost,
+        }
+    }
+}
+
+/// Lists the mounts.
+///
+/// # Errors
+/// `Failure` if no engine answers.
+pub async fn run(args: MountsArgs) -> Result<(), Failure> {
+    let mounts = ask(&args.engine_socket).await?;
+    if args.json {
+        return say(serde_json::to_string_pretty(&mounts)?);
+    }
+    say(format_args!("{:<40} {:<6} {:>14}  {:<24} MOUNTPOINT", "VOLUME", "ACCESS", "DIRTY BYTES", "STATE"))?;
+    for mount in &mounts {
+        let access = if mount.read_only { "ro" } else { "rw" };
+        let state = if mount.lost.is_empty() { "ok" } else { mount.lost.as_str() };
+        say(format_args!(
+            "{:<40} {access:<6} {:>14}  {state:<24} {}",
+            mount.volume, mount.dirty_bytes, mount.mountpoint
+        ))?;
+    }
+    Ok(())
+}
+
+async fn ask(socket: &Path) -> Result<Vec<Told>, Failure> {
+    let refused = |why: String| Failure::new(format!("no engine answers at {}: {why}", socket.display()));
+    let path = socket.to_owned();
+    let connector = tower::service_fn(move |_| {
+        let path = path.clone();
+        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
+    });
+    // The address is never used: the connector knows the socket.
+    let channel = Endpoint::from_static("http://engine").connect_with_connector(connector);
+    let channel = tokio::time::timeout(ASK_MAX, channel).await;
+    let channel = channel.map_err(|_| refused("it is silent".into()))?;
+    let channel = channel.map_err(|error| {
+        let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+        refused(cause)
+    })?;
+    let mut engine = EngineClient::new(channel);
+    let asked = tokio::time::timeout(ASK_MAX, engine.list_mounts(wire::ListMountsRequest {})).await;
+    let answer = asked.map_err(|_| refused("it is silent".into()))?;
+    let answer = answer.map_err(|status| refused(status.message().to_owned()))?;
+    Ok(answer.into_inner().mounts.into_iter().map(Told::from).collect())
+}
