@@ -1,6 +1,6 @@
 # nomad volume create volume.hcl
 #
-# A volume for one writer at a time. It lives below the plugin's prefix in the bucket; nothing else is needed to mount
+# A volume for one writer at a time, or one writer and readers anywhere. It lives below the plugin's prefix in the bucket; nothing else is needed to mount
 # it on another node.
 
 id        = "data"
@@ -22,7 +22,13 @@ capability {
   attachment_mode = "file-system"
 }
 
-# All parameters that there are, with their defaults.
+# Readers on other nodes beside the one writer: they see what it has fsynced within seconds.
+capability {
+  access_mode     = "multi-node-single-writer"
+  attachment_mode = "file-system"
+}
+
+# The parameters that can be changed later, with their defaults; docs/csi.md has the others.
 parameters {
   durability  = "remote"
   compression = "lz4"

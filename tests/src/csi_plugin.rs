@@ -120,6 +120,21 @@ impl CsiPlugin {
     /// # Panics
     /// If it does not start.
     pub async fn start(ground: &Ground, server: &S3Server, bucket: &str, node_id: &str) -> Self {
+        let environment = S3Server::environment().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let place = [("PANNIER_BUCKET", bucket), ("PANNIER_S3_ENDPOINT", server.endpoint())];
+        let place = place.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self::start_with(ground, node_id, environment.into_iter().chain(place)).await
+    }
+
+    /// The same, with this environment: bucket, store and keys, and whatever options.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub async fn start_with(
+        ground: &Ground,
+        node_id: &str,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Self {
         let (state, socket) = (ground.path("state"), ground.socket());
         let log = std::fs::File::options()
             .create(true)
@@ -127,14 +142,22 @@ impl CsiPlugin {
             .open(ground.path("plugin.log"));
         let log = log.expect("the plugin's log");
         let process = Command::new(built(Program::Binary("pannier")))
-            .args(["csi", "--mode", "monolith", "--bucket", bucket, "--prefix", "cluster"])
-            .args(["--node-id", node_id, "--s3-endpoint", server.endpoint(), "--endpoint"])
+            .args([
+                "csi",
+                "--mode",
+                "monolith",
+                "--prefix",
+                "cluster",
+                "--node-id",
+                node_id,
+                "--endpoint",
+            ])
             .arg(format!("unix://{}", socket.display()))
             .arg("--state-dir")
             .arg(&state)
             .arg("--staging-root")
             .arg(ground.path("nomad"))
-            .envs(S3Server::environment())
+            .envs(environment)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle of the log"))
             .stderr(log)
@@ -153,6 +176,11 @@ impl CsiPlugin {
             async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
         });
         Endpoint::from_static("http://plugin").connect_with_connector_lazy(connector)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.process.id().try_into().expect("a pid is positive"))
     }
 
     /// Kills the plugin and leaves its engine alone.

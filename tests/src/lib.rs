@@ -13,6 +13,7 @@ pub mod history;
 pub mod local_store;
 pub mod model;
 pub mod mounted;
+pub mod nomad_calls;
 pub mod s3_proxy;
 pub mod s3_server;
 pub mod scratch_volume;

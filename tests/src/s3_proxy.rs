@@ -48,6 +48,8 @@ impl Delays {
 pub enum Fault {
     /// Answered with this status (of an S3 error without a body's details), not forwarded.
     Status(u16),
+    /// Held for as long as the proxy lives, or its client's patience.
+    Hang,
     /// The connection is closed, and nothing forwarded.
     DropRequest,
     /// Forwarded and carried out; then the connection is closed without the answer.
@@ -319,6 +321,8 @@ fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> BoxFuture<'static,
         match fault {
             Some(Fault::Status(status)) => return Ok(refusal(status)),
             Some(Fault::DropRequest) => return Err(Closed),
+            // Ended by the client, who closes the connection, or by the proxy's end.
+            Some(Fault::Hang) => return std::future::pending().await,
             Some(Fault::DropReply | Fault::CutReply(_)) | None => {}
         }
         let uri: Uri = format!("{}{target}", shared.upstream).parse().map_err(|_| Closed)?;

@@ -41,6 +41,10 @@ const GROUPS: &[&str] = &[
     "NodeStageVolume",
     "NodeUnstageVolume",
     "NodeGetVolumeStats",
+    "GetCapacity",
+    "ExpandVolume [Controller Server]",
+    "ModifyVolume",
+    "NodeExpandVolume",
     "Node Service should work",
     "Node Service should be idempotent",
 ];
@@ -57,13 +61,20 @@ impl Clock for Stopped {
 /// Runs the suite against the plugin at the ground's socket, and checks what it says.
 fn run_sanity(ground: &Ground, program: &Path) {
     let report = ground.path("report.xml");
+    let mutable = ground.path("mutable.yaml");
+    std::fs::write(&mutable, "cache_ram: 64MiB\ndurability: remote\n").expect("a file of parameters");
     let option = |name: &str, value: &Path| format!("--{name}={}", value.display());
     let output = Command::new(program)
         .arg(option("csi.endpoint", &ground.socket()))
         .arg(option("csi.mountdir", &ground.path("mount")))
         .arg(option("csi.stagingdir", &ground.path("staging")))
         .arg(option("ginkgo.junit-report", &report))
-        .args(["--csi.testvolumesize=1073741824", "--ginkgo.no-color"])
+        .arg(option("csi.testvolumemutableparameters", &mutable))
+        .args([
+            "--csi.testvolumesize=1073741824",
+            "--csi.testvolumeexpandsize=2147483648",
+            "--ginkgo.no-color",
+        ])
         .output()
         .expect("csi-sanity starts");
     let text = String::from_utf8_lossy(&output.stdout);
@@ -129,11 +140,20 @@ async fn the_driver_conforms_with_engine_and_store_in_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_plugin_conforms_with_engine_fuse_and_minio() {
+    conforms_on(Kind::Minio).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_plugin_conforms_with_engine_fuse_and_versitygw() {
+    conforms_on(Kind::VersityGw).await;
+}
+
+async fn conforms_on(kind: Kind) {
     let Some(program) = sanity() else { return };
     if let Some(reason) = unable_to_mount() {
         return skip(reason);
     }
-    let Some(server) = S3Server::start(Kind::Minio).await else {
+    let Some(server) = S3Server::start_in_ram(kind).await else {
         return;
     };
     server.bucket("sanity").await;
