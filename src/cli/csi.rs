@@ -297,7 +297,10 @@ mod tests {
     fn the_unit_of_the_engine_runs_what_there_is() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs/pannier-engine.service");
         let text = std::fs::read_to_string(&path).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/pannier ")).unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/pannier "))
+            .unwrap();
         #[derive(Debug, Parser)]
         struct Engine {
             #[command(flatten)]
@@ -309,7 +312,11 @@ mod tests {
         let here = text.replace("/usr/local/bin/pannier", "/bin/true");
         let unit = dir.path().join("pannier-engine.service");
         std::fs::write(&unit, here).unwrap();
-        let Ok(verified) = std::process::Command::new("systemd-analyze").arg("verify").arg(&unit).output() else {
+        let Ok(verified) = std::process::Command::new("systemd-analyze")
+            .arg("verify")
+            .arg(&unit)
+            .output()
+        else {
             return;
         };
         let said = String::from_utf8_lossy(&verified.stderr);

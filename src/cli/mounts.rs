@@ -69,10 +69,17 @@ pub async fn run(args: MountsArgs) -> Result<(), Failure> {
     if args.json {
         return say(serde_json::to_string_pretty(&mounts)?);
     }
-    say(format_args!("{:<40} {:<6} {:>14}  {:<24} MOUNTPOINT", "VOLUME", "ACCESS", "DIRTY BYTES", "STATE"))?;
+    say(format_args!(
+        "{:<40} {:<6} {:>14}  {:<24} MOUNTPOINT",
+        "VOLUME", "ACCESS", "DIRTY BYTES", "STATE"
+    ))?;
     for mount in &mounts {
         let access = if mount.read_only { "ro" } else { "rw" };
-        let state = if mount.lost.is_empty() { "ok" } else { mount.lost.as_str() };
+        let state = if mount.lost.is_empty() {
+            "ok"
+        } else {
+            mount.lost.as_str()
+        };
         say(format_args!(
             "{:<40} {access:<6} {:>14}  {state:<24} {}",
             mount.volume, mount.dirty_bytes, mount.mountpoint
@@ -89,8 +96,8 @@ async fn ask(socket: &Path) -> Result<Vec<Told>, Failure> {
         async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
     });
     // The address is never used: the connector knows the socket.
-    let channel = Endpoint::from_static("http://engine").connect_with_connector(connector);
-    let channel = tokio::time::timeout(ASK_MAX, channel).await;
+    let endpoint = Endpoint::from_static("http://engine");
+    let channel = tokio::time::timeout(ASK_MAX, endpoint.connect_with_connector(connector)).await;
     let channel = channel.map_err(|_| refused("it is silent".into()))?;
     let channel = channel.map_err(|error| {
         let cause = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);

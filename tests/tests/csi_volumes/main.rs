@@ -11,6 +11,7 @@ use tests::s3_server::{Kind, S3Server, skip};
 
 mod metrics;
 mod modes;
+mod order;
 mod secrets;
 mod soak;
 mod space;

@@ -133,7 +133,10 @@ async fn an_operator_is_told_what_is_mounted_and_what_is_wrong() {
     let socket = ground.path("state/engine.sock").to_string_lossy().into_owned();
     let listed = pannier(&["mounts", "--engine-socket", &socket, "--json"]);
     let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).expect("JSON");
-    assert_eq!((listed[0]["volume"].as_str(), listed[0]["read_only"].as_bool()), (Some("v1"), Some(false)));
+    assert_eq!(
+        (listed[0]["volume"].as_str(), listed[0]["read_only"].as_bool()),
+        (Some("v1"), Some(false))
+    );
     let nobody = pannier(&["mounts", "--engine-socket", "/nonexistent.sock"]);
     assert!(!nobody.status.success());
     assert!(String::from_utf8_lossy(&nobody.stderr).contains("/nonexistent.sock"));
@@ -155,8 +158,15 @@ async fn an_operator_is_told_what_is_mounted_and_what_is_wrong() {
     assert!(!missing.status.success(), "a script sees it by the exit code");
     let ill = findings(&missing);
     assert_eq!(outcome(&ill, "store"), "failure");
-    let of_store = ill.as_array().expect("a list").iter().find(|finding| finding["check"] == "store");
-    let advice = of_store.expect("it is there")["advice"].as_str().expect("what to do").to_owned();
+    let of_store = ill
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|finding| finding["check"] == "store");
+    let advice = of_store.expect("it is there")["advice"]
+        .as_str()
+        .expect("what to do")
+        .to_owned();
     assert!(advice.contains("create the bucket"), "{advice}");
     nomad.stop(&v1).await.expect("the volume is let go");
 }

@@ -55,10 +55,8 @@ fn search(ground: &Ground, secrets: &[&str]) {
         ));
     }
     for (place, text) in &searched {
-        assert!(
-            !text.contains(&secret) && !text.contains(wrong),
-            "a secret is in {place}"
-        );
+        let shown = secrets.iter().any(|secret| text.contains(secret));
+        assert!(!shown, "a secret is in {place}");
     }
     let mut folders = vec![state];
     let mut holding = 0;

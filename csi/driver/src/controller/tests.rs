@@ -158,10 +158,7 @@ async fn what_a_volume_cannot_be_created_as_is_named() {
         (with(|r| r.name.clear()), "name"),
         (with(|r| r.name = "x".repeat(129)), "name"),
         (with(|r| r.volume_capabilities.clear()), "volume_capabilities"),
-        (
-            with(|r| r.volume_capabilities = vec![block()]),
-            "block-device",
-        ),
+        (with(|r| r.volume_capabilities = vec![block()]), "block-device"),
         (
             with(|r| drop(r.parameters.insert("durabilty".into(), "remote".into()))),
             "durabilty",

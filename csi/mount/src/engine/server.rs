@@ -245,7 +245,10 @@ impl EngineService for Service {
     }
 
     async fn flush(&self, request: Request<wire::FlushRequest>) -> Result<Response<wire::FlushResponse>, Status> {
-        let wire::FlushRequest { mountpoint, deadline_ms } = request.into_inner();
+        let wire::FlushRequest {
+            mountpoint,
+            deadline_ms,
+        } = request.into_inner();
         let (engine, until) = (self.engine.clone(), until(deadline_ms));
         let lost = to_the_end(async move { engine.flush(Path::new(&mountpoint), until).await }).await?;
         let lost = lost.map(|lost| lost.to_string()).unwrap_or_default();
