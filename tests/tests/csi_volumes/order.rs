@@ -21,6 +21,7 @@ async fn a_plugin_may_restart_between_any_two_calls() {
     let mut plugin = CsiPlugin::start(&ground, &server, "volumes", "n1").await;
     let mut nomad = Nomad::new(&ground, &plugin);
     nomad.create("v1", 0).await;
+    let mut before = Vec::new();
     for (mode, read_only) in [
         (Mode::SingleNodeWriter, false),
         (Mode::MultiNodeSingleWriter, false),
@@ -34,7 +35,9 @@ async fn a_plugin_may_restart_between_any_two_calls() {
         let mut context = None;
         for call in ["claim", "mount", "mount again", "unpublish", "unstage", "release"] {
             plugin.kill_only_plugin();
-            plugin = CsiPlugin::start_with(&ground, "n1", options(&server)).await;
+            let next = CsiPlugin::start_with(&ground, "n1", options(&server)).await;
+            // Dropping a plugin ends its engine, which is to go on.
+            before.push(std::mem::replace(&mut plugin, next));
             nomad = Nomad::new(&ground, &plugin);
             let done = match call {
                 "claim" => nomad.claim(&used).await.map(|given| context = Some(given)),

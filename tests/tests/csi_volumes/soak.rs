@@ -111,7 +111,7 @@ async fn soak_of_ten_volumes_and_random_faults_leaves_nothing() {
     for volume in 0..VOLUMES {
         nomad.create(&format!("soak{volume}"), 0).await;
     }
-    let mut early = None;
+    let (mut early, mut before) = (None, Vec::new());
     for cycle in 0..cycles {
         futures::future::join_all((0..VOLUMES).map(|volume| begin(nomad.clone(), volume, cycle))).await;
         let kinds = FAULTS.len() as u64;
@@ -120,7 +120,9 @@ async fn soak_of_ten_volumes_and_random_faults_leaves_nothing() {
             "engine killed" => assert_eq!(plugin.kill_only_engine(), 1),
             "plugin killed" => {
                 plugin.kill_only_plugin();
-                plugin = CsiPlugin::start_with(&ground, "n1", options.clone()).await;
+                let next = CsiPlugin::start_with(&ground, "n1", options.clone()).await;
+                // Dropping a plugin ends its engine, which is to go on.
+                before.push(std::mem::replace(&mut plugin, next));
                 nomad = Nomad::new(&ground, &plugin);
             }
             "unstaged early" => {
