@@ -45,6 +45,12 @@ pub enum DriverError {
         /// As given.
         volume: String,
     },
+    /// The id is of no snapshot.
+    #[error("snapshot {snapshot:?} does not exist")]
+    NoSnapshot {
+        /// As given.
+        snapshot: String,
+    },
     /// The id is of no node.
     #[error("node {node:?} does not exist")]
     NoNode {

@@ -17,7 +17,11 @@ use tracing::{debug, error, info, warn};
 use volume::admin::AdminError;
 use volume::bucket::BucketError;
 use volume::head::HeadError;
+use volume::holds::HoldsError;
+use volume::lineage::Source;
+use volume::open::OpenError;
 use volume::probe::ProbeError;
+use volume::tree::TreeError;
 
 use crate::error::DriverError;
 use crate::metrics;
@@ -70,7 +74,7 @@ pub fn reply<T>(call: Call, outcome: Result<T, DriverError>) -> Result<Response<
                 Code::InvalidArgument | Code::NotFound | Code::Unimplemented => {
                     debug!(rpc, volume, request, ?failure, "refused")
                 }
-                Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => {
+                Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted | Code::OutOfRange => {
                     warn!(rpc, volume, request, ?failure, "refused: {failure}");
                 }
                 _ => error!(rpc, volume, request, ?failure, "failed: {failure}"),
@@ -89,7 +93,10 @@ pub fn code_of(failure: &DriverError) -> Code {
         | DriverError::Parameter(_)
         | DriverError::Name { .. }
         | DriverError::PublishContext { .. } => Code::InvalidArgument,
-        DriverError::NoVolume { .. } | DriverError::NoNode { .. } | DriverError::NoPath { .. } => Code::NotFound,
+        DriverError::NoVolume { .. }
+        | DriverError::NoSnapshot { .. }
+        | DriverError::NoNode { .. }
+        | DriverError::NoPath { .. } => Code::NotFound,
         DriverError::PublishedOtherwise { .. } => Code::AlreadyExists,
         DriverError::NotStaged { .. } | DriverError::PublishedOnce { .. } | DriverError::ForeignMount { .. } => {
             Code::FailedPrecondition
@@ -132,8 +139,14 @@ fn admin_code(failure: &AdminError) -> Code {
         AdminError::Name(_) | AdminError::Parameter(_) | AdminError::Capacity { .. } => Code::InvalidArgument,
         AdminError::TooLarge { .. } => Code::OutOfRange,
         AdminError::PageToken { .. } => Code::Aborted,
-        AdminError::NotFound { .. } | AdminError::NoNode { .. } => Code::NotFound,
-        AdminError::AlreadyExists { .. } => Code::AlreadyExists,
+        AdminError::NotFound { .. } | AdminError::NoNode { .. } | AdminError::NoSnapshot { .. } => Code::NotFound,
+        AdminError::AlreadyExists { .. } | AdminError::SnapshotExists { .. } => Code::AlreadyExists,
+        AdminError::Smaller { .. } => Code::OutOfRange,
+        // No waiting helps.
+        AdminError::Alone | AdminError::TooDeep { .. } => Code::ResourceExhausted,
+        AdminError::SnapshotRecord { .. } => Code::DataLoss,
+        AdminError::Holds(source) => holds_code(source),
+        AdminError::Open(source) => open_code(source),
         // CSI: "operation pending for volume".
         AdminError::Deleting { .. } => Code::Aborted,
         AdminError::InUse { .. } | AdminError::PublishedElsewhere { .. } | AdminError::WrittenElsewhere { .. } => {
@@ -147,6 +160,35 @@ fn admin_code(failure: &AdminError) -> Code {
 }
 
 #[deny(clippy::wildcard_enum_match_arm)]
+fn holds_code(failure: &HoldsError) -> Code {
+    match failure {
+        HoldsError::Abandoned => Code::NotFound,
+        HoldsError::TooMany => Code::ResourceExhausted,
+        HoldsError::Format { .. } => Code::Unimplemented,
+        HoldsError::Corrupt { .. } => Code::DataLoss,
+        HoldsError::Contended => Code::Aborted,
+        HoldsError::Bucket(source) => bucket_code(source),
+    }
+}
+
+#[deny(clippy::wildcard_enum_match_arm)]
+fn open_code(failure: &OpenError) -> Code {
+    match failure {
+        OpenError::Head(source) => head_code(source),
+        OpenError::Bucket(source) => bucket_code(source),
+        OpenError::Tree(TreeError::Corrupt { .. }) | OpenError::Damaged { .. } => Code::DataLoss,
+        OpenError::Tree(
+            TreeError::Fenced
+            | TreeError::Unavailable { .. }
+            | TreeError::Failed { .. }
+            | TreeError::ReadOnly
+            | TreeError::Closed,
+        ) => Code::Unavailable,
+        OpenError::Fenced { .. } => Code::Aborted,
+    }
+}
+
+#[deny(clippy::wildcard_enum_match_arm)]
 fn head_code(failure: &HeadError) -> Code {
     match failure {
         HeadError::Missing => Code::NotFound,
@@ -155,6 +197,7 @@ fn head_code(failure: &HeadError) -> Code {
         HeadError::Format { .. } => Code::Unimplemented,
         HeadError::Corrupt { .. } => Code::DataLoss,
         HeadError::TooLong { .. } => Code::InvalidArgument,
+        HeadError::Apart { .. } => Code::InvalidArgument,
         HeadError::Deleting { .. } | HeadError::Contended => Code::Aborted,
         HeadError::NoLease { .. }
         | HeadError::Published { .. }
@@ -204,6 +247,20 @@ pub(crate) fn not_offered<T>(rpc: &'static str) -> Result<Response<T>, Status> {
     reply(Call::new(rpc, String::new()), Err(DriverError::NotOffered { rpc }))
 }
 
+fn source_told(source: &Source) -> csi::VolumeContentSource {
+    use csi::volume_content_source::{SnapshotSource, Type, VolumeSource};
+    csi::VolumeContentSource {
+        r#type: Some(match source {
+            Source::Volume(volume) => Type::Volume(VolumeSource {
+                volume_id: volume.to_string(),
+            }),
+            Source::Snapshot(snapshot) => Type::Snapshot(SnapshotSource {
+                snapshot_id: snapshot.to_string(),
+            }),
+        }),
+    }
+}
+
 /// What a volume's head tells a CSI caller.
 pub(crate) fn volume_of(head: &volume::head::Head) -> csi::Volume {
     csi::Volume {
@@ -212,7 +269,7 @@ pub(crate) fn volume_of(head: &volume::head::Head) -> csi::Volume {
         // The name is for people who read `nomad volume status`; no call depends on it. No topology: S3 is everywhere
         // (rule 15).
         volume_context: [("name".to_owned(), head.name.clone())].into(),
-        content_source: None,
+        content_source: head.branch.as_ref().map(|branch| source_told(&branch.source)),
         accessible_topology: Vec::new(),
     }
 }

@@ -152,8 +152,8 @@ pub async fn open(spec: &OpenSpec, stores: &Stores) -> Result<Opened, OpenFailed
 async fn open_in(spec: &OpenSpec, stores: &Stores) -> Result<Opened, Refusal> {
     let store = stores.store(&spec.access).await?;
     store.bucket(&spec.location.bucket).verify().await?;
-    let bucket = Arc::new(ReplaceableBucket::new(&store, spec.location.clone()));
-    let root: BucketRef = bucket.clone();
+    let bucket = Arc::new(ReplaceableBucket::new(&store, &spec.location.bucket));
+    let root = bucket.root(&spec.location);
     let head = HeadFile::new(root.clone(), HeadWriter::new(Uuid::new_v4()));
     let found = match head.read().await {
         Err(HeadError::Missing) => match spec.create {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use volume::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta};
+use volume::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta, Prefixed};
 use volume_s3::{ConnectError, Counters, Credentials, PutOptions, S3Location, S3Options, S3Store};
 
 /// How to reach a store.
@@ -119,24 +119,32 @@ impl Stores {
     }
 }
 
-/// A volume's bucket whose store can be exchanged for one with other credentials while it is in use.
+/// A bucket whose store can be exchanged for one with other credentials while it is in use. It shows all of the bucket: a
+/// clone reads what lies in the folders beside its own, with the same credentials.
 #[derive(Debug)]
 pub struct ReplaceableBucket {
-    location: S3Location,
+    name: String,
     /// Held only to clone or replace the reference.
     current: RwLock<BucketRef>,
 }
 
 impl ReplaceableBucket {
-    /// The place `location` in `store`.
-    pub fn new(store: &Arc<S3Store>, location: S3Location) -> Self {
-        let current = RwLock::new(store.open(&location));
-        Self { location, current }
+    /// The bucket called `name` in `store`.
+    pub fn new(store: &Arc<S3Store>, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            current: RwLock::new(Arc::new(store.bucket(name))),
+        }
+    }
+
+    /// A place in it, as the port that volumes are kept in.
+    pub fn root(self: &Arc<Self>, location: &S3Location) -> BucketRef {
+        Arc::new(Prefixed::new(self.clone(), location.prefix.clone()))
     }
 
     /// Every request from the next one on goes to `store`.
     pub fn replace(&self, store: &Arc<S3Store>) {
-        *self.current.write().expect("nothing panics while it holds this") = store.open(&self.location);
+        *self.current.write().expect("nothing panics while it holds this") = Arc::new(store.bucket(&self.name));
     }
 
     fn current(&self) -> BucketRef {

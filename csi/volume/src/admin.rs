@@ -13,146 +13,29 @@ use uuid::Uuid;
 
 use crate::bucket::{BucketError, BucketRef, ListRequest, Prefixed};
 use crate::clock::Timestamp;
-use crate::head::{AccessMode, Head, HeadError, HeadFile, HeadWriter, NewHead, ParameterError, Parameters};
-use crate::probe::{ProbeError, Trial, probe};
-use crate::volume_id::{NameError, NodeId, VolumeId};
+use crate::head::{AccessMode, Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters};
+use crate::lineage::Source;
+use crate::probe::{Trial, probe};
+use crate::snapshot::Family;
+use crate::volume_id::{NodeId, VolumeId};
 
 mod changes;
 mod deletion;
+mod error;
 mod nodes;
 mod publications;
 
 pub use deletion::{Led, delete_at};
+pub use error::AdminError;
 pub use nodes::NodeRecord;
 pub use publications::PublishVolume;
 
 /// 16 requests at a time where many objects are read or deleted: a thousand a second at 15 ms each, and far from any
 /// store's limit.
-const REQUESTS_IN_FLIGHT: usize = 16;
+pub(crate) const REQUESTS_IN_FLIGHT: usize = 16;
 
 /// 100 volumes in a page of `list` when the caller does not say.
 const PAGE_VOLUMES: usize = 100;
-
-/// Why a verb was refused or failed.
-#[derive(Debug, thiserror::Error)]
-pub enum AdminError {
-    /// The name, id or node id cannot be one.
-    #[error(transparent)]
-    Name(#[from] NameError),
-    /// A parameter that is unknown, or cannot be changed.
-    #[error("parameters: {0}")]
-    Parameter(#[from] ParameterError),
-    /// The range asked for is empty.
-    #[error("a capacity of at least {required_bytes} and at most {limit_bytes} bytes is impossible")]
-    Capacity {
-        /// The lower bound.
-        required_bytes: u64,
-        /// The upper bound.
-        limit_bytes: u64,
-    },
-    /// A volume never shrinks.
-    #[error("volume {volume} has {capacity_bytes} bytes, more than {limit_bytes}: a volume never shrinks")]
-    TooLarge {
-        /// The volume.
-        volume: VolumeId,
-        /// Its capacity.
-        capacity_bytes: u64,
-        /// The upper bound asked for.
-        limit_bytes: u64,
-    },
-    /// The page token is none of ours.
-    #[error("{token:?} is not a page token of this list")]
-    PageToken {
-        /// What was given.
-        token: String,
-    },
-    /// There is no such volume.
-    #[error("volume {volume} does not exist")]
-    NotFound {
-        /// The id asked for.
-        volume: VolumeId,
-    },
-    /// A volume of that name was created otherwise.
-    #[error("volume {volume} exists with another {what}: it has {has}, asked was {asked}")]
-    AlreadyExists {
-        /// The volume.
-        volume: VolumeId,
-        /// What differs.
-        what: &'static str,
-        /// As it is.
-        has: String,
-        /// As asked.
-        asked: String,
-    },
-    /// The volume is being deleted; later its name is free again.
-    #[error("volume {volume} is being deleted")]
-    Deleting {
-        /// The volume.
-        volume: VolumeId,
-    },
-    /// The volume is published to a node or written by one.
-    #[error("volume {volume} is in use: {by}")]
-    InUse {
-        /// The volume.
-        volume: VolumeId,
-        /// By whom, and how.
-        by: String,
-    },
-    /// Another node has it.
-    #[error("volume {volume} is published to node {node_id} as {mode}")]
-    PublishedElsewhere {
-        /// The volume.
-        volume: VolumeId,
-        /// The other node.
-        node_id: NodeId,
-        /// How the other node has it.
-        mode: AccessMode,
-    },
-    /// Another node writes it, and two nodes cannot yet.
-    #[error(
-        "volume {volume} is written on node {node_id}: multi-node-multi-writer has its writers on one node in this \
-         release; writers on several nodes come with release 0.3"
-    )]
-    WrittenElsewhere {
-        /// The volume.
-        volume: VolumeId,
-        /// The other node.
-        node_id: NodeId,
-    },
-    /// No node of that id ever registered.
-    #[error("node {node_id} does not exist")]
-    NoNode {
-        /// The id asked for.
-        node_id: NodeId,
-    },
-    /// The object of a node is not what `register_node` writes.
-    #[error("the record of node {node_id} is damaged: {source}")]
-    NodeRecord {
-        /// The node, as its key says.
-        node_id: String,
-        /// Where and what.
-        source: serde_json::Error,
-    },
-    /// The store must not keep volumes.
-    #[error(transparent)]
-    Store(#[from] ProbeError),
-    /// The head of the volume could not be read or changed.
-    #[error(transparent)]
-    Head(HeadError),
-    /// The store failed.
-    #[error(transparent)]
-    Bucket(#[from] BucketError),
-}
-
-impl From<HeadError> for AdminError {
-    fn from(error: HeadError) -> Self {
-        match error {
-            HeadError::Bucket(error) => AdminError::Bucket(error),
-            HeadError::Deleting { volume } => AdminError::Deleting { volume },
-            error => AdminError::Head(error),
-        }
-    }
-}
 
 /// How large a volume must and may be, in bytes; 0 leaves a bound open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -165,7 +48,7 @@ pub struct CapacityRange {
 
 impl CapacityRange {
     /// The capacity of a volume created for this range: the smallest that will do, and no limit where none is asked for.
-    fn choose(self) -> u64 {
+    pub(crate) fn choose(self) -> u64 {
         if self.required_bytes > 0 {
             self.required_bytes
         } else {
@@ -269,7 +152,7 @@ impl Admin {
         }
         let file = self.head_file(&volume);
         match file.read().await {
-            Ok(head) => return created_alike(head, request),
+            Ok(head) => return created_alike(head, request, None),
             Err(HeadError::Missing) => {}
             Err(error) => return Err(error.into()),
         }
@@ -283,7 +166,7 @@ impl Admin {
             now: request.now,
         });
         match file.create(head).await {
-            Err(HeadError::Exists) => created_alike(file.read().await?, request),
+            Err(HeadError::Exists) => created_alike(file.read().await?, request, None),
             answer => Ok(answer?),
         }
     }
@@ -344,7 +227,7 @@ impl Admin {
         }
     }
 
-    /// Deletes a volume and everything in it. A deletion that stopped half way goes on at the next call; meanwhile the
+    /// Deletes a volume and everything in it that no snapshot or clone needs; the rest goes with the last of those. A deletion that stopped half way goes on at the next call; meanwhile the
     /// volume cannot be mounted. `Ok` if there is no such volume.
     ///
     /// # Durability
@@ -375,6 +258,12 @@ impl Admin {
             Ok((head, ())) => Ok(head),
             Err(error) => Err(known(error, volume)),
         }
+    }
+
+    /// The volumes with their snapshots and clones.
+    pub fn family(&self) -> Family {
+        let folder = Arc::new(Prefixed::new(self.cluster.clone(), "v/"));
+        Family::new(folder, self.writer.clone())
     }
 
     fn head_file(&self, volume: &VolumeId) -> HeadFile {
@@ -427,7 +316,7 @@ fn known(error: AdminError, volume: &VolumeId) -> AdminError {
     }
 }
 
-fn created_alike(head: Head, request: &CreateVolume) -> Result<Head, AdminError> {
+pub(crate) fn created_alike(head: Head, request: &CreateVolume, source: Option<&Source>) -> Result<Head, AdminError> {
     if head.deleting {
         return Err(AdminError::Deleting { volume: head.volume });
     }
@@ -448,6 +337,11 @@ fn created_alike(head: Head, request: &CreateVolume) -> Result<Head, AdminError>
             format!("{:?}", head.parameters),
             format!("{:?}", request.parameters),
         );
+    }
+    let has = head.branch.as_ref().map(|branch| &branch.source);
+    if has != source {
+        let told = |source: Option<&Source>| source.map_or_else(|| "none".to_owned(), Source::to_string);
+        return differs("source", told(has), told(source));
     }
     if !request.capacity.holds(head.capacity_bytes) {
         let CapacityRange {

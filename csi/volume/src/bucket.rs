@@ -221,6 +221,12 @@ pub trait Bucket: std::fmt::Debug + Send + Sync + 'static {
 
     /// Lists one page of keys in ascending order.
     async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError>;
+
+    /// The folder above the one that this bucket is rooted at, and the name of that one in it; `None` where nothing is
+    /// known to be above.
+    fn above(&self) -> Option<(BucketRef, String)> {
+        None
+    }
 }
 
 /// A bucket as it is handed around.
@@ -298,5 +304,16 @@ impl Bucket for Prefixed {
             *prefix = self.strip(std::mem::take(prefix));
         }
         Ok(page)
+    }
+
+    fn above(&self) -> Option<(BucketRef, String)> {
+        let folder = self.prefix.strip_suffix('/')?;
+        Some(match folder.rsplit_once('/') {
+            Some((above, name)) => (
+                Arc::new(Prefixed::new(Arc::clone(&self.inner), format!("{above}/"))),
+                name.to_owned(),
+            ),
+            None => (Arc::clone(&self.inner), folder.to_owned()),
+        })
     }
 }

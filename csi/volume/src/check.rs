@@ -1,22 +1,22 @@
-//! Checking a volume: every row of its tree, every commit of its journal's tail, every frame that a file refers to.
+//! Checking a volume, and each of its snapshots: every row of its tree, every commit of its journal's tail, every frame that a file refers to.
 //!
 //! Invariants: reads only, so it may run beside a mount (it then checks the state of the moment it began); memory is
 //! bounded whatever the size of the volume: rows are streamed, and what must be counted is counted in windows.
 //! Callers: `pannier volume check`. Absent: repair: what is wrong is told with the object and the place, nothing is changed.
 
-use std::sync::Arc;
-
 use uuid::Uuid;
 
-use crate::bucket::{BucketRef, Prefixed};
-use crate::head::{HeadFile, HeadWriter};
+use crate::bucket::BucketRef;
+use crate::head::{Head, HeadFile, HeadWriter};
 use crate::ids::ObjectId;
-use crate::open::{OpenError, TreeConfig, open_reader, read_tree_only};
+use crate::lineage::{Lineage, data_of};
+use crate::open::{OpenError, TreeConfig, read_as, read_tree_only};
 use crate::row::Key;
 use crate::tree::{Tree, TreeError};
 
 mod content;
 mod cursor;
+mod held;
 mod inodes;
 mod names;
 mod objects;
@@ -68,6 +68,8 @@ pub struct CheckReport {
     pub content_bytes: u64,
     /// Objects that hold content.
     pub objects: u64,
+    /// Snapshots.
+    pub snapshots: u64,
     /// Things that are wrong.
     pub damages: u64,
 }
@@ -76,13 +78,14 @@ pub struct CheckReport {
 struct Checker<'a> {
     tree: &'a dyn Tree,
     bucket: BucketRef,
-    volume: Uuid,
+    lineage: Lineage,
     options: CheckOptions,
     report: CheckReport,
     tell: &'a mut (dyn FnMut(Damage) + Send),
 }
 
-/// Checks the volume at `root` (the bucket seen through the volume's root) and tells each damage as it is found.
+/// Checks the volume at `root` (the bucket seen through the volume's root) and its snapshots, and tells each damage as it is
+/// found. Of snapshots no content is read: what they share with the volume is read with it.
 ///
 /// # Errors
 /// `OpenError` if the volume cannot be read at all, or the store fails while it is being checked: then what was told
@@ -93,9 +96,59 @@ pub async fn check(
     tell: &mut (dyn FnMut(Damage) + Send),
 ) -> Result<CheckReport, OpenError> {
     let head = HeadFile::new(root.clone(), HeadWriter::new(Uuid::nil())).read().await?;
-    let bucket: BucketRef = Arc::new(Prefixed::new(root.clone(), head.data_prefix()));
+    let (family, volume) = (root.above(), head.uuid);
+    let mut report = check_state(&root, head, options.clone(), tell).await?;
+    let Some((family, folder)) = family else {
+        return Ok(report);
+    };
+    for held in held::snapshots(&family, &folder, volume).await? {
+        report.snapshots += 1;
+        let (place, state) = match held {
+            held::Held::Sound(place, state) => (place, state),
+            held::Held::Broken(damage) => {
+                report.damages += 1;
+                tell(damage);
+                continue;
+            }
+        };
+        let options = CheckOptions {
+            content: false,
+            ..options.clone()
+        };
+        let mut tell_of = |damage: Damage| {
+            tell(Damage {
+                place: format!("{place}: {}", damage.place),
+                ..damage
+            });
+        };
+        let nowhere = held::nowhere(&family);
+        match check_state(&nowhere, *state, options, &mut tell_of).await {
+            Ok(found) => report.damages += found.damages,
+            Err(OpenError::Bucket(error)) if error.is_transient() => return Err(error.into()),
+            Err(error) => {
+                report.damages += 1;
+                tell_of(Damage {
+                    object: "m/".to_owned(),
+                    place: "the whole".to_owned(),
+                    detail: error.to_string(),
+                });
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// Checks the state that a volume of this head has.
+async fn check_state(
+    root: &BucketRef,
+    head: Head,
+    options: CheckOptions,
+    tell: &mut (dyn FnMut(Damage) + Send),
+) -> Result<CheckReport, OpenError> {
+    let bucket = data_of(root, &head)?;
+    let lineage = head.lineage();
     let mut damages = 0;
-    let tree = match open_reader(root, TreeConfig::default()).await {
+    let tree = match read_as(root, head.clone(), TreeConfig::default()).await {
         Ok(opened) => opened.tree,
         Err(OpenError::Damaged { key, detail }) => {
             damages += 1;
@@ -104,7 +157,7 @@ pub async fn check(
                 place: "the journal; commits from there on are not checked".to_owned(),
                 detail,
             });
-            read_tree_only(&bucket, &TreeConfig::default()).await?
+            read_tree_only(&bucket, &head, &TreeConfig::default()).await?
         }
         Err(error) => return Err(error),
     };
@@ -115,7 +168,7 @@ pub async fn check(
     let mut checker = Checker {
         tree: tree.as_ref(),
         bucket,
-        volume: head.uuid,
+        lineage,
         options,
         report,
         tell,

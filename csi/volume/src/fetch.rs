@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use futures::stream::{self, StreamExt, TryStreamExt};
-use uuid::Uuid;
 
 use crate::bucket::{BucketError, BucketRef};
 use crate::cache::disk::DiskCache;
@@ -21,6 +20,7 @@ use crate::commit::KeepFrames;
 use crate::error::FsError;
 use crate::format::frame::{FrameIdentity, open_frame};
 use crate::ids::{InodeNo, ObjectId};
+use crate::lineage::Lineage;
 use crate::row::{ExtentRow, FRAME_BYTES};
 
 /// 2 MiB: one GET. Long enough that its latency hardly counts, short enough that several share the bandwidth.
@@ -138,7 +138,7 @@ pub(crate) struct Fetcher {
 #[derive(Debug)]
 struct Inner {
     bucket: BucketRef,
-    volume: Uuid,
+    lineage: Lineage,
     ram: RamCache,
     disk: Option<DiskCache>,
     /// Frames found in RAM, found on disk, and asked of the bucket.
@@ -155,10 +155,10 @@ impl Inner {
 
 impl Fetcher {
     /// `bucket` is rooted where the objects of the volume are.
-    pub fn new(bucket: BucketRef, volume: Uuid, ram_bytes: u64, disk: Option<DiskCache>) -> Self {
+    pub fn new(bucket: BucketRef, lineage: impl Into<Lineage>, ram_bytes: u64, disk: Option<DiskCache>) -> Self {
         let inner = Inner {
             bucket,
-            volume,
+            lineage: lineage.into(),
             ram: RamCache::new(ram_bytes),
             disk,
             counts: Default::default(),
@@ -210,7 +210,7 @@ impl Fetcher {
 
     fn open(&self, frame: &Frame, stored: &Bytes) -> Result<Bytes, String> {
         let want = FrameIdentity {
-            volume: self.inner.volume,
+            volume: self.inner.lineage.uuid_of(frame.key.object.epoch()),
             ino: frame.origin_ino,
             offset: frame.origin_offset,
         };

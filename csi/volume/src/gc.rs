@@ -2,7 +2,8 @@
 //!
 //! An object may go when (a) no extent refers to any of its bytes in a state of the tree that is durable, and (b) the
 //! commit that made it is in the durable tree, so that no replay needs it: neither its rows nor the proof that its
-//! segments landed. Seals are never deleted: they are what stops a writer that was taken over.
+//! segments landed; and (c) no snapshot or clone holds it (`gc/held.rs`), nor is it of a volume that this one was cloned
+//! from. Seals are never deleted: they are what stops a writer that was taken over.
 //!
 //! Dead objects are found by their counters in the tree, and journal objects that hold rows alone by their place in the
 //! journal. Nothing is listed, except once after a crash, to find what the crashed writer left that no row names.
@@ -39,9 +40,11 @@ const DELETES_AT_ONCE: usize = 8;
 const SEAL_BYTES_MAX: u64 = 4_096;
 
 mod census;
+mod held;
 mod repack;
 
 use census::Census;
+use held::Held;
 pub(crate) use repack::Piece;
 use repack::{Filled, Pass};
 
@@ -72,13 +75,20 @@ pub(crate) struct Collector {
     filled: Vec<Filled>,
     /// Objects with damaged content: they are not moved by this mount again.
     unreadable: BTreeSet<ObjectId>,
+    /// Snapshots and clones.
+    held: Held,
 }
+
+/// An object that is garbage of ours, and a state in which it was seen dead, if one is known.
+type Dead = (ObjectId, Option<Applied>);
 
 /// A listing under way.
 #[derive(Debug, Default)]
 struct Sweep {
     segments: bool,
     page: Option<String>,
+    /// Holds that had been released when it began.
+    released: u64,
 }
 
 impl Collector {
@@ -86,6 +96,7 @@ impl Collector {
     pub fn new(mount: Arc<Mount>, after_crash: bool) -> Self {
         Self {
             limits: mount.collect.clone(),
+            held: Held::new(&mount),
             mount,
             journal_next: JournalSeq(1),
             cursor: None,
@@ -124,27 +135,42 @@ impl Collector {
             return Ok(());
         };
         let mut room = DELETES_PER_ROUND;
-        self.trim_journal(durable, &mut room).await?;
+        let dead_held = self.dead.iter().any(|(id, seen)| self.held.needs(*id, Some(*seen)));
+        if self.held.is_due(dead_held, self.limits.holds_every) {
+            self.look_at_holds().await?;
+        }
+        let mut going = self.judge_journal(durable, room).await?;
+        room -= going.len();
         if self.find_dead().await? {
             self.begin_pass();
         }
-        let ready: Vec<ObjectId> = self
-            .dead
-            .iter()
-            .filter(|(_, seen)| reaches(durable, **seen))
-            .map(|(id, _)| *id)
-            .take(room)
-            .collect();
-        room -= ready.len();
-        for object in self.delete(ready).await? {
-            self.dead.remove(&object);
-            let generation = self.drop_counters(object);
-            self.deleted.insert(object, generation);
+        let ready = self.dead.iter().map(|(id, seen)| (*id, Some(*seen)));
+        let ready =
+            ready.filter(|(id, seen)| seen.is_some_and(|seen| reaches(durable, seen)) && !self.held.needs(*id, *seen));
+        going.extend(ready.take(room));
+        room = DELETES_PER_ROUND - going.len().min(DELETES_PER_ROUND);
+        for object in self.delete(going).await? {
+            if self.dead.remove(&object).is_some() {
+                let generation = self.drop_counters(object);
+                self.deleted.insert(object, generation);
+            }
         }
         if durable.epoch == self.mount.epoch && room > 0 {
             self.sweep_page().await?;
         }
         self.move_content().await
+    }
+
+    /// Learns of new holds, and of released ones: what they alone held is searched for.
+    pub(crate) async fn look_at_holds(&mut self) -> Result<(), FsError> {
+        let holds = self.held.refresh(&self.mount).await?;
+        if holds.released > holds.swept && self.sweep.is_none() {
+            self.sweep = Some(Sweep {
+                released: holds.released,
+                ..Sweep::default()
+            });
+        }
+        Ok(())
     }
 
     /// Begins to move content, if that is worth it.
@@ -180,28 +206,25 @@ impl Collector {
     /// As `round`.
     pub async fn finish(mount: &Arc<Mount>, flushed: Applied) -> Result<(), FsError> {
         let mut collector = Self::new(Arc::clone(mount), false);
-        collector.trim_journal(flushed, &mut usize::MAX.clone()).await
+        let going = collector.judge_journal(flushed, usize::MAX).await?;
+        collector.delete(going).await.map(drop)
     }
 
-    /// Judges journal objects that the durable tree contains: those without live content go.
-    async fn trim_journal(&mut self, durable: Applied, room: &mut usize) -> Result<(), FsError> {
+    /// Journal objects that the durable tree contains and that have no live content: they may go.
+    async fn judge_journal(&mut self, durable: Applied, room: usize) -> Result<Vec<Dead>, FsError> {
+        let mut going: Vec<Dead> = self.held.take_free().into_iter().map(|object| (object, None)).collect();
         if durable.epoch != self.mount.epoch {
-            return Ok(());
+            return Ok(going);
         }
-        let mut going = Vec::new();
-        let mut next = self.journal_next;
-        while next <= durable.seq && going.len() < *room {
-            let object = ObjectId::Journal(durable.epoch, next);
+        while self.journal_next <= durable.seq && going.len() < room {
+            let object = ObjectId::Journal(durable.epoch, self.journal_next);
             // One with counters is found by them, when it is dead.
             if self.stats(object).await?.is_none() && !self.deleted.contains_key(&object) {
-                going.push(object);
+                going.push((object, None));
             }
-            next = next.next();
+            self.journal_next = self.journal_next.next();
         }
-        *room -= going.len();
-        self.delete(going).await?;
-        self.journal_next = next;
-        Ok(())
+        Ok(going)
     }
 
     async fn stats(&self, object: ObjectId) -> Result<Option<ObjectStats>, FsError> {
@@ -242,7 +265,10 @@ impl Collector {
                 if self.filled.iter().any(|filled| filled.object == *object) {
                     // Judged when the tree has all of its rows.
                 } else if stats.live_bytes > 0 {
-                    self.census.add(*object, stats);
+                    // Moving what lives in it frees nothing while it must stay.
+                    if !self.mount.lineage.is_foreign(*object) && !self.held.needs(*object, None) {
+                        self.census.add(*object, stats);
+                    }
                 } else if !self.deleted.contains_key(object) {
                     self.dead.entry(*object).or_insert(seen);
                 }
@@ -252,20 +278,43 @@ impl Collector {
         Ok(self.cursor.is_none())
     }
 
-    /// Deletes objects and returns those that are gone.
-    async fn delete(&self, objects: Vec<ObjectId>) -> Result<Vec<ObjectId>, FsError> {
-        let answers: Vec<(ObjectId, Result<(), BucketError>)> = stream::iter(objects)
-            .map(|object| async move { (object, self.mount.bucket.delete(&object.key()).await) })
+    /// Deletes what nothing holds, and returns what is gone. What is an ancestor's is no concern of ours.
+    async fn delete(&mut self, objects: Vec<Dead>) -> Result<Vec<ObjectId>, FsError> {
+        if objects.is_empty() {
+            return Ok(Vec::new());
+        }
+        // After the judgement and before the deletion: see `holds.rs`.
+        if let Err(error) = self.look_at_holds().await {
+            let unjudged = objects.iter().filter(|(_, seen_dead)| seen_dead.is_none());
+            self.held.keep(unjudged.map(|(object, _)| *object));
+            return Err(error);
+        }
+        let (mut gone, mut going, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        for (object, seen_dead) in objects {
+            if self.mount.lineage.is_foreign(object) {
+                gone.push(object);
+            } else if !self.held.needs(object, seen_dead) {
+                going.push((object, seen_dead));
+            } else if seen_dead.is_none() {
+                kept.push(object);
+            }
+        }
+        let bucket = &self.mount.bucket;
+        let answers: Vec<(Dead, Result<(), BucketError>)> = stream::iter(going)
+            .map(|dead| async move { (dead, bucket.delete(&dead.0.key()).await) })
             .buffer_unordered(DELETES_AT_ONCE)
             .collect()
             .await;
-        let mut gone = Vec::new();
-        for (object, answer) in answers {
+        for ((object, seen_dead), answer) in answers {
             match answer {
                 Ok(()) => gone.push(object),
-                Err(error) => tracing::warn!(%error, %object, "a dead object could not be deleted; it is tried again"),
+                Err(error) => {
+                    tracing::warn!(%error, %object, "a dead object could not be deleted; it is tried again");
+                    kept.extend(seen_dead.is_none().then_some(object));
+                }
             }
         }
+        self.held.keep(kept);
         Ok(gone)
     }
 
@@ -292,24 +341,28 @@ impl Collector {
         let mut going = Vec::new();
         for found in &page.objects {
             if let Some(object) = self.leftover(found).await? {
-                going.push(object);
+                going.push((object, None));
             }
         }
-        let count = going.len();
-        if self.delete(going).await?.len() < count {
-            return Ok(());
-        }
-        self.sweep = match (page.next, sweep.segments) {
+        let (segments, released) = (sweep.segments, sweep.released);
+        // What is held or could not be deleted is kept in mind.
+        self.delete(going).await?;
+        self.sweep = match (page.next, segments) {
             (Some(next), segments) => Some(Sweep {
                 segments,
                 page: Some(next),
+                released,
             }),
             (None, false) => Some(Sweep {
                 segments: true,
                 page: None,
+                released,
             }),
             (None, true) => None,
         };
+        if self.sweep.is_none() && released > 0 {
+            self.held.swept(released).await?;
+        }
         Ok(())
     }
 

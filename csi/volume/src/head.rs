@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::bucket::{BucketError, BucketRef, ETag};
 use crate::clock::Timestamp;
 use crate::ids::{Epoch, Lease};
+use crate::lineage::{Branch, Lineage, data_folder};
 use crate::volume_id::{NodeId, VolumeId};
 
 mod access;
@@ -41,7 +42,7 @@ pub const HEAD_FORMAT: u32 = 1;
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// 12 swaps: each lost one means that somebody else's change got in. Above it `update` gives up as `Contended`.
-const SWAPS_MAX: u32 = 12;
+pub(crate) const SWAPS_MAX: u32 = 12;
 
 /// 5 ms, doubled with each lost swap: about one round trip to a bucket nearby. After 11 losses it is 10 s.
 const BACKOFF_MS: u64 = 5;
@@ -91,7 +92,7 @@ pub struct Publication {
 /// Names one write of a head, so that a writer whose answer got lost can recognise it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Stamp {
+pub(crate) struct Stamp {
     writer: Uuid,
     write: u64,
 }
@@ -125,9 +126,9 @@ pub struct Head {
     pub last_lease: Lease,
     /// True from the begin of a deletion on. No way leads back.
     pub deleting: bool,
-    /// The volume this one was cloned from.
+    /// Where it begins, if it is a clone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parent: Option<VolumeId>,
+    pub branch: Option<Branch>,
     /// Who holds what is not in the bucket yet, in a volume of durability `local` since its last clean close.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tail: Option<Tail>,
@@ -168,7 +169,7 @@ impl Head {
             publications: Vec::new(),
             last_lease: Lease(0),
             deleting: false,
-            parent: None,
+            branch: None,
             tail: None,
             stamp: Stamp {
                 writer: Uuid::nil(),
@@ -177,12 +178,30 @@ impl Head {
         }
     }
 
-    /// The folder below the volume's root that holds its journal, segments, tree and snapshots.
+    /// The head of a volume that begins as `branch` says: as if its writer of the last epoch there had crashed.
+    #[must_use]
+    pub fn branched(mut self, branch: Branch) -> Self {
+        self.epoch = branch.until().epoch;
+        self.clean = false;
+        self.branch = Some(branch);
+        self
+    }
+
+    /// The folder below the volume's root that holds its journal, segments, tree and holds.
     ///
     /// It is named by the uuid, so that a deletion which still runs somewhere can never reach into the next volume of
     /// the same name.
     pub fn data_prefix(&self) -> String {
-        format!("{}/", self.uuid.simple())
+        data_folder(self.uuid)
+    }
+
+    /// Whose objects this volume reads.
+    pub fn lineage(&self) -> Lineage {
+        let ancestors = self
+            .branch
+            .as_ref()
+            .map_or_else(Vec::new, |branch| branch.ancestors.clone());
+        Lineage::new(self.uuid, ancestors)
     }
 
     /// The publication to a node, if there is one.
@@ -307,6 +326,12 @@ pub enum HeadError {
         /// The node.
         node_id: NodeId,
     },
+    /// It is a clone, and the folder of its ancestors is out of sight.
+    #[error("volume {volume} is a clone: it can be read only together with the volumes beside it")]
+    Apart {
+        /// The volume.
+        volume: VolumeId,
+    },
     /// Every swap was lost to somebody else's.
     #[error("the head of the volume changed {SWAPS_MAX} times while it was being changed")]
     Contended,
@@ -331,11 +356,18 @@ impl HeadWriter {
         }
     }
 
-    fn stamp(&self) -> Stamp {
+    pub(crate) fn stamp(&self) -> Stamp {
         Stamp {
             writer: self.id,
             write: self.writes.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    /// How long to wait after a lost swap. Half of it is fixed, half differs from writer to writer: they must not meet again.
+    pub(crate) fn backoff(&self, swap: u32) -> Duration {
+        let wait_ms = BACKOFF_MS << swap;
+        let part = u64::from(self.id.as_bytes()[(swap % 16) as usize]);
+        Duration::from_millis(wait_ms / 2 + wait_ms * part / 510)
     }
 }
 
@@ -417,7 +449,7 @@ impl HeadFile {
                 Err(error) => return Err(HeadError::from(error).into()),
             }
             ours.push((new.stamp, outcome));
-            tokio::time::sleep(self.backoff(swap)).await;
+            tokio::time::sleep(self.writer.backoff(swap)).await;
         }
         Err(HeadError::Contended.into())
     }
@@ -444,13 +476,6 @@ impl HeadFile {
             Err(BucketError::NotFound { .. }) => Err(HeadError::Missing),
             Err(error) => Err(error.into()),
         }
-    }
-
-    /// Half of the wait is fixed, half differs from writer to writer: they must not meet again.
-    fn backoff(&self, swap: u32) -> Duration {
-        let wait_ms = BACKOFF_MS << swap;
-        let part = u64::from(self.writer.id.as_bytes()[(swap % 16) as usize]);
-        Duration::from_millis(wait_ms / 2 + wait_ms * part / 510)
     }
 }
 

@@ -82,6 +82,13 @@ impl ObjectId {
 }
 
 impl ObjectId {
+    /// The epoch of the writer that made it.
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            ObjectId::Journal(epoch, _) | ObjectId::Segment(epoch, _) => *epoch,
+        }
+    }
+
     /// The object whose key this is, if it is one.
     pub fn parse(key: &str) -> Option<Self> {
         let number = |digits: &str| {

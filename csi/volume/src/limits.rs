@@ -58,6 +58,9 @@ pub const REPACK_EVERY: Duration = Duration::from_secs(30);
 /// 8 MiB of garbage, half a segment, that is never worth a request.
 pub const GARBAGE_SLACK_BYTES: u64 = 8 * 1024 * 1024;
 
+/// 5 minutes between looks for a snapshot or clone that was deleted, while one holds garbage: a fifth of a request a minute.
+pub const HOLDS_EVERY: Duration = Duration::from_secs(300);
+
 /// 512 objects of some KiB make a segment or less; gathering them costs a few requests where each of them cost one.
 pub const SMALL_OBJECTS_MAX: usize = 512;
 
@@ -72,6 +75,8 @@ pub struct CollectLimits {
     pub slack_bytes: u64,
     /// Small objects that may lie about before they are gathered: see `SMALL_OBJECTS_MAX`.
     pub small_objects_max: usize,
+    /// See `HOLDS_EVERY`.
+    pub holds_every: Duration,
 }
 
 impl Default for CollectLimits {
@@ -81,6 +86,7 @@ impl Default for CollectLimits {
             repack_every: REPACK_EVERY,
             slack_bytes: GARBAGE_SLACK_BYTES,
             small_objects_max: SMALL_OBJECTS_MAX,
+            holds_every: HOLDS_EVERY,
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::ids::{Epoch, Generation};
 use crate::limits::CollectLimits;
 use crate::metrics::Histogram;
 use crate::neighbours::Neighbours;
+use crate::lineage::Lineage;
 use crate::readahead::Readahead;
 use crate::table::{Need, Stop, Tables};
 use crate::tail::{Batch, Changes, TailLog};
@@ -141,6 +142,9 @@ pub(crate) struct Mount {
     pub neighbours: Neighbours,
     pub clock: Arc<dyn Clock>,
     pub uuid: Uuid,
+    pub lineage: Lineage,
+    /// The folder of the volumes beside this one, if that is in sight.
+    pub family: Option<BucketRef>,
     pub epoch: Epoch,
     /// What tells our objects from anybody's.
     pub writer: Uuid,

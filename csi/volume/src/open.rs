@@ -8,20 +8,22 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::bucket::{BucketError, BucketRef, Prefixed};
+use crate::bucket::{BucketError, BucketRef};
 use crate::clock::Timestamp;
 use crate::commit::Lost;
 use crate::error::FsError;
 use crate::format::seal::Seal;
-use crate::head::{Claim, HeadError, HeadFile, HeadWriter, TakenOver};
+use crate::head::{Claim, Head, HeadError, HeadFile, HeadWriter, TakenOver};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
+use crate::lineage::{TreeAt, data_of};
 use crate::row::{Applied, Counters, Key, Row};
 use crate::tail::TailError;
 use crate::tree::overlay::OverlayTree;
 use crate::tree::slate::{NOTHING, SlateReader, SlateTree, newest_manifest, seen_writer};
-use crate::tree::{Tree, TreeError};
+use crate::tree::{Tree, TreeError, checkpoint};
 use crate::volume_id::NodeId;
 
+pub(crate) mod journal_end;
 pub(crate) mod walk;
 
 use walk::{Step, Walk};
@@ -88,7 +90,7 @@ pub struct OpenedWriter {
 #[derive(Debug)]
 pub struct OpenedReader {
     /// The head as found.
-    pub head: crate::head::Head,
+    pub head: Head,
     /// The bucket seen through the volume's data prefix.
     pub bucket: BucketRef,
     /// The tree with the tail of the journal on top.
@@ -152,10 +154,13 @@ pub async fn open_writer(root: BucketRef, claim: Claim, config: TreeConfig) -> R
     let head = HeadFile::new(root.clone(), HeadWriter::new(claim.session));
     let taken = head.take_over(&claim).await?;
     let (epoch, volume) = (taken.head.epoch, taken.head.uuid);
-    let bucket: BucketRef = Arc::new(Prefixed::new(root, taken.head.data_prefix()));
+    let bucket = data_of(&root, &taken.head)?;
+    if let Some(at) = tree_of(&taken.head) {
+        checkpoint::begin(&bucket, at).await?;
+    }
     let tree = claim_tree(&bucket, &head, epoch, &config).await?;
     let found = tree.applied();
-    let mut walk = Walk::new(bucket.clone(), volume, found.epoch, found.seq.next());
+    let mut walk = Walk::new(bucket.clone(), taken.head.lineage(), found.epoch, found.seq.next());
     let sealer = Sealer {
         bucket: bucket.clone(),
         volume,
@@ -244,6 +249,10 @@ impl Sealer {
             return Ok(replayed);
         }
         loop {
+            if walk.at() == (self.epoch, JournalSeq(1)) {
+                // The first writer of a clone: what was before is its ancestors', and ended long ago.
+                return Ok(replayed);
+            }
             match walk.next().await? {
                 Step::Commit(commit) => {
                     let applied = Applied {
@@ -290,9 +299,14 @@ impl Sealer {
 /// `OpenError`.
 pub async fn open_reader(root: BucketRef, config: TreeConfig) -> Result<OpenedReader, OpenError> {
     let head = HeadFile::new(root.clone(), HeadWriter::new(Uuid::nil())).read().await?;
-    let bucket: BucketRef = Arc::new(Prefixed::new(root, head.data_prefix()));
+    read_as(&root, head, config).await
+}
+
+/// As `open_reader`, for the volume whose head this would be.
+pub(crate) async fn read_as(root: &BucketRef, head: Head, config: TreeConfig) -> Result<OpenedReader, OpenError> {
+    let bucket = data_of(root, &head)?;
     for attempt in 1.. {
-        let (tree, manifest, next) = read_state(&bucket, head.uuid, &config).await?;
+        let (tree, manifest, next) = read_state(&bucket, &head, &config).await?;
         // A writer that flushed its tree meanwhile may have deleted journal objects before we asked for them: then the
         // journal seemed to end too early.
         let newest = newest_manifest(bucket.clone()).await?;
@@ -313,24 +327,49 @@ pub async fn open_reader(root: BucketRef, config: TreeConfig) -> Result<OpenedRe
 }
 
 /// The tree alone, without the tail of the journal: what can still be checked where the journal is damaged.
-pub(crate) async fn read_tree_only(bucket: &BucketRef, config: &TreeConfig) -> Result<Arc<dyn Tree>, OpenError> {
-    let below = SlateReader::open(bucket.clone(), config.cache_bytes).await?;
+pub(crate) async fn read_tree_only(
+    bucket: &BucketRef,
+    head: &Head,
+    config: &TreeConfig,
+) -> Result<Arc<dyn Tree>, OpenError> {
+    let (tree, _) = overlay(bucket, head, config).await?;
+    Ok(Arc::new(tree))
+}
+
+/// The state of an ancestor's tree that a clone begins with.
+fn tree_of(head: &Head) -> Option<TreeAt> {
+    head.branch.as_ref()?.tree
+}
+
+/// The tree as it is in the bucket, with nothing on top yet, and the number of its manifest.
+async fn overlay(
+    bucket: &BucketRef,
+    head: &Head,
+    config: &TreeConfig,
+) -> Result<(OverlayTree, Option<u64>), OpenError> {
+    let own = SlateReader::open(bucket.clone(), config.cache_bytes).await?;
+    let manifest = own.as_ref().map(SlateReader::manifest);
+    let below = match (own, tree_of(head)) {
+        (None, Some(at)) => {
+            // A clone that nobody has written yet.
+            let path = checkpoint::path_of(at.uuid);
+            Some(SlateReader::open_at(bucket.clone(), path, at.checkpoint, config.cache_bytes).await?)
+        }
+        (own, _) => own,
+    };
     let applied = below.as_ref().map_or(NOTHING, |tree| tree.applied());
     let below = below.map(|tree| Arc::new(tree) as Arc<dyn Tree>);
-    Ok(Arc::new(OverlayTree::new(below, applied)))
+    Ok((OverlayTree::new(below, applied), manifest))
 }
 
 async fn read_state(
     bucket: &BucketRef,
-    volume: Uuid,
+    head: &Head,
     config: &TreeConfig,
 ) -> Result<(OverlayTree, Option<u64>, (Epoch, JournalSeq)), OpenError> {
-    let below = SlateReader::open(bucket.clone(), config.cache_bytes).await?;
-    let manifest = below.as_ref().map(SlateReader::manifest);
-    let applied = below.as_ref().map_or(NOTHING, |tree| tree.applied());
-    let below = below.map(|tree| Arc::new(tree) as Arc<dyn Tree>);
-    let mut tree = OverlayTree::new(below, applied);
-    let mut walk = Walk::new(bucket.clone(), volume, applied.epoch, applied.seq.next());
+    let (mut tree, manifest) = overlay(bucket, head, config).await?;
+    let applied = tree.applied();
+    let mut walk = Walk::new(bucket.clone(), head.lineage(), applied.epoch, applied.seq.next());
     loop {
         match walk.next().await? {
             Step::Commit(commit) => {

@@ -4,6 +4,7 @@
 //! Keys sort so that a directory is one range, a file's extents are one range, and rows of one inode lie together.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::ids::{DirCookie, Epoch, InodeNo, JournalSeq, ObjectId};
@@ -101,8 +102,9 @@ pub struct Counters {
     pub inodes: u64,
 }
 
-/// The last commit whose rows the tree contains.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The last commit whose rows the tree contains. Places in a journal are in the order of their epochs, then numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Applied {
     /// Epoch of that commit.
     pub epoch: Epoch,

@@ -38,7 +38,7 @@ pub enum NameError {
         code: u32,
     },
     /// Not what `VolumeId::of_name` ever makes.
-    #[error("{text:?} is not the id of a volume")]
+    #[error("{text:?} is not an id of a volume or snapshot")]
     NotAnId {
         /// What was given.
         text: String,
@@ -93,6 +93,58 @@ impl TryFrom<String> for VolumeId {
 
 impl From<VolumeId> for String {
     fn from(id: VolumeId) -> String {
+        id.0
+    }
+}
+
+/// The id of a snapshot, made from its name as that of a volume is. Names of snapshots are apart from those of volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotId(String);
+
+impl SnapshotId {
+    /// The id of the snapshot called `name`.
+    ///
+    /// # Errors
+    /// `NameError` if CSI does not allow such a name.
+    pub fn of_name(name: &str) -> Result<Self, NameError> {
+        check_name(name)?;
+        Ok(Self(key_part(name)))
+    }
+
+    /// Reads an id that was given out before.
+    ///
+    /// # Errors
+    /// `NameError::NotAnId` if it cannot be one; then no snapshot of that id exists.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        match is_key_part(text) {
+            true => Ok(Self(text.to_owned())),
+            false => Err(NameError::NotAnId { text: text.to_owned() }),
+        }
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for SnapshotId {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        Self::parse(&text)
+    }
+}
+
+impl From<SnapshotId> for String {
+    fn from(id: SnapshotId) -> String {
         id.0
     }
 }

@@ -65,9 +65,11 @@ fn of_head(error: &HeadError, text: String) -> Status {
     match error {
         HeadError::Missing => Status::not_found(text),
         HeadError::Corrupt { .. } => Status::data_loss(text),
-        HeadError::Exists | HeadError::Format { .. } | HeadError::TooLong { .. } | HeadError::Deleting { .. } => {
-            Status::failed_precondition(text)
-        }
+        HeadError::Exists
+        | HeadError::Format { .. }
+        | HeadError::TooLong { .. }
+        | HeadError::Apart { .. }
+        | HeadError::Deleting { .. } => Status::failed_precondition(text),
         HeadError::NoLease { .. }
         | HeadError::Published { .. }
         | HeadError::Fenced { .. }

@@ -1,13 +1,13 @@
 //! Deleting a volume, wherever its head lies.
 //!
 //! Invariant: the head goes last, so a deletion that stopped half way is found and goes on at the next try; and nothing is
-//! deleted under a node that may mount the volume.
+//! deleted under a node that may mount the volume. What snapshots and clones need stays without a head
+//! (`snapshot/release.rs`): to whoever lists volumes this one is gone.
 
-use futures::StreamExt;
-
-use super::{AdminError, REQUESTS_IN_FLIGHT};
-use crate::bucket::{BucketError, BucketRef, ListRequest};
+use super::AdminError;
+use crate::bucket::BucketRef;
 use crate::head::{Head, HeadError, HeadFile, HeadWriter};
+use crate::snapshot::abandon;
 
 /// Whether `delete` may take a volume from under a mount that holds no lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub async fn delete_at(root: &BucketRef, writer: &HeadWriter, led: Led) -> Resul
         Err(AdminError::Head(HeadError::Missing)) => return Ok(false),
         Err(error) => return Err(error),
     };
-    delete_all(root, &head.data_prefix()).await?;
+    abandon(root, writer, &head).await?;
     // Conditional where the store can: this deletion may be so late that the name already has its next volume.
     match file.delete(&head).await {
         Ok(()) | Err(HeadError::Contended | HeadError::Missing) => Ok(true),
@@ -65,24 +65,5 @@ fn user_of(head: &Head, led: Led) -> Option<String> {
     match head.rightful_leader() {
         Some(leader) if led == Led::Keep => Some(format!("node {} has it mounted by hand", leader.node_id)),
         Some(_) | None => None,
-    }
-}
-
-pub(super) async fn delete_all(bucket: &BucketRef, prefix: &str) -> Result<(), BucketError> {
-    loop {
-        let request = ListRequest {
-            prefix: prefix.to_owned(),
-            ..Default::default()
-        };
-        let page = bucket.list(&request).await?;
-        if page.objects.is_empty() {
-            return Ok(());
-        }
-        // Collected, because a future that holds the iterator itself is not `Send` for every lifetime (rust-lang/rust#102211).
-        let deletes: Vec<_> = page.objects.iter().map(|object| bucket.delete(&object.key)).collect();
-        let mut deletes = futures::stream::iter(deletes).buffer_unordered(REQUESTS_IN_FLIGHT);
-        while let Some(deleted) = deletes.next().await {
-            deleted?;
-        }
     }
 }

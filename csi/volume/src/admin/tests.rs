@@ -7,6 +7,8 @@ use crate::bucket::Bucket;
 use crate::bucket::memory::MemoryBucket;
 use crate::head::Claim;
 use crate::ids::Lease;
+use crate::snapshot::abandon;
+use crate::volume_id::NameError;
 
 struct Cluster {
     memory: Arc<MemoryBucket>,
@@ -346,7 +348,9 @@ async fn a_late_deletion_leaves_the_next_volume_of_the_name_alone() {
         .await
         .unwrap();
 
-    deletion::delete_all(&root, &late.data_prefix()).await.unwrap();
+    abandon(&root, &HeadWriter::new(Uuid::from_u128(9)), &late)
+        .await
+        .unwrap();
     assert!(matches!(file.delete(&late).await, Err(HeadError::Contended)));
     assert_eq!(cluster.admin.get(&new.volume).await.unwrap().uuid, new.uuid);
     assert_eq!(cluster.volume_keys().len(), 2, "head and data are there");

@@ -63,7 +63,8 @@ impl Checker<'_> {
             let needed = (run.row.skip + run.row.len)
                 .saturating_sub(before)
                 .min(u64::from(FRAME_BYTES));
-            let detail = match open_frame(&frame, &FrameIdentity::of(self.volume, &run.row, index)) {
+            let volume = self.lineage.uuid_of(run.row.object.epoch());
+            let detail = match open_frame(&frame, &FrameIdentity::of(volume, &run.row, index)) {
                 Ok(content) if content.len() as u64 >= needed => continue,
                 Ok(content) => format!("the frame holds {} bytes of {needed}", content.len()),
                 Err(error) => error.to_string(),

@@ -90,7 +90,7 @@ impl Checker<'_> {
         }
         let used = window.iter().filter(|(_, live)| live.counted > 0);
         let looks = used.map(|(object, _)| {
-            let (bucket, volume, object) = (self.bucket.clone(), self.volume, *object);
+            let (bucket, volume, object) = (self.bucket.clone(), self.lineage.uuid_of(object.epoch()), *object);
             async move { (object, look(&bucket, volume, object).await) }
         });
         let mut looks = stream::iter(looks.collect::<Vec<_>>()).buffered(LOOKS_MAX);

@@ -2,15 +2,19 @@
 
 use bytes::Bytes;
 
+use std::sync::Arc;
+
 use super::*;
 use crate::attr::{Caller, XattrMode};
 use crate::bucket::Bucket;
+use crate::bucket::Prefixed;
 use crate::bucket::memory::MemoryBucket;
 use crate::clock::{Clock, Timestamp};
 use crate::commit::CommitLimits;
 use crate::head::{Head, NewHead, Parameters};
 use crate::ids::InodeNo;
 use crate::limits::Limits;
+use crate::open::open_reader;
 use crate::row::{DirentRow, FileKind, Row};
 use crate::tree::slate::{SlateTree, seen_writer};
 use crate::volume::{CacheConfig, OpenOptions, Volume};
@@ -173,7 +177,7 @@ async fn a_missing_or_cut_object_is_told_for_each_run_that_needs_it() {
     let (memory, volume) = filled().await;
     let (_, object, key) = object_of_large(&memory, &volume).await;
     volume.close().await.unwrap();
-    change(&memory, &key, |body| body.truncate(140_000)).await;
+    change(&memory, &key, |body| body.truncate(body.len() / 2)).await;
     let (_, found) = checked(&memory).await;
     assert!(
         !found.is_empty() && found.iter().all(|damage| damage.object == object.key()),

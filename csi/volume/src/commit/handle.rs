@@ -203,6 +203,11 @@ impl CommitHandle {
         ObjectId::Segment(self.epoch, self.shared.number_segment())
     }
 
+    /// The number that the next segment will get: no commit that was made before names it or a higher one.
+    pub fn next_segment(&self) -> u64 {
+        self.shared.next_segment.load(Ordering::SeqCst)
+    }
+
     /// Makes the tree durable up to what it contains now, and returns up to which commit.
     ///
     /// # Errors

@@ -7,6 +7,8 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use tempfile::TempDir;
 
+use uuid::Uuid;
+
 use super::*;
 use crate::bucket::memory::MemoryBucket;
 use crate::bucket::{Bucket, ETag, ListPage, ListRequest, Object, ObjectMeta};

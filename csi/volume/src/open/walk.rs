@@ -1,7 +1,7 @@
 //! Walking the journal: from a commit on, across seals and epochs, to the first object that is not there.
 //!
 //! Invariants: a commit is told only if it stands (its segments are there), and in its order; what comes after a seal in
-//! a sealed epoch is never told. Reads only. Callers: `open.rs` for writers and readers, `check.rs`.
+//! a sealed epoch is never told, and of an ancestor of a clone nothing behind the commit where the clone branched off. Reads only. Callers: `open.rs` for writers and readers, `check.rs`.
 //! Absent: sealing, and retries of requests (the `Bucket` does those).
 
 use futures::future::BoxFuture;
@@ -15,6 +15,7 @@ use crate::format::journal::{self, Journal, SegmentName};
 use crate::format::seal::{Seal, is_seal};
 use crate::format::{FormatError, segment};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
+use crate::lineage::Lineage;
 
 /// 8 journal objects are fetched ahead: as many as a writer has under way.
 const AHEAD_MAX: usize = 8;
@@ -36,7 +37,7 @@ pub(crate) enum Step {
 /// A walk along the journal of one volume.
 pub(crate) struct Walk {
     bucket: BucketRef,
-    volume: Uuid,
+    lineage: Lineage,
     epoch: Epoch,
     seq: JournalSeq,
     ahead: FuturesOrdered<BoxFuture<'static, Result<Object, BucketError>>>,
@@ -55,16 +56,22 @@ impl std::fmt::Debug for Walk {
 
 impl Walk {
     /// Begins at the commit (`epoch`, `seq`).
-    pub fn new(bucket: BucketRef, volume: Uuid, epoch: Epoch, seq: JournalSeq) -> Self {
-        Self {
+    pub fn new(bucket: BucketRef, lineage: Lineage, epoch: Epoch, seq: JournalSeq) -> Self {
+        let mut walk = Self {
             bucket,
-            volume,
+            lineage,
             epoch,
             seq,
             ahead: FuturesOrdered::new(),
             ahead_seq: seq,
             ahead_max: 1,
-        }
+        };
+        walk.go_to(epoch, seq);
+        walk
+    }
+
+    fn volume(&self) -> Uuid {
+        self.lineage.uuid_of(self.epoch)
     }
 
     /// Where the walk is.
@@ -79,7 +86,7 @@ impl Walk {
             Ok(found) => found,
             Err(BucketError::NotFound { .. }) => {
                 self.go_to(self.epoch, self.seq);
-                return Ok(Step::Missing(object));
+                return self.missing(object);
             }
             Err(error) => {
                 self.go_to(self.epoch, self.seq);
@@ -89,7 +96,8 @@ impl Walk {
         if is_seal(&found.body) {
             return self.follow(&found.body, object);
         }
-        let commit = journal::decode(&found.body, self.volume, self.epoch, self.seq).map_err(|e| damaged(object, e))?;
+        let commit =
+            journal::decode(&found.body, self.volume(), self.epoch, self.seq).map_err(|e| damaged(object, e))?;
         drop(found);
         for (name, presence) in self.look_for(&commit.segments).await? {
             let object = ObjectId::Segment(self.epoch, name.number);
@@ -98,20 +106,38 @@ impl Walk {
                 Presence::Sealed(seal) => return Ok(self.passed(seal)),
                 Presence::Missing => {
                     self.go_to(self.epoch, self.seq);
-                    return Ok(Step::Missing(object));
+                    return self.missing(object);
                 }
             }
         }
         self.seq = self.seq.next();
         self.ahead_max = (self.ahead_max * 2).min(AHEAD_MAX);
+        if self.lineage.goes_on_at(self.epoch, self.seq).is_some() {
+            self.go_to(self.epoch, self.seq);
+        }
         Ok(Step::Commit(Box::new(commit)))
     }
 
-    /// Goes to another place; what was fetched ahead is dropped.
+    /// Goes to another place, or to where the journal goes on from there; what was fetched ahead is dropped.
     pub fn go_to(&mut self, epoch: Epoch, seq: JournalSeq) {
+        let (mut epoch, mut seq) = (epoch, seq);
+        while let Some(next) = self.lineage.goes_on_at(epoch, seq) {
+            (epoch, seq) = next;
+        }
         (self.epoch, self.seq, self.ahead_seq) = (epoch, seq, seq);
         self.ahead = FuturesOrdered::new();
         self.ahead_max = 1;
+    }
+
+    /// In an epoch of our own the journal may end anywhere; what we have of an ancestor was complete when we began.
+    fn missing(&self, object: ObjectId) -> Result<Step, OpenError> {
+        match self.lineage.is_foreign(object) {
+            false => Ok(Step::Missing(object)),
+            true => Err(OpenError::Damaged {
+                key: object.key(),
+                detail: "it is missing, and this volume was cloned with it".to_owned(),
+            }),
+        }
     }
 
     async fn fetch(&mut self) -> Result<Object, BucketError> {
@@ -126,7 +152,7 @@ impl Walk {
     }
 
     fn follow(&mut self, body: &[u8], object: ObjectId) -> Result<Step, OpenError> {
-        let seal = Seal::decode(body, self.volume, object).map_err(|e| damaged(object, e))?;
+        let seal = Seal::decode(body, self.volume(), object).map_err(|e| damaged(object, e))?;
         Ok(self.passed(seal))
     }
 
@@ -139,7 +165,7 @@ impl Walk {
     /// not be shared by them, and the future of an opening must be `Send`.
     async fn look_for(&mut self, names: &[SegmentName]) -> Result<Vec<(SegmentName, Presence)>, OpenError> {
         let looks = names.iter().map(|name| {
-            let (bucket, volume, epoch, name) = (self.bucket.clone(), self.volume, self.epoch, *name);
+            let (bucket, volume, epoch, name) = (self.bucket.clone(), self.volume(), self.epoch, *name);
             async move { Ok((name, look_for(&bucket, volume, epoch, name).await?)) }
         });
         stream::iter(looks.collect::<Vec<_>>())

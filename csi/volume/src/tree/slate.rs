@@ -21,6 +21,7 @@ use slatedb::manifest::VersionedManifest;
 use slatedb::{
     CloseReason, Db, DbIterator, DbReader, DbReaderMode, ErrorKind, MergeOperator, MergeOperatorError, WriteBatch,
 };
+use uuid::Uuid;
 
 use super::clock::{Stamp, TreeClock, newest_stamp};
 use super::object_store::BucketStore;
@@ -32,7 +33,7 @@ use crate::row::codec::{decode_key, decode_pair, decode_row, encode_key, encode_
 use crate::row::{Applied, Key, Row};
 
 /// Folder of the tree below the volume's data prefix.
-const FOLDER: &str = "m";
+pub(crate) const FOLDER: &str = "m";
 
 /// 16 MiB: rows gathered in RAM before they become an SST; also the largest SST, which is held in RAM while it is put.
 const SST_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -135,7 +136,7 @@ pub(crate) async fn newest_manifest(bucket: BucketRef) -> Result<Option<u64>, Tr
     Ok(read_manifest(bucket).await?.map(|manifest| manifest.id()))
 }
 
-async fn read_manifest(bucket: BucketRef) -> Result<Option<VersionedManifest>, TreeError> {
+pub(super) async fn read_manifest(bucket: BucketRef) -> Result<Option<VersionedManifest>, TreeError> {
     let admin = AdminBuilder::new(FOLDER, Arc::new(BucketStore::new(bucket))).build();
     admin.read_manifest(None).await.map_err(outward)
 }
@@ -197,16 +198,43 @@ impl SlateReader {
         let Some(manifest) = read_manifest(bucket.clone()).await? else {
             return Ok(None);
         };
+        if !manifest.initialized() {
+            return Ok(None);
+        }
         // A reader decides nothing by time.
         let clock = TreeClock::new(Timestamp::default(), newest_stamp(&manifest));
+        let place = (FOLDER.to_owned(), DbReaderMode::FollowLatest);
+        Self::open_in(bucket, place, clock, cache_bytes).await.map(Some)
+    }
+
+    /// Opens a state of a tree that is kept, as seen from `bucket`: its own, or an ancestor's. Writes nothing.
+    ///
+    /// # Errors
+    /// `TreeError`, also if the state is not kept any more.
+    pub(crate) async fn open_at(
+        bucket: BucketRef,
+        path: String,
+        checkpoint: Uuid,
+        cache_bytes: u64,
+    ) -> Result<Self, TreeError> {
+        let clock = TreeClock::new(Timestamp::default(), Stamp::default());
+        Self::open_in(bucket, (path, DbReaderMode::Checkpoint(checkpoint)), clock, cache_bytes).await
+    }
+
+    async fn open_in(
+        bucket: BucketRef,
+        (path, mode): (String, DbReaderMode),
+        clock: TreeClock,
+        cache_bytes: u64,
+    ) -> Result<Self, TreeError> {
         let store = Arc::new(BucketStore::new(bucket));
         let options = DbReaderOptions {
             manifest_poll_interval: NEVER,
             skip_wal_replay: true,
             ..DbReaderOptions::default()
         };
-        let db = DbReader::builder(FOLDER, store)
-            .with_reader_mode(DbReaderMode::FollowLatest)
+        let db = DbReader::builder(path, store)
+            .with_reader_mode(mode)
             .with_system_clock(Arc::new(clock))
             .with_options(options)
             .with_db_cache(cache(cache_bytes), 0)
@@ -216,7 +244,7 @@ impl SlateReader {
             .map_err(outward)?;
         let row = db.get(&encode_key(&Key::Applied)).await.map_err(outward)?;
         let applied = applied_of(row)?;
-        Ok(Some(Self { db, applied }))
+        Ok(Self { db, applied })
     }
 }
 
@@ -332,7 +360,7 @@ fn batch_of(applied: Applied, changes: Vec<(Key, Option<Row>)>) -> WriteBatch {
 }
 
 /// SlateDB's error in our words.
-fn outward(error: slatedb::Error) -> TreeError {
+pub(super) fn outward(error: slatedb::Error) -> TreeError {
     let detail = error.to_string();
     match error.kind() {
         ErrorKind::Closed(CloseReason::Fenced) => TreeError::Fenced,

@@ -18,6 +18,7 @@ use crate::gc::Collector;
 use crate::head::{Claim, HeadFile};
 use crate::ids::InodeNo;
 use crate::limits::{CollectLimits, Limits};
+use crate::lineage::Lineage;
 use crate::mount::{Follow, Mount, State};
 use crate::neighbours::Neighbours;
 use crate::open::{OpenError, TreeConfig, open_reader, open_writer};
@@ -66,6 +67,7 @@ pub(super) async fn open(bucket: BucketRef, options: OpenOptions) -> Result<Inne
 }
 
 async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenError> {
+    let family = bucket.above().map(|(family, _)| family);
     let opened = open_reader(bucket.clone(), TreeConfig::default()).await?;
     let head = &opened.head;
     let tables = tables_of(
@@ -80,12 +82,14 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         tree: tree.clone(),
         follow: Some(Follow::new(bucket, tree, &opened)),
         commit: None,
-        fetcher: fetcher(&opened.bucket, head.uuid, &options.cache),
+        fetcher: fetcher(&opened.bucket, head.lineage(), &options.cache),
         bucket: Arc::clone(&opened.bucket),
         readahead: Readahead::default(),
         neighbours: Neighbours::default(),
         clock: options.clock,
         uuid: head.uuid,
+        lineage: head.lineage(),
+        family,
         epoch: head.epoch,
         writer: Uuid::nil(),
         compression: head.parameters.compression,
@@ -116,6 +120,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         now: claim.now,
         ..TreeConfig::default()
     };
+    let family = bucket.above().map(|(family, _)| family);
     let opened = open_writer(bucket, claim, config).await?;
     let (head, after_crash) = (opened.taken.head.clone(), !opened.taken.clean);
     let collect = options.limits.collect.clone();
@@ -127,7 +132,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
     );
     let state = Arc::new(State::new(tables));
     let dir = recovery::recover(&opened, options.state_dir.as_deref(), &state).await?;
-    let fetcher = fetcher(&opened.bucket, head.uuid, &options.cache);
+    let fetcher = fetcher(&opened.bucket, head.lineage(), &options.cache);
     let commit = commit::start(
         CommitContext {
             bucket: opened.bucket.clone(),
@@ -155,6 +160,8 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         neighbours: Neighbours::default(),
         clock: options.clock,
         uuid: head.uuid,
+        lineage: head.lineage(),
+        family,
         epoch: opened.epoch,
         writer: session,
         compression: head.parameters.compression,
@@ -255,8 +262,9 @@ fn tables_of(
     tables
 }
 
-fn fetcher(bucket: &BucketRef, uuid: Uuid, cache: &CacheConfig) -> Fetcher {
-    Fetcher::new(bucket.clone(), uuid, cache.ram_bytes, open_disk(cache, uuid))
+fn fetcher(bucket: &BucketRef, lineage: Lineage, cache: &CacheConfig) -> Fetcher {
+    let disk = open_disk(cache, lineage.own());
+    Fetcher::new(bucket.clone(), lineage, cache.ram_bytes, disk)
 }
 
 /// The cache on disk, or none where it cannot be had: a mount works without.
@@ -317,6 +325,8 @@ mod by_hand {
                 neighbours: Neighbours::default(),
                 clock: Arc::new(Steps::default()),
                 uuid,
+                lineage: uuid.into(),
+                family: None,
                 epoch: Epoch(1),
                 writer: Uuid::nil(),
                 compression: Compression::default(),

@@ -1,0 +1,52 @@
+//! The state that a snapshot or clone of a volume is of.
+//!
+//! Invariant: it is found after the hold was put, so it is no older than anything that a collector has acted on.
+
+use uuid::Uuid;
+
+use crate::bucket::BucketRef;
+use crate::head::Head;
+use crate::holds::HeldState;
+use crate::lineage::{TreeAt, data_of};
+use crate::open::journal_end::find_end;
+use crate::open::{OpenError, TREE_CACHE_BYTES};
+use crate::tree::slate::{FOLDER, NOTHING, SlateReader};
+use crate::tree::{Tree, checkpoint};
+
+/// A moment of a volume.
+#[derive(Debug)]
+pub(super) struct Moment {
+    /// The tree; `None` where there is none yet.
+    pub tree: Option<TreeAt>,
+    /// That tree's commits, and the last one.
+    pub state: HeldState,
+}
+
+/// Marks the tree of the volume at `root` for `hold`, and finds the end of its journal.
+pub(super) async fn find(root: &BucketRef, head: &Head, hold: Uuid) -> Result<Moment, OpenError> {
+    let data = data_of(root, head)?;
+    let tree = match checkpoint::exists(&data).await? {
+        true => Some(mark(&data, head.uuid, hold).await?),
+        // A clone that nobody has written has the tree that it was made with; its own hold keeps that.
+        false => head.branch.as_ref().and_then(|branch| branch.tree),
+    };
+    let applied = tree.map_or(NOTHING, |tree| tree.applied);
+    let state = HeldState {
+        tree: applied,
+        position: find_end(&data, head.lineage(), applied).await?,
+        segments_below: None,
+    };
+    Ok(Moment { tree, state })
+}
+
+async fn mark(data: &BucketRef, uuid: Uuid, hold: Uuid) -> Result<TreeAt, OpenError> {
+    let checkpoint = checkpoint::put(data, hold, None).await?;
+    let tree = SlateReader::open_at(data.clone(), FOLDER.to_owned(), checkpoint, TREE_CACHE_BYTES).await?;
+    let applied = tree.applied();
+    tree.close().await?;
+    Ok(TreeAt {
+        uuid,
+        checkpoint,
+        applied,
+    })
+}
