@@ -1,5 +1,7 @@
 //! Random operations on a volume and on the naive model, with restarts, crashes and take-overs between any two.
 //!
+//! Snapshots are made while all that goes on, and volumes made of them and of the volume.
+//!
 //! Goal: after every operation both give the same answer; after a restart the same tree; after a crash or a take-over the
 //! tree of some moment at or after the last fsync that returned (of any moment in a relaxed volume, and in a local one whose
 //! disk is lost), whatever part of the requests in flight took effect.
@@ -29,7 +31,7 @@ fn a_volume_is_what_the_model_says_through_restarts_crashes_and_take_overs() {
             for _ in 0..STEPS {
                 world.step().await;
             }
-            world.restart().await;
+            world.end().await;
         });
     }
 }

@@ -6,31 +6,31 @@ use bytes::Bytes;
 use tests::model::{digest, text};
 use volume::ids::{DirCookie, InodeNo};
 use volume::row::FileKind;
+use volume::volume::Volume;
 
 use super::World;
 
 impl World {
     /// The volume as `Model::lines` would tell it.
-    pub(super) async fn lines(&self) -> Vec<String> {
+    pub(super) async fn lines(&self, volume: &Volume) -> Vec<String> {
         let mut lines = Vec::new();
         let mut groups: BTreeMap<InodeNo, usize> = BTreeMap::new();
         let mut left = vec![(InodeNo::ROOT, String::new())];
         while let Some((ino, path)) = left.pop() {
-            let attr = self
-                .volume()
+            let attr = volume
                 .getattr(ino)
                 .await
                 .unwrap_or_else(|error| panic!("{error} at {path}, {}", self.at()));
             let mut xattrs = Vec::new();
-            for name in self.volume().listxattr(ino).await.expect("a list of attributes") {
-                let value = self.volume().getxattr(ino, &name).await.expect("a listed attribute");
+            for name in volume.listxattr(ino).await.expect("a list of attributes") {
+                let value = volume.getxattr(ino, &name).await.expect("a listed attribute");
                 xattrs.push(format!("{}={}", text(&name), digest(&value)));
             }
             let count = groups.len();
             let group = *groups.entry(ino).or_insert(count);
             let what = match attr.kind {
                 FileKind::Directory => {
-                    let names = self.names(ino).await;
+                    let names = self.names(volume, ino).await;
                     left.extend(
                         names
                             .iter()
@@ -39,9 +39,9 @@ impl World {
                     );
                     format!("directory {} names", names.len())
                 }
-                FileKind::Symlink => format!("link to {}", text(&self.volume().readlink(ino).await.expect("a link"))),
+                FileKind::Symlink => format!("link to {}", text(&volume.readlink(ino).await.expect("a link"))),
                 _ => {
-                    let content = self.volume().read(ino, 0, u32::MAX).await;
+                    let content = volume.read(ino, 0, u32::MAX).await;
                     let content = content
                         .unwrap_or_else(|error| panic!("{error} at {path}, {}", self.at()))
                         .concat();
@@ -58,10 +58,10 @@ impl World {
         lines
     }
 
-    async fn names(&self, dir: InodeNo) -> BTreeMap<Bytes, InodeNo> {
+    async fn names(&self, volume: &Volume, dir: InodeNo) -> BTreeMap<Bytes, InodeNo> {
         let (mut names, mut after) = (BTreeMap::new(), DirCookie(0));
         loop {
-            let page = self.volume().readdir(dir, after, 3, true).await.expect("a listing");
+            let page = volume.readdir(dir, after, 3, true).await.expect("a listing");
             let Some(last) = page.last() else { return names };
             after = last.cookie;
             for entry in page

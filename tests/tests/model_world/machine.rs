@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use volume::bucket::memory::MemoryBucket;
-use volume::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta};
+use volume::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta, Prefixed};
 use volume::clock::{Clock, Timestamp};
 use volume::commit::CommitLimits;
 use volume::limits::{CollectLimits, Limits};
@@ -144,13 +144,23 @@ impl Disk {
     }
 }
 
-/// Opens the volume on a new machine, with limits of every size.
-pub async fn open(bucket: &Arc<MemoryBucket>, dice: &mut Dice, disk: Option<&Disk>) -> (Arc<Wire>, Volume) {
-    let wire = Arc::new(Wire {
+/// A wire of its own to the bucket.
+pub fn wire(bucket: &Arc<MemoryBucket>, dice: &mut Dice) -> Arc<Wire> {
+    Arc::new(Wire {
         bucket: Arc::clone(bucket),
         dead: AtomicBool::new(false),
         dice: AtomicU64::new(dice.below(u64::MAX >> 12)),
-    });
+    })
+}
+
+/// Opens the volume in a folder on a new machine, with limits of every size.
+pub async fn open(
+    bucket: &Arc<MemoryBucket>,
+    folder: &str,
+    dice: &mut Dice,
+    disk: Option<&Disk>,
+) -> (Arc<Wire>, Volume) {
+    let wire = wire(bucket, dice);
     let table_bytes_max = dice.pick(&[0, 5_000, 64 << 20]).expect("sizes");
     let commits = CommitLimits {
         cut_after: Duration::from_millis(1 + dice.below(60)),
@@ -176,12 +186,14 @@ pub async fn open(bucket: &Arc<MemoryBucket>, dice: &mut Dice, disk: Option<&Dis
                 repack_every: Duration::from_millis(dice.below(50)),
                 slack_bytes: 0,
                 small_objects_max: dice.below(20) as usize,
+                holds_every: Duration::from_millis(dice.below(50)),
             },
         },
         commits,
         clock: Arc::new(Ticks::default()),
     };
-    let opened = Volume::open(Arc::clone(&wire) as BucketRef, options).await;
+    let root: BucketRef = Arc::new(Prefixed::new(wire.clone(), format!("{folder}/")));
+    let opened = Volume::open(root, options).await;
     (
         wire,
         opened.unwrap_or_else(|error| panic!("the volume does not open: {error}")),

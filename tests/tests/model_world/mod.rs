@@ -7,8 +7,8 @@ use std::time::Duration;
 use tests::model::{Content, Model, NodeId, Refused, text};
 use uuid::Uuid;
 use volume::attr::{Caller, CopyRange, Fallocate, Place, RenameMode, SetAttr, XattrMode};
-use volume::bucket::BucketRef;
 use volume::bucket::memory::MemoryBucket;
+use volume::bucket::{BucketRef, Prefixed};
 use volume::clock::Timestamp;
 use volume::error::FsError;
 use volume::head::{Durability, Head, HeadFile, HeadWriter, NewHead, Parameters};
@@ -18,8 +18,13 @@ use volume::volume_id::VolumeId;
 
 mod looking;
 mod machine;
+mod snapshots;
 
 use machine::{Dice, Disk, Wire, open};
+use snapshots::Taken;
+
+/// Folder of the volume.
+const FOLDER: &str = "v";
 
 const CALLER: Caller = Caller {
     uid: 7,
@@ -56,6 +61,9 @@ pub struct World {
     /// Where in it the last fsync was, which the node's disk keeps.
     synced: usize,
     done: Vec<String>,
+    taken: Vec<Taken>,
+    /// Names given to snapshots and clones.
+    taken_count: u32,
 }
 
 impl World {
@@ -79,10 +87,11 @@ impl World {
             },
             now: Timestamp::default(),
         });
-        let file = HeadFile::new(Arc::clone(&bucket) as BucketRef, HeadWriter::new(Uuid::from_u128(6)));
+        let root: BucketRef = Arc::new(Prefixed::new(bucket.clone(), format!("{FOLDER}/")));
+        let file = HeadFile::new(root, HeadWriter::new(Uuid::from_u128(6)));
         file.create(head).await.expect("a new head");
         let disk = (durability == Durability::Local).then(Disk::new);
-        let (wire, volume) = open(&bucket, &mut dice, disk.as_ref()).await;
+        let (wire, volume) = open(&bucket, FOLDER, &mut dice, disk.as_ref()).await;
         let model = Model::new();
         let inos = BTreeMap::from([(NodeId::ROOT, InodeNo::ROOT)]);
         let history = vec![model.clone()];
@@ -100,6 +109,8 @@ impl World {
             history,
             synced: 0,
             done: Vec::new(),
+            taken: Vec::new(),
+            taken_count: 0,
         }
     }
 
@@ -115,7 +126,10 @@ impl World {
             64..70 => self.attributes().await,
             70..76 => self.open_or_close().await,
             76..82 => self.compare_one().await,
-            82..90 => self.sync().await,
+            82..87 => self.sync().await,
+            87..88 => self.snapshot().await,
+            88..89 => self.branch().await,
+            89..90 => self.drop_snapshot().await,
             90..92 => tokio::time::sleep(Duration::from_millis(self.dice.below(40))).await,
             92..94 => self.compare_now().await,
             94..97 => self.crash().await,
@@ -414,7 +428,7 @@ impl World {
     async fn reopen(&mut self) {
         // A machine that is gone holds no folder.
         drop(self.volume.take());
-        let (wire, volume) = open(&self.bucket, &mut self.dice, self.disk.as_ref()).await;
+        let (wire, volume) = open(&self.bucket, FOLDER, &mut self.dice, self.disk.as_ref()).await;
         (self.wire, self.volume) = (wire, Some(volume));
     }
 
@@ -436,7 +450,7 @@ impl World {
         let disk_lost = self.disk.is_some() && self.dice.below(3) == 0;
         if disk_lost {
             self.disk = Some(Disk::new());
-            let root = Arc::clone(&self.bucket) as BucketRef;
+            let root: BucketRef = Arc::new(Prefixed::new(self.bucket.clone(), format!("{FOLDER}/")));
             let head = HeadFile::new(root, HeadWriter::new(Uuid::new_v4()));
             let dropped = head.drop_tail().await.expect("a tail can be given up");
             assert!(dropped.is_some(), "the head names whose it was, {}", self.at());
@@ -453,7 +467,7 @@ impl World {
             // The folder on the node's disk belongs to one of them.
             return;
         }
-        let (wire, volume) = open(&self.bucket, &mut self.dice, None).await;
+        let (wire, volume) = open(&self.bucket, FOLDER, &mut self.dice, None).await;
         let old = self.volume.replace(volume).expect("it is there");
         self.wire = wire;
         let name = b"written by the one who was taken over";
@@ -483,7 +497,7 @@ impl World {
 
     /// The volume must be one of these; from then on it is that one.
     async fn compare(&mut self, when: &str, moments: &[Model]) {
-        let lines = self.lines().await;
+        let lines = self.lines(self.volume()).await;
         let Some(found) = moments.iter().find(|model| model.lines() == lines) else {
             let newest = moments[0].lines();
             let missing: Vec<&String> = newest.iter().filter(|line| !lines.contains(line)).collect();
