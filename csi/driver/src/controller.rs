@@ -29,8 +29,11 @@ use crate::publish_context;
 
 mod changes;
 mod condition;
+mod snapshots;
 
-/// In front of every page token. No volume id holds a colon, so what somebody made up is told from a token.
+use snapshots::source_of;
+
+/// In front of every page token. No id holds a colon, so what somebody made up is told from a token.
 const PAGE_TAG: &str = "after:";
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -69,7 +72,7 @@ impl ControllerService {
     async fn create(&self, request: csi::CreateVolumeRequest) -> Result<csi::CreateVolumeResponse, DriverError> {
         required("name", &request.name)?;
         Capability::check_all(&request.volume_capabilities)?;
-        refuse("volume_content_source", request.volume_content_source.is_some())?;
+        let source = source_of(request.volume_content_source)?;
         // What may be changed later may be given at creation in either map.
         let parameters = request.parameters.into_iter().chain(request.mutable_parameters);
         let parameters: BTreeMap<_, _> = parameters.collect();
@@ -77,15 +80,17 @@ impl ControllerService {
         let capacity = capacity(request.capacity_range)?;
         let volume = VolumeId::of_name(&request.name).map_err(|source| DriverError::Name { field: "name", source })?;
         let admin = self.admin(&volume, &request.secrets).await?;
-        let head = admin
-            .create(&CreateVolume {
-                name: request.name,
-                uuid: Uuid::new_v4(),
-                capacity,
-                parameters,
-                now: self.clock.now(),
-            })
-            .await?;
+        let new = CreateVolume {
+            name: request.name,
+            uuid: Uuid::new_v4(),
+            capacity,
+            parameters,
+            now: self.clock.now(),
+        };
+        let head = match source {
+            None => admin.create(&new).await?,
+            Some(source) => self.create_from(&admin, new, source).await?,
+        };
         Ok(csi::CreateVolumeResponse {
             volume: Some(volume_of(&head)),
         })
@@ -359,6 +364,10 @@ impl Controller for ControllerService {
             rpc::Type::ExpandVolume,
             rpc::Type::SingleNodeMultiWriter,
             rpc::Type::ModifyVolume,
+            rpc::Type::CreateDeleteSnapshot,
+            rpc::Type::ListSnapshots,
+            rpc::Type::GetSnapshot,
+            rpc::Type::CloneVolume,
         ];
         let capability = |kind: rpc::Type| csi::ControllerServiceCapability {
             r#type: Some(Type::Rpc(Rpc { r#type: kind.into() })),
@@ -373,20 +382,30 @@ impl Controller for ControllerService {
         call!(self, "GetCapacity", about, capacity, request)
     }
 
-    async fn create_snapshot(&self, _: Request<csi::CreateSnapshotRequest>) -> Reply<csi::CreateSnapshotResponse> {
-        not_offered("CreateSnapshot")
+    async fn create_snapshot(
+        &self,
+        request: Request<csi::CreateSnapshotRequest>,
+    ) -> Reply<csi::CreateSnapshotResponse> {
+        let about = |r: &csi::CreateSnapshotRequest| r.source_volume_id.clone();
+        call!(self, "CreateSnapshot", about, snapshot, request)
     }
 
-    async fn delete_snapshot(&self, _: Request<csi::DeleteSnapshotRequest>) -> Reply<csi::DeleteSnapshotResponse> {
-        not_offered("DeleteSnapshot")
+    async fn delete_snapshot(
+        &self,
+        request: Request<csi::DeleteSnapshotRequest>,
+    ) -> Reply<csi::DeleteSnapshotResponse> {
+        let about = |r: &csi::DeleteSnapshotRequest| r.snapshot_id.clone();
+        call!(self, "DeleteSnapshot", about, unsnapshot, request)
     }
 
-    async fn list_snapshots(&self, _: Request<csi::ListSnapshotsRequest>) -> Reply<csi::ListSnapshotsResponse> {
-        not_offered("ListSnapshots")
+    async fn list_snapshots(&self, request: Request<csi::ListSnapshotsRequest>) -> Reply<csi::ListSnapshotsResponse> {
+        let about = |r: &csi::ListSnapshotsRequest| r.source_volume_id.clone();
+        call!(self, "ListSnapshots", about, snapshots, request)
     }
 
-    async fn get_snapshot(&self, _: Request<csi::GetSnapshotRequest>) -> Reply<csi::GetSnapshotResponse> {
-        not_offered("GetSnapshot")
+    async fn get_snapshot(&self, request: Request<csi::GetSnapshotRequest>) -> Reply<csi::GetSnapshotResponse> {
+        let about = |r: &csi::GetSnapshotRequest| r.snapshot_id.clone();
+        call!(self, "GetSnapshot", about, look_at_snapshot, request)
     }
 
     async fn controller_expand_volume(
