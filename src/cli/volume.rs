@@ -1,16 +1,21 @@
-//! `pannier volume`: what is in a bucket, whether it is sound, and its removal.
+//! `pannier volume`: what is in a bucket, whether it is sound, its snapshots and clones, and its removal.
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 use volume::admin::{Admin, Led, ListedVolume, delete_at};
+use volume::bucket::BucketRef;
 use volume::check::{CheckOptions, Damage, check};
 use volume::head::{Head, HeadFile, HeadWriter};
+use volume::snapshot::{Family, Snapshot};
+use volume::volume_id::VolumeId;
 use volume_mount::store::Stores;
 use volume_s3::S3Location;
 
 use super::store::StoreArgs;
 use super::{Failure, say};
+
+pub mod snapshot;
 
 /// Volumes in one page of a listing's requests.
 const PAGE_VOLUMES: usize = 100;
@@ -26,8 +31,13 @@ pub enum VolumeCommand {
     Check(CheckArgs),
     /// Give up what a lost node had acknowledged and not put into the bucket (durability `local`)
     DropTail(DropTailArgs),
-    /// Remove a volume and everything in it
+    /// Remove a volume and everything in it but what snapshots and clones need
     Rm(RmArgs),
+    /// Make, list and delete snapshots
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Make a volume that begins as another one is now, or as a snapshot
+    Clone(snapshot::CloneArgs),
 }
 
 /// Arguments of `pannier volume ls`.
@@ -93,6 +103,15 @@ pub struct RmArgs {
     /// Also if a mount by hand did not end cleanly (it must be gone for good)
     #[arg(long)]
     force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `rm` has done, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Removed {
+    removed: String,
 }
 
 /// Runs one of them.
@@ -106,6 +125,8 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
         VolumeCommand::Check(args) => check_volume(args).await,
         VolumeCommand::DropTail(args) => drop_tail(args).await,
         VolumeCommand::Rm(args) => rm(args).await,
+        VolumeCommand::Snapshot(command) => snapshot::run(command).await,
+        VolumeCommand::Clone(args) => snapshot::clone(args).await,
     }
 }
 
@@ -118,6 +139,9 @@ struct Told {
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     head: Option<Head>,
+    /// Only of one volume; a list leaves them out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshots: Option<Vec<Snapshot>>,
 }
 
 async fn ls(args: LsArgs) -> Result<(), Failure> {
@@ -171,12 +195,14 @@ fn told(cluster: &S3Location, listed: ListedVolume) -> Told {
             location,
             error: None,
             head: Some(head),
+            snapshots: None,
         },
         Err(error) => Told {
             id,
             location,
             error: Some(error.to_string()),
             head: None,
+            snapshots: None,
         },
     }
 }
@@ -189,6 +215,7 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
         .read()
         .await
         .map_err(|error| Failure::new(format!("volume {}: {error}", args.volume)))?;
+    let snapshots = snapshots_of(&store.open(&args.volume)).await?;
     if args.json {
         let id = head.volume.to_string();
         return say(serde_json::to_string_pretty(&Told {
@@ -196,11 +223,21 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
             location: args.volume.to_string(),
             error: None,
             head: Some(head),
+            snapshots: Some(snapshots),
         })?);
     }
+    say_head(&head, &args.volume)?;
+    for snapshot in &snapshots {
+        let made = utc(snapshot.created_unix_ms);
+        say(format_args!("snapshot    {} of {made}", snapshot.name))?;
+    }
+    Ok(())
+}
+
+fn say_head(head: &Head, location: &S3Location) -> Result<(), Failure> {
     say(format_args!("volume      {}", head.volume))?;
     say(format_args!("name        {}", head.name))?;
-    say(format_args!("location    {}", args.volume))?;
+    say(format_args!("location    {}", location))?;
     say(format_args!("uuid        {}", head.uuid))?;
     say(format_args!("created     {}", utc(head.created_unix_ms)))?;
     say(format_args!("capacity    {}", capacity(head.capacity_bytes)))?;
@@ -234,10 +271,31 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
             publication.node_id, publication.mode
         ))?;
     }
+    if let Some(branch) = &head.branch {
+        say(format_args!("made of     {}", branch.source))?;
+        for ancestor in branch.ancestors.iter().rev() {
+            let (epoch, seq) = (ancestor.until.epoch, ancestor.until.seq);
+            say(format_args!(
+                "reads       {}/{} up to {epoch}/{seq}",
+                ancestor.folder, ancestor.uuid
+            ))?;
+        }
+    }
     if head.deleting {
         say("deleting    yes")?;
     }
     Ok(())
+}
+
+/// The snapshots of the volume at `root`; none where nothing can be beside it.
+async fn snapshots_of(root: &BucketRef) -> Result<Vec<Snapshot>, Failure> {
+    let Ok((family, folder)) = Family::of(root, HeadWriter::new(Uuid::new_v4())) else {
+        return Ok(Vec::new());
+    };
+    match VolumeId::parse(&folder) {
+        Ok(volume) => snapshot::all_of(&family, Some(&volume)).await,
+        Err(_) => Ok(Vec::new()),
+    }
 }
 
 async fn check_volume(args: CheckArgs) -> Result<(), Failure> {
@@ -258,8 +316,14 @@ async fn check_volume(args: CheckArgs) -> Result<(), Failure> {
     let report = check(store.open(&location), options, &mut tell).await;
     let report = report.map_err(|error| Failure::new(format!("volume {location}: {error}")))?;
     say(format_args!(
-        "checked {location}: {} inodes, {} names, {} extents, {} objects, {} frames ({} bytes)",
-        report.inodes, report.names, report.extents, report.objects, report.frames, report.content_bytes
+        "checked {location}: {} inodes, {} names, {} extents, {} objects, {} frames ({} bytes), {} snapshots",
+        report.inodes,
+        report.names,
+        report.extents,
+        report.objects,
+        report.frames,
+        report.content_bytes,
+        report.snapshots
     ))?;
     match report.damages {
         0 => say("no damage found"),
@@ -288,6 +352,9 @@ async fn rm(args: RmArgs) -> Result<(), Failure> {
     let led = if args.force { Led::Ignore } else { Led::Keep };
     let existed = delete_at(&root, &HeadWriter::new(Uuid::new_v4()), led).await?;
     match existed {
+        true if args.json => say(serde_json::to_string_pretty(&Removed {
+            removed: args.volume.to_string(),
+        })?),
         true => say(format_args!("removed {}", args.volume)),
         false => Err(Failure::new(format!("there is no volume at {}", args.volume))),
     }

@@ -264,16 +264,6 @@ pub(crate) fn known_volume(id: &str) -> Result<VolumeId, DriverError> {
     VolumeId::parse(id).map_err(|_| DriverError::NoVolume { volume: id.to_owned() })
 }
 
-fn refuse(field: &str, given: bool) -> Result<(), DriverError> {
-    if given {
-        return Err(DriverError::invalid(
-            field.to_owned(),
-            "is not offered by this version of Pannier".into(),
-        ));
-    }
-    Ok(())
-}
-
 fn capacity(range: Option<csi::CapacityRange>) -> Result<CapacityRange, DriverError> {
     let range = range.unwrap_or_default();
     let bytes = |field: &str, value: i64| {

@@ -185,6 +185,8 @@ fn open_code(failure: &OpenError) -> Code {
             | TreeError::Closed,
         ) => Code::Unavailable,
         OpenError::Fenced { .. } => Code::Aborted,
+        // Of a mount's own disk, which no controller opens.
+        OpenError::Tail(_) | OpenError::Lost(_) | OpenError::Replay(_) => Code::Unavailable,
     }
 }
 
