@@ -18,6 +18,7 @@ use crate::bucket::{BucketError, BucketRef, ETag};
 use crate::clock::Timestamp;
 use crate::ids::{Epoch, Lease};
 use crate::lineage::{Branch, Lineage, data_folder};
+use crate::row::Applied;
 use crate::volume_id::{NodeId, VolumeId};
 
 mod access;
@@ -116,6 +117,9 @@ pub struct Head {
     pub leader: Option<Leader>,
     /// True if nothing was written after the last close: there is no journal to replay.
     pub clean: bool,
+    /// The last commit, where the last mount closed the volume and its tree contains just that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<Applied>,
     /// Quota in bytes; 0 means no limit.
     pub capacity_bytes: u64,
     /// What the volume was created as.
@@ -164,6 +168,7 @@ impl Head {
             epoch: Epoch(0),
             leader: None,
             clean: true,
+            end: None,
             capacity_bytes: new.capacity_bytes,
             parameters: new.parameters,
             publications: Vec::new(),

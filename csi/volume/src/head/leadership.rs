@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{Head, HeadError, HeadFile, Leader, Tail, unix_ms};
 use crate::clock::Timestamp;
 use crate::ids::{Epoch, Lease};
+use crate::row::Applied;
 use crate::volume_id::NodeId;
 
 /// Who wants to write a volume.
@@ -63,6 +64,7 @@ impl HeadFile {
             found = Some(now.clone());
             head.epoch = head.epoch.next();
             head.clean = false;
+            head.end = None;
             head.leader = Some(Leader {
                 node_id: claim.node_id.clone(),
                 session: claim.session,
@@ -80,15 +82,17 @@ impl HeadFile {
         })
     }
 
-    /// Gives the volume back after everything was written: no leader, and clean. Giving it back twice is one.
+    /// Gives the volume back after everything was written: no leader, and clean. `end` is the last commit, where the tree in
+    /// the bucket contains just that. Giving it back twice is one.
     ///
     /// # Errors
     /// `Fenced` if another mount took it over since; those of `update`.
-    pub async fn release(&self, epoch: Epoch) -> Result<(), HeadError> {
+    pub async fn release(&self, epoch: Epoch, end: Option<Applied>) -> Result<(), HeadError> {
         let change = |head: &mut Head| {
             check_epoch(head, epoch)?;
             head.leader = None;
             head.clean = true;
+            head.end = end;
             head.tail = None;
             Ok::<_, HeadError>(())
         };

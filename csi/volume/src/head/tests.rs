@@ -149,7 +149,7 @@ async fn each_takeover_begins_the_next_epoch_and_fences_the_one_before() {
     );
     assert_eq!(second.displaced.unwrap().node_id.as_str(), "a");
 
-    let error = head.release(Epoch(1)).await.unwrap_err();
+    let error = head.release(Epoch(1), None).await.unwrap_err();
     assert!(
         matches!(&error, HeadError::Fenced { epoch: Epoch(2), owner, .. } if owner == "b"),
         "{error}"
@@ -162,8 +162,8 @@ async fn each_takeover_begins_the_next_epoch_and_fences_the_one_before() {
 async fn a_released_volume_is_clean_for_the_next_mount() {
     let (_, head) = volume("v1").await;
     head.take_over(&claim("a", 1, None)).await.unwrap();
-    head.release(Epoch(1)).await.unwrap();
-    head.release(Epoch(1)).await.unwrap();
+    head.release(Epoch(1), None).await.unwrap();
+    head.release(Epoch(1), None).await.unwrap();
     let next = head.take_over(&claim("b", 2, None)).await.unwrap();
     assert!(next.clean && next.displaced.is_none());
 }

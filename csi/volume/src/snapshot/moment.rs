@@ -5,7 +5,7 @@
 use uuid::Uuid;
 
 use crate::bucket::BucketRef;
-use crate::head::Head;
+use crate::head::{Head, HeadFile, HeadWriter};
 use crate::holds::HeldState;
 use crate::lineage::{TreeAt, data_of};
 use crate::open::journal_end::find_end;
@@ -25,6 +25,9 @@ pub(super) struct Moment {
 /// Marks the tree of the volume at `root` for `hold`, and finds the end of its journal.
 pub(super) async fn find(root: &BucketRef, head: &Head, hold: Uuid) -> Result<Moment, OpenError> {
     let data = data_of(root, head)?;
+    if let Some(moment) = closed(root, &data, head, hold).await? {
+        return Ok(moment);
+    }
     let tree = match checkpoint::exists(&data).await? {
         true => Some(mark(&data, head.uuid, hold).await?),
         // A clone that nobody has written has the tree that it was made with; its own hold keeps that.
@@ -37,6 +40,34 @@ pub(super) async fn find(root: &BucketRef, head: &Head, hold: Uuid) -> Result<Mo
         segments_below: None,
     };
     Ok(Moment { tree, state })
+}
+
+/// The moment of a volume that nobody has mounted since it was closed: its head says it all. `None` if it is no such one, or
+/// no longer: whoever writes takes an epoch before he touches the tree, so the tree that was marked is the closed one if
+/// the epoch still is the same afterwards.
+async fn closed(root: &BucketRef, data: &BucketRef, head: &Head, hold: Uuid) -> Result<Option<Moment>, OpenError> {
+    let Some(end) = head.end.filter(|_| head.clean) else {
+        return Ok(None);
+    };
+    let checkpoint = checkpoint::put(data, hold, None).await?;
+    let now = HeadFile::new(root.clone(), HeadWriter::new(hold)).read().await?;
+    if (now.uuid, now.epoch, now.end) != (head.uuid, head.epoch, head.end) {
+        return Ok(None);
+    }
+    let tree = TreeAt {
+        uuid: head.uuid,
+        checkpoint,
+        applied: end,
+    };
+    let state = HeldState {
+        tree: end,
+        position: end,
+        segments_below: None,
+    };
+    Ok(Some(Moment {
+        tree: Some(tree),
+        state,
+    }))
 }
 
 async fn mark(data: &BucketRef, uuid: Uuid, hold: Uuid) -> Result<TreeAt, OpenError> {

@@ -70,6 +70,7 @@ impl World {
                 cut_after: Duration::from_secs(3_600),
                 ..CommitLimits::default()
             },
+            state_dir: None,
             clock: Arc::new(Steps::default()),
         };
         Volume::open(root, options).await.unwrap()

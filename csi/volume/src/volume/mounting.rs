@@ -218,7 +218,10 @@ pub(super) async fn close(inner: &Inner) -> Result<(), FsError> {
             .expect("ending a log does not panic"),
     );
     if let Some(head) = &inner.head {
-        let released = head.release(mount.epoch).await;
+        // Of a tree that could be flushed only now nobody has seen how far it came.
+        let flushed = mount.commit.as_ref().map(commit::CommitHandle::durable_applied);
+        let end = flushed.filter(|flushed| *flushed == mount.tree.applied());
+        let released = head.release(mount.epoch, end).await;
         released.map_err(|error| FsError::Head(Arc::new(error)))?;
     }
     tell(mount.tail.as_ref().map_or(Ok(()), |tail| tail.remove(tail.name())));

@@ -283,7 +283,7 @@ impl Mount {
         self.commit.shutdown().await.unwrap();
         assert_eq!(self.opened.tree.applied(), self.commit.durable_applied());
         self.opened.tree.close().await.unwrap();
-        self.opened.head.release(self.opened.epoch).await.unwrap();
+        self.opened.head.release(self.opened.epoch, None).await.unwrap();
     }
 
     /// The tree is exactly the state after some operation, at or past the last acknowledged one.
