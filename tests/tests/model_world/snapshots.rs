@@ -87,7 +87,7 @@ impl World {
         let made = self.family().clone_volume(&new).await;
         made.unwrap_or_else(|error| panic!("no clone: {error}, {}", self.at()));
         self.done.push(format!("{folder} begins as {}", new.source));
-        let (_, copy) = open(&self.bucket, &folder, &mut self.dice, None).await;
+        let (copy_wire, copy) = open(&self.bucket, &folder, &mut self.dice, None).await;
         let lines = self.lines(&copy).await;
         if !moments.contains(&lines) {
             panic!(
@@ -105,6 +105,8 @@ impl World {
             copy.close().await.expect("nobody has taken the clone");
             self.check(&folder).await;
         }
+        // Or its machine dies.
+        copy_wire.cut();
         drop(copy);
         let root = self.root(&folder);
         let gone = delete_at(&root, &HeadWriter::new(Uuid::new_v4()), Led::Ignore).await;
@@ -134,7 +136,14 @@ impl World {
         self.check(FOLDER).await;
         let gone = delete_at(&self.root(FOLDER), &HeadWriter::new(Uuid::new_v4()), Led::Ignore).await;
         assert!(gone.expect("it can be deleted"), "{}", self.at());
-        assert_eq!(self.bucket.keys(), Vec::<String>::new(), "{}", self.at());
+        // The tree of a mount that was taken over may put a last file behind its deletion: garbage that no head names.
+        let left: Vec<String> = self
+            .bucket
+            .keys()
+            .into_iter()
+            .filter(|key| !key.contains("/m/"))
+            .collect();
+        assert_eq!(left, Vec::<String>::new(), "{}", self.at());
     }
 
     fn root(&self, folder: &str) -> BucketRef {
