@@ -23,7 +23,7 @@ use crate::cluster::ClustersRef;
 use crate::credentials::Credentials;
 use crate::deadlines::{CONTROLLER_MAX, Progress, within};
 use crate::error::DriverError;
-use crate::grpc::{Call, not_offered, reply, volume_of};
+use crate::grpc::{Call, reply, volume_of};
 use crate::keyring::Keyring;
 use crate::publish_context;
 

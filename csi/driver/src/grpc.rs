@@ -241,14 +241,6 @@ pub(crate) fn from_engine(status: &Status) -> MountError {
     }
 }
 
-/// A controller call that Pannier does not have; kept here because it needs no state.
-///
-/// # Errors
-/// Always.
-pub(crate) fn not_offered<T>(rpc: &'static str) -> Result<Response<T>, Status> {
-    reply(Call::new(rpc, String::new()), Err(DriverError::NotOffered { rpc }))
-}
-
 fn source_told(source: &Source) -> csi::VolumeContentSource {
     use csi::volume_content_source::{SnapshotSource, Type, VolumeSource};
     csi::VolumeContentSource {

@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use crate::bucket::{BucketError, BucketRef, ListRequest, Prefixed};
 use crate::clock::Timestamp;
-use crate::head::{AccessMode, Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters};
+use crate::head::{Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters};
 use crate::lineage::Source;
 use crate::probe::{Trial, probe};
 use crate::snapshot::Family;
-use crate::volume_id::{NodeId, VolumeId};
+use crate::volume_id::VolumeId;
 
 mod changes;
 mod deletion;

@@ -21,6 +21,7 @@ use crate::head::Durability;
 use crate::ids::{Epoch, Generation};
 use crate::limits::CollectLimits;
 use crate::lineage::Lineage;
+use crate::metrics::Histogram;
 use crate::neighbours::Neighbours;
 use crate::readahead::Readahead;
 use crate::table::{Need, Stop, Tables};

@@ -5,10 +5,10 @@ use bytes::Bytes;
 use super::*;
 use crate::bucket::Bucket;
 use crate::bucket::memory::MemoryBucket;
-use crate::head::Claim;
+use crate::head::{AccessMode, Claim};
 use crate::ids::Lease;
 use crate::snapshot::abandon;
-use crate::volume_id::NameError;
+use crate::volume_id::{NameError, NodeId};
 
 struct Cluster {
     memory: Arc<MemoryBucket>,
