@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use volume::budget::{MEMORY_BYTES_MAX, MEMORY_BYTES_MIN};
 use volume::volume::CacheConfig;
 use volume_mount::engine::LOOK_EVERY;
 use volume_mount::engine::process::{EngineConfig, run_engine};
@@ -33,6 +34,9 @@ pub struct EngineArgs {
     /// Most bytes of each volume in that folder
     #[arg(long, value_name = "BYTES")]
     pub cache_bytes: Option<u64>,
+    /// Most bytes of memory for all volumes together; above it writers wait and caches shrink
+    #[arg(long, value_name = "BYTES", default_value_t = MEMORY_BYTES_MAX, value_parser = clap::value_parser!(u64).range(MEMORY_BYTES_MIN..))]
+    pub memory_bytes: u64,
     /// Folder on a disk that survives a reboot, for what fsync leaves there in volumes of durability `local`; without it
     /// their fsync waits for the bucket
     #[arg(long, value_name = "DIR")]
@@ -54,6 +58,7 @@ pub async fn run(args: EngineArgs) -> Result<(), Failure> {
     let config = EngineConfig {
         socket: args.socket,
         cache,
+        memory_bytes: args.memory_bytes,
         state_dir: args.state_dir,
         look_every: Duration::from_secs(args.look_every.max(1)),
         version: env!("CARGO_PKG_VERSION"),

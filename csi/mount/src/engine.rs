@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
+use volume::budget::Budget;
 use volume::clock::Clock;
 use volume::commit::Lost;
 use volume::error::FsError;
@@ -180,16 +181,19 @@ struct Inner {
     stores: Stores,
     ledger: Ledger,
     look_every: Duration,
+    /// Memory for all volumes.
+    budget: Budget,
 }
 
 impl Engine {
-    /// An engine without mounts; `ledger` is where it notes them for its successor.
-    fn new(ledger: Ledger, look_every: Duration) -> Self {
+    /// An engine without mounts; `ledger` is where it notes them for its successor, `budget` what they may have in memory.
+    fn new(ledger: Ledger, look_every: Duration, budget: Budget) -> Self {
         let inner = Inner {
             table: Mutex::default(),
             stores: Stores::default(),
             ledger,
             look_every,
+            budget,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -369,7 +373,7 @@ impl Engine {
 /// The parts of a mount.
 impl Engine {
     async fn serve(&self, spec: &MountSpec, path: PathBuf) -> Result<(), EngineError> {
-        let Opened { volume, bucket } = open(&spec.open, &self.inner.stores).await?;
+        let Opened { volume, bucket } = open(&spec.open, (&self.inner.stores, &self.inner.budget)).await?;
         let options = AttachOptions {
             source: spec.open.location.to_string(),
             read_only: spec.open.read_only,

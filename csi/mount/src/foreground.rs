@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
+use volume::budget::Budget;
 use volume::error::FsError;
 use volume::volume::VolumeInfo;
 use volume_s3::S3Location;
@@ -75,7 +76,9 @@ pub async fn mount_foreground(
     // Before anything is taken over: a typing error must not disturb the volume's present writer.
     let path = mountpoint::check(&request.mountpoint)?;
     let location = request.open.location.clone();
-    let volume = open(&request.open, &Stores::default()).await?.volume;
+    let volume = open(&request.open, (&Stores::default(), &Budget::default()))
+        .await?
+        .volume;
     let options = AttachOptions {
         source: location.to_string(),
         read_only: request.open.read_only,

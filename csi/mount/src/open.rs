@@ -9,6 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 use volume::attr::SetAttr;
 use volume::bucket::{BucketError, BucketRef};
+use volume::budget::Budget;
 use volume::clock::Clock;
 use volume::commit::CommitLimits;
 use volume::error::FsError;
@@ -142,14 +143,14 @@ impl From<OpenError> for Refusal {
 ///
 /// # Errors
 /// `OpenFailed`; then nothing was taken over, or what was taken over is without a writer until the next opening.
-pub async fn open(spec: &OpenSpec, stores: &Stores) -> Result<Opened, OpenFailed> {
-    open_in(spec, stores).await.map_err(|refusal| OpenFailed {
+pub async fn open(spec: &OpenSpec, shared: (&Stores, &Budget)) -> Result<Opened, OpenFailed> {
+    open_in(spec, shared).await.map_err(|refusal| OpenFailed {
         location: spec.location.clone(),
         refusal,
     })
 }
 
-async fn open_in(spec: &OpenSpec, stores: &Stores) -> Result<Opened, Refusal> {
+async fn open_in(spec: &OpenSpec, (stores, budget): (&Stores, &Budget)) -> Result<Opened, Refusal> {
     let store = stores.store(&spec.access).await?;
     store.bucket(&spec.location.bucket).verify().await?;
     let bucket = Arc::new(ReplaceableBucket::new(&store, &spec.location.bucket));
@@ -171,7 +172,10 @@ async fn open_in(spec: &OpenSpec, stores: &Stores) -> Result<Opened, Refusal> {
         claim: spec.lease,
         cache: cache_of(spec, &found.parameters.settings),
         state_dir: spec.state_dir.clone(),
-        limits: Limits::default(),
+        limits: Limits {
+            budget: budget.clone(),
+            ..Limits::default()
+        },
         commits: CommitLimits::default(),
         clock: Arc::new(SystemClock),
     };

@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
+use crate::budget::Share;
 use crate::ids::ObjectId;
 
 pub(crate) mod disk;
@@ -42,15 +43,18 @@ struct Frames {
 #[derive(Debug)]
 pub(crate) struct RamCache {
     bytes_max: u64,
+    /// What is here, of what all volumes have.
+    share: Share,
     /// Held for one call, never across an await.
     frames: Mutex<Frames>,
 }
 
 impl RamCache {
-    /// An empty cache.
-    pub fn new(bytes_max: u64) -> Self {
+    /// An empty cache of at most `bytes_max`, and of what `share` allows.
+    pub fn new(bytes_max: u64, share: Share) -> Self {
         Self {
             bytes_max,
+            share,
             frames: Mutex::default(),
         }
     }
@@ -85,7 +89,8 @@ impl RamCache {
             None => frames.order.push_back(key),
         }
         frames.bytes += cost;
-        while frames.bytes > self.bytes_max {
+        let bytes_max = self.bytes_max.min(self.share.allowed(frames.bytes));
+        while frames.bytes > bytes_max {
             let Some(oldest) = frames.order.pop_front() else { return };
             match frames.by_key.get_mut(&oldest) {
                 Some(entry) if entry.used => {
@@ -114,6 +119,7 @@ impl RamCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Budget;
     use crate::ids::{Epoch, JournalSeq};
 
     fn key(n: u64) -> FrameKey {
@@ -125,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_full_cache_keeps_what_is_read_again_and_stays_within_its_bytes() {
-        let cache = RamCache::new(10 * (1_000 + ENTRY_BYTES));
+        let cache = RamCache::new(10 * (1_000 + ENTRY_BYTES), Budget::default().frames());
         for n in 0..1_000 {
             cache.put(key(n), Bytes::from(vec![n as u8; 1_000]));
             assert_eq!(cache.get(key(0)).unwrap()[0], 0, "read each time, so it stays: {n}");
@@ -138,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_frame_larger_than_the_cache_is_not_kept() {
-        let cache = RamCache::new(100);
+        let cache = RamCache::new(100, Budget::default().frames());
         cache.put(key(1), Bytes::from(vec![0; 101]));
         assert!(cache.get(key(1)).is_none());
     }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::bucket::BucketRef;
+use crate::budget::Budget;
 use crate::format::codec::Compression;
 use crate::ids::{Epoch, Generation, InodeNo, JournalSeq};
 use crate::row::{Applied, Counters, ExtentRow, Key, RUN_BYTES_MAX, Row};
@@ -212,6 +213,8 @@ pub struct CommitContext {
     pub compression: Compression,
     /// How much and when.
     pub limits: CommitLimits,
+    /// What all volumes of the process have together.
+    pub budget: Budget,
     /// Gets what was put, before it is acknowledged; `None` where nobody reads.
     pub kept: Option<Arc<dyn KeepFrames>>,
 }

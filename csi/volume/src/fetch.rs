@@ -155,11 +155,11 @@ impl Inner {
 
 impl Fetcher {
     /// `bucket` is rooted where the objects of the volume are.
-    pub fn new(bucket: BucketRef, lineage: impl Into<Lineage>, ram_bytes: u64, disk: Option<DiskCache>) -> Self {
+    pub fn new(bucket: BucketRef, lineage: impl Into<Lineage>, ram: RamCache, disk: Option<DiskCache>) -> Self {
         let inner = Inner {
             bucket,
             lineage: lineage.into(),
-            ram: RamCache::new(ram_bytes),
+            ram,
             disk,
             counts: Default::default(),
             flights: Mutex::default(),

@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod attr;
 pub mod bucket;
+pub mod budget;
 mod cache;
 pub mod check;
 pub mod clock;

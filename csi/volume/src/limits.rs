@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use crate::budget::Budget;
 use crate::row::RUN_BYTES_MAX;
 
 /// 255 bytes: what Linux allows. A longer name is `NameTooLong`.
@@ -100,6 +101,8 @@ pub struct Limits {
     pub table_bytes_max: u64,
     /// When garbage goes.
     pub collect: CollectLimits,
+    /// What all volumes of the process have together; the limits here are what one of them may have at most.
+    pub budget: Budget,
 }
 
 impl Default for Limits {
@@ -108,6 +111,7 @@ impl Default for Limits {
             dirty_bytes_max: DIRTY_BYTES_MAX,
             table_bytes_max: TABLE_BYTES_MAX,
             collect: CollectLimits::default(),
+            budget: Budget::default(),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::lineage::{TreeAt, data_of};
 use crate::row::{Applied, Counters, Key, Row};
 use crate::tail::TailError;
 use crate::tree::overlay::OverlayTree;
-use crate::tree::slate::{NOTHING, SlateReader, SlateTree, newest_manifest, seen_writer};
+use crate::tree::slate::{BlockCache, NOTHING, SlateReader, SlateTree, newest_manifest, seen_writer};
 use crate::tree::{Tree, TreeError, checkpoint};
 use crate::volume_id::NodeId;
 
@@ -31,8 +31,8 @@ use walk::{Step, Walk};
 /// How to keep the tree.
 #[derive(Debug, Clone)]
 pub struct TreeConfig {
-    /// Bytes of decoded blocks kept in RAM.
-    pub cache_bytes: u64,
+    /// Where decoded blocks are kept.
+    pub blocks: BlockCache,
     /// This node's time: what a writer stamps the tree's files with. It may be wrong.
     pub now: Timestamp,
 }
@@ -40,13 +40,13 @@ pub struct TreeConfig {
 impl Default for TreeConfig {
     fn default() -> Self {
         Self {
-            cache_bytes: TREE_CACHE_BYTES,
+            blocks: BlockCache::new(TREE_CACHE_BYTES),
             now: Timestamp::default(),
         }
     }
 }
 
-/// 16 MiB: blocks of the tree in RAM, for each volume. What operations need often is in the RAM tables already.
+/// 16 MiB: blocks of the tree in RAM, where nobody gives a cache. What operations need often is in the RAM tables already.
 pub const TREE_CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
 /// 8 claims of the tree: each lost one means that another mount opened it meanwhile, which the head then tells.
@@ -210,7 +210,7 @@ async fn claim_tree(
     for _ in 0..CLAIMS_MAX {
         let seen = seen_writer(bucket.clone()).await?;
         head.confirm(epoch).await?;
-        match SlateTree::open(bucket.clone(), seen, config.now, config.cache_bytes).await {
+        match SlateTree::open(bucket.clone(), seen, config.now, &config.blocks).await {
             Err(TreeError::Fenced) => {}
             answer => return Ok(answer?),
         }
@@ -347,13 +347,13 @@ async fn overlay(
     head: &Head,
     config: &TreeConfig,
 ) -> Result<(OverlayTree, Option<u64>), OpenError> {
-    let own = SlateReader::open(bucket.clone(), config.cache_bytes).await?;
+    let own = SlateReader::open(bucket.clone(), &config.blocks).await?;
     let manifest = own.as_ref().map(SlateReader::manifest);
     let below = match (own, tree_of(head)) {
         (None, Some(at)) => {
             // A clone that nobody has written yet.
             let path = checkpoint::path_of(at.uuid);
-            Some(SlateReader::open_at(bucket.clone(), path, at.checkpoint, config.cache_bytes).await?)
+            Some(SlateReader::open_at(bucket.clone(), path, at.checkpoint, &config.blocks).await?)
         }
         (own, _) => own,
     };

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 
+use crate::budget::Share;
 use crate::commit::{Lost, RunSource};
 use crate::error::FsError;
 use crate::ids::{DirCookie, Generation, InodeNo, ObjectId};
@@ -176,6 +177,10 @@ pub(crate) struct Tables {
     /// What everything here costs, about.
     bytes: u64,
     limits: Limits,
+    /// What is dirty here, of what may be in all volumes.
+    dirty_share: Share,
+    /// The rows here, of those in all volumes.
+    rows_share: Share,
     read_only: bool,
     lost: Option<Lost>,
     closed: bool,
@@ -206,6 +211,8 @@ impl Tables {
             fetches: BTreeMap::new(),
             evictable: VecDeque::new(),
             bytes: 0,
+            dirty_share: limits.budget.dirty(),
+            rows_share: limits.budget.rows(),
             limits,
             read_only,
             lost: None,
@@ -295,7 +302,9 @@ impl Tables {
 
     /// True if writers must wait.
     pub fn is_full(&self) -> bool {
-        self.dirty_bytes() >= self.limits.dirty_bytes_max
+        let dirty = self.dirty_bytes();
+        // What must leave first is this volume's own: it never waits for another.
+        dirty >= self.limits.dirty_bytes_max.min(self.dirty_share.allowed(dirty))
     }
 
     /// What everything here costs, about.

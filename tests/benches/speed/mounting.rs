@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use tests::s3_server::S3Server;
 use volume::attr::Caller;
+use volume::budget::Budget;
 use volume::head::Parameters;
 use volume::ids::InodeNo;
 use volume::volume::{CacheConfig, Volume};
@@ -88,7 +89,10 @@ pub fn group(bench: &mut Bench) {
     let folders = bench.arguments.million / FOLDER;
     let near = spec(bench.server.endpoint());
     bench.runtime.block_on(async {
-        let volume = open(&near, &Stores::default()).await.unwrap().volume;
+        let volume = open(&near, (&Stores::default(), &Budget::default()))
+            .await
+            .unwrap()
+            .volume;
         let folders = (0..folders).map(|folder| fill(&volume, folder));
         stream::iter(folders).buffer_unordered(4).collect::<Vec<()>>().await;
         volume.close().await.unwrap();
@@ -119,7 +123,10 @@ pub fn group(bench: &mut Bench) {
     for round in 0..bench.arguments.rounds.max(3) {
         bench.settle(System::Pannier);
         let (before, begun) = (bench.proxy.counts(), Instant::now());
-        let opened = bench.runtime.block_on(open(&far, &Stores::default())).unwrap();
+        let opened = bench
+            .runtime
+            .block_on(open(&far, (&Stores::default(), &Budget::default())))
+            .unwrap();
         let attach = AttachOptions {
             source: "bench".to_owned(),
             read_only: false,

@@ -188,6 +188,7 @@ pub async fn open(
                 small_objects_max: dice.below(20) as usize,
                 holds_every: Duration::from_millis(dice.below(50)),
             },
+            ..Limits::default()
         },
         commits,
         clock: Arc::new(Ticks::default()),

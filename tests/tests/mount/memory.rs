@@ -4,23 +4,28 @@
 
 use std::fs;
 use std::io::Write as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
+use tests::engine_process::{Ask, EngineProcess};
+use tests::local_store::LocalStore;
 use tests::scratch_volume::ScratchVolume;
+use volume::budget::MEMORY_BYTES_MAX;
 
 /// 200 MiB in one burst: far above all that is kept on purpose.
 const BURST_MIB: u64 = 200;
 
+/// 40 MiB with one idle volume, and 6 more for each other.
+const IDLE_MIB_MAX: u64 = 40;
+const VOLUME_MIB_MAX: u64 = 6;
+
+/// What each of four volumes is given to do.
+const BUSY_MIB: u64 = 64;
+const BUSY_FILES: u32 = 200;
+
 /// 60 s, for what takes less than one on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Resident memory of a process in MiB (VmRSS of proc_pid_status(5)).
-fn resident_mib(pid: Pid) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
-}
 
 /// Goal: a node has its memory back after a burst. Method: write much, fsync, and look at the process until it has shrunk to what
 /// it began with and half of the burst: allocators that keep what was freed never do.
@@ -28,15 +33,15 @@ fn resident_mib(pid: Pid) -> u64 {
 fn memory_of_a_burst_goes_back_to_the_system() {
     let mut scratch = ScratchVolume::new();
     let mounted = scratch.mount();
-    let before = resident_mib(mounted.pid());
+    let before = status_mib(mounted.pid(), "VmRSS");
     let mut file = fs::File::create(mounted.dir().join("burst")).unwrap();
     for number in 0..BURST_MIB {
         file.write_all(&vec![number as u8; 1 << 20]).unwrap();
     }
     file.sync_all().unwrap();
     let begun = Instant::now();
-    while resident_mib(mounted.pid()) > before + BURST_MIB / 2 {
-        let now = resident_mib(mounted.pid());
+    while status_mib(mounted.pid(), "VmRSS") > before + BURST_MIB / 2 {
+        let now = status_mib(mounted.pid(), "VmRSS");
         assert!(
             begun.elapsed() < PATIENCE,
             "{now} MiB are held after {PATIENCE:?}; {before} before"
@@ -44,4 +49,68 @@ fn memory_of_a_burst_goes_back_to_the_system() {
         std::thread::park_timeout(Duration::from_millis(50));
     }
     assert!(mounted.unmount().success());
+}
+
+/// What a status file of a process says under `name`, in MiB (proc_pid_status(5)).
+fn status_mib(pid: Pid, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_start_matches(':')
+        .trim()
+        .trim_end_matches(" kB")
+        .parse::<u64>()
+        .unwrap()
+        / 1024
+}
+
+/// Goal: all volumes of an engine share one budget of memory. Method: ten idle volumes, then four that are written and read at
+/// full speed; the kernel keeps the highest that the process ever had.
+#[test]
+fn an_engine_of_many_volumes_stays_within_its_memory() {
+    let store = LocalStore::start();
+    let mut engine = EngineProcess::start(&store, &store.folder("engine"));
+    let mut mounted = Vec::new();
+    let mut idle = Vec::new();
+    for n in 0..10 {
+        let mnt = store.folder(&format!("mnt-{n}"));
+        engine.mount(&store, &Ask::new(&format!("volume-{n}"), &mnt)).unwrap();
+        mounted.push(mnt);
+        idle.push(status_mib(engine.pid(), "VmRSS"));
+    }
+    std::thread::scope(|scope| {
+        for (n, mnt) in mounted.iter().take(4).enumerate() {
+            scope.spawn(move || work(n, mnt));
+        }
+    });
+    let highest = status_mib(engine.pid(), "VmHWM");
+    let mut stderr = std::io::stderr().lock();
+    writeln!(
+        stderr,
+        "idle with 1 to 10 volumes: {idle:?} MiB; with 4 busy ones at most {highest} MiB"
+    )
+    .unwrap();
+    assert!(idle[0] <= IDLE_MIB_MAX, "{} MiB with one idle volume", idle[0]);
+    assert!(
+        idle[9] - idle[0] <= 9 * VOLUME_MIB_MAX,
+        "{idle:?} MiB with 1 to 10 idle volumes"
+    );
+    assert!(highest <= MEMORY_BYTES_MAX >> 20, "{highest} MiB under load");
+    assert!(engine.shut_down().unwrap().success());
+}
+
+/// Much content, many names, all of it read back.
+fn work(number: usize, mnt: &Path) {
+    let block: Vec<u8> = (0..1u32 << 20)
+        .map(|n| (n.wrapping_mul(2_654_435_761) >> (number + 8)) as u8)
+        .collect();
+    let mut file = fs::File::create(mnt.join("large")).unwrap();
+    for _ in 0..BUSY_MIB {
+        file.write_all(&block).unwrap();
+    }
+    file.sync_all().unwrap();
+    for n in 0..BUSY_FILES {
+        fs::write(mnt.join(format!("f{n}")), &block[..3_000]).unwrap();
+    }
+    assert_eq!(fs::read(mnt.join("large")).unwrap().len(), (BUSY_MIB << 20) as usize);
+    fs::File::open(mnt).unwrap().sync_all().unwrap();
 }

@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_stream::wrappers::UnixListenerStream;
+use volume::budget::Budget;
 use volume::clock::Clock;
 use volume::volume::CacheConfig;
 
@@ -32,6 +33,8 @@ pub struct EngineConfig {
     pub socket: PathBuf,
     /// What a mount caches if its caller does not say.
     pub cache: CacheConfig,
+    /// Memory for all volumes together, in bytes.
+    pub memory_bytes: u64,
     /// Where volumes of durability `local` keep what is not in the bucket yet; on a disk that survives a reboot.
     pub state_dir: Option<PathBuf>,
     /// How often the head of an open volume is looked at; see `LOOK_EVERY`.
@@ -95,7 +98,7 @@ pub async fn run_engine(config: EngineConfig, ready: impl FnOnce(Engine)) -> Res
     let ledger = Ledger::beside(socket);
     ledger.clean();
     let listener = listen(socket)?;
-    let engine = Engine::new(ledger, config.look_every);
+    let engine = Engine::new(ledger, config.look_every, Budget::new(config.memory_bytes));
     let (stop, stopped) = watch::channel(false);
     let since_unix_ms = unix_ms(SystemClock.now());
     let service = Service::new(engine.clone(), &config, since_unix_ms, stop.clone());

@@ -16,7 +16,7 @@ use crate::ids::InodeNo;
 use crate::limits::Limits;
 use crate::open::open_reader;
 use crate::row::{DirentRow, FileKind, Row};
-use crate::tree::slate::{SlateTree, seen_writer};
+use crate::tree::slate::{BlockCache, SlateTree, seen_writer};
 use crate::volume::{CacheConfig, OpenOptions, Volume};
 use crate::volume_id::{NodeId, VolumeId};
 
@@ -120,7 +120,7 @@ async fn change(memory: &MemoryBucket, key: &str, change: impl FnOnce(&mut Vec<u
 async fn rewrite(memory: &Arc<MemoryBucket>, changes: Vec<(Key, Option<Row>)>) {
     let data: BucketRef = Arc::new(Prefixed::new(memory.clone(), format!("{}/", UUID.simple())));
     let seen = seen_writer(data.clone()).await.unwrap();
-    let tree = SlateTree::open(data, seen, Timestamp::default(), 1 << 20)
+    let tree = SlateTree::open(data, seen, Timestamp::default(), &BlockCache::new(1 << 20))
         .await
         .unwrap();
     tree.apply(tree.applied(), changes).await.unwrap();

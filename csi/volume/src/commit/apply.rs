@@ -15,6 +15,7 @@ use super::handle::Shared;
 use super::owner::owner_by_seal;
 use super::{DirtyState, Lost};
 use crate::bucket::BucketRef;
+use crate::budget::Share;
 use crate::ids::{Epoch, Generation, JournalSeq};
 use crate::row::{Applied, Key, Row};
 use crate::tree::{Tree, TreeError};
@@ -49,6 +50,8 @@ pub(super) struct Applier {
     pub commits: mpsc::UnboundedReceiver<Durable>,
     /// Row bytes and commits that the tree holds in RAM only, and since when.
     pub unflushed: Unflushed,
+    /// The same rows, of those that the trees of all volumes hold.
+    pub share: Share,
 }
 
 /// What the tree holds in RAM only.
@@ -101,6 +104,8 @@ impl Applier {
 
     fn flush_is_due(&self) -> bool {
         let limits = &self.shared.limits;
+        // Half: what is being flushed is held until it is in the bucket, beside what comes meanwhile.
+        let allowed = self.share.allowed(self.unflushed.rows_bytes);
         let wished = self.shared.flushes_wanted.load(Ordering::SeqCst) > self.shared.flushed.borrow().0;
         let old = self
             .unflushed
@@ -108,7 +113,7 @@ impl Applier {
             .is_some_and(|since| since.elapsed() >= limits.tree_flush_after);
         wished
             || old
-            || self.unflushed.rows_bytes >= limits.tree_flush_bytes
+            || self.unflushed.rows_bytes >= limits.tree_flush_bytes.min(allowed / 2)
             || self.unflushed.commits >= limits.tree_flush_commits
     }
 

@@ -86,6 +86,7 @@ pub(super) fn spawn(
             shared: shared.clone(),
             commits,
             unflushed,
+            share: context.budget.unflushed(),
         }
         .run(),
     );

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::*;
 use crate::bucket::memory::MemoryBucket;
 use crate::bucket::{Bucket, ETag, ListPage, ListRequest, Object, ObjectMeta};
+use crate::budget::Budget;
 use crate::format::codec::Compression;
 use crate::format::frame::put_run;
 use crate::ids::Epoch;
@@ -86,11 +87,15 @@ fn part(row: &Arc<ExtentRow>, skip: u64, len: u64) -> WantedPart {
     }
 }
 
+fn ram(bytes_max: u64) -> RamCache {
+    RamCache::new(bytes_max, Budget::default().frames())
+}
+
 #[tokio::test]
 async fn any_part_of_a_run_is_read_as_written_and_then_from_ram() {
     let len = 5 * FRAME_BYTES as usize + 1_000;
     let (bucket, row) = stored(len).await;
-    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, 64 << 20, None);
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, ram(64 << 20), None);
     for (skip, count) in [
         (0, 1),
         (131_071, 2),
@@ -130,7 +135,7 @@ async fn any_part_of_a_run_is_read_as_written_and_then_from_ram() {
 #[tokio::test]
 async fn readers_that_meet_share_one_get() {
     let (bucket, row) = stored(3 * FRAME_BYTES as usize).await;
-    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, 0, None);
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, ram(0), None);
     bucket.held.store(true, Ordering::Relaxed);
     let mut readers: Vec<_> = (0..50)
         .map(|i| Box::pin(fetcher.read(vec![part(&row, i, 300_000)])))
@@ -148,7 +153,7 @@ async fn readers_that_meet_share_one_get() {
 #[tokio::test]
 async fn a_reader_that_gives_up_does_not_stop_the_others() {
     let (bucket, row) = stored(FRAME_BYTES as usize).await;
-    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, 0, None);
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, ram(0), None);
     {
         let mut given_up = Box::pin(fetcher.read(vec![part(&row, 0, 100)]));
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -165,7 +170,12 @@ async fn what_is_damaged_in_ram_or_on_disk_is_fetched_anew() {
     let dir = TempDir::new().unwrap();
     let (bucket, row) = stored(10_000).await;
     let disk = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
-    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, 64 << 20, Some(disk.clone()));
+    let fetcher = Fetcher::new(
+        Arc::clone(&bucket) as BucketRef,
+        VOLUME,
+        ram(64 << 20),
+        Some(disk.clone()),
+    );
     let key = FrameKey {
         object: OBJECT,
         offset: row.object_offset,
@@ -194,7 +204,7 @@ async fn what_is_damaged_in_the_bucket_is_an_error_after_a_second_look() {
     bucket.delete(&OBJECT.key()).await.unwrap();
     bucket.put_if_absent(&OBJECT.key(), body.into()).await.unwrap();
     bucket.gets.store(0, Ordering::Relaxed);
-    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, 64 << 20, None);
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, ram(64 << 20), None);
     let answer = fetcher.read(vec![part(&row, 0, 10)]).await;
     assert!(
         matches!(&answer, Err(FetchError::Damaged(damage)) if damage.object == OBJECT),
@@ -204,7 +214,7 @@ async fn what_is_damaged_in_the_bucket_is_an_error_after_a_second_look() {
     bucket.delete(&OBJECT.key()).await.unwrap();
     let answer = fetcher.read(vec![part(&row, 0, 10)]).await;
     assert!(matches!(answer, Err(FetchError::Missing(_))), "{answer:?}");
-    let other = Fetcher::new(bucket as BucketRef, Uuid::from_u128(10), 64 << 20, None);
+    let other = Fetcher::new(bucket as BucketRef, Uuid::from_u128(10), ram(64 << 20), None);
     assert!(
         other.read(vec![part(&row, 0, 10)]).await.is_err(),
         "another volume never reads it"

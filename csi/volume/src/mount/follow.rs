@@ -18,13 +18,14 @@ use uuid::Uuid;
 
 use super::Mount;
 use crate::bucket::{BucketError, BucketRef};
+use crate::clock::Timestamp;
 use crate::error::FsError;
 use crate::head::{Head, HeadFile, HeadWriter};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
 use crate::open::{OpenError, OpenedReader, TreeConfig, open_reader};
 use crate::tree::TreeError;
 use crate::tree::latest::LatestTree;
-use crate::tree::slate::newest_manifest;
+use crate::tree::slate::{BlockCache, newest_manifest};
 
 /// 60 s until a state that was read before is closed: look-ups in it that have begun end long before.
 const CLOSE_AFTER: Duration = Duration::from_secs(60);
@@ -63,6 +64,7 @@ pub(crate) struct Follow {
     /// The volume's root.
     root: BucketRef,
     tree: Arc<LatestTree>,
+    blocks: BlockCache,
     /// One look or renewal at a time.
     turn: Semaphore,
     renewals: AtomicU64,
@@ -73,11 +75,12 @@ pub(crate) struct Follow {
 }
 
 impl Follow {
-    /// `tree` reads the state that was `opened`.
-    pub fn new(root: BucketRef, tree: Arc<LatestTree>, opened: &OpenedReader) -> Self {
+    /// `tree` reads the state that was `opened`, and keeps its blocks in `blocks`.
+    pub fn new(root: BucketRef, tree: Arc<LatestTree>, opened: &OpenedReader, blocks: BlockCache) -> Self {
         Self {
             root,
             tree,
+            blocks,
             turn: Semaphore::new(1),
             renewals: AtomicU64::new(0),
             seen: Mutex::new(Seen::of(opened)),
@@ -180,7 +183,11 @@ impl Mount {
 
     /// The caller has the turn. False if there is no state to read.
     async fn renew_now(&self, follow: &Follow) -> Result<bool, OpenError> {
-        let opened = open_reader(follow.root.clone(), TreeConfig::default()).await?;
+        let config = TreeConfig {
+            blocks: follow.blocks.clone(),
+            now: Timestamp::default(),
+        };
+        let opened = open_reader(follow.root.clone(), config).await?;
         let seen = Seen::of(&opened);
         let (Some(counters), true) = (opened.counters, opened.head.uuid == self.uuid) else {
             // Nothing was ever written, or the volume was deleted and its name has its next one.

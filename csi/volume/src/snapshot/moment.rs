@@ -9,7 +9,7 @@ use crate::head::{Head, HeadFile, HeadWriter};
 use crate::holds::HeldState;
 use crate::lineage::{TreeAt, data_of};
 use crate::open::journal_end::find_end;
-use crate::open::{OpenError, TREE_CACHE_BYTES};
+use crate::open::{OpenError, TreeConfig};
 use crate::tree::slate::{FOLDER, NOTHING, SlateReader};
 use crate::tree::{Tree, checkpoint};
 
@@ -72,7 +72,8 @@ async fn closed(root: &BucketRef, data: &BucketRef, head: &Head, hold: Uuid) -> 
 
 async fn mark(data: &BucketRef, uuid: Uuid, hold: Uuid) -> Result<TreeAt, OpenError> {
     let checkpoint = checkpoint::put(data, hold, None).await?;
-    let tree = SlateReader::open_at(data.clone(), FOLDER.to_owned(), checkpoint, TREE_CACHE_BYTES).await?;
+    let blocks = TreeConfig::default().blocks;
+    let tree = SlateReader::open_at(data.clone(), FOLDER.to_owned(), checkpoint, &blocks).await?;
     let applied = tree.applied();
     tree.close().await?;
     Ok(TreeAt {

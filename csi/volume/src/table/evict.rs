@@ -78,8 +78,9 @@ impl Tables {
     /// Drops some clean rows if the tables are too large.
     pub fn shrink(&mut self) {
         let settled = self.settled();
+        let bytes_max = self.limits.table_bytes_max.min(self.rows_share.allowed(self.bytes));
         for _ in 0..STEPS_MAX {
-            if self.bytes <= self.limits.table_bytes_max {
+            if self.bytes <= bytes_max {
                 return;
             }
             match self.evictable.pop_front() {

@@ -145,6 +145,7 @@ impl Tables {
             flight.runs.drain(..).for_each(|run| run.held.give_up());
         }
         self.durable = generation;
+        self.dirty_share.allowed(self.dirty_bytes());
         if let Some(unlogged) = &mut self.unlogged {
             unlogged.forget(generation);
         }

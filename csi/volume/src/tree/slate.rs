@@ -5,6 +5,7 @@
 //! head, so a superseded writer can never fence its successor's tree.
 //! Callers: `open.rs`. Absent: retries of requests, which SlateDB makes without end: an outage makes calls wait.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -150,7 +151,7 @@ impl SlateTree {
         bucket: BucketRef,
         seen: SeenWriter,
         now: Timestamp,
-        cache_bytes: u64,
+        blocks: &BlockCache,
     ) -> Result<Self, TreeError> {
         let clock = Arc::new(TreeClock::new(now, seen.newest));
         let db = Db::builder(FOLDER, Arc::new(BucketStore::new(bucket)))
@@ -158,7 +159,7 @@ impl SlateTree {
             .with_system_clock(clock.clone())
             .with_settings(settings())
             .with_sst_block_size(SstBlockSize::Block16Kib)
-            .with_db_cache(cache(cache_bytes), 0)
+            .with_db_cache(blocks.cache.clone(), blocks.number())
             .with_merge_operator(Arc::new(SumStats))
             .build()
             .await
@@ -194,7 +195,7 @@ impl SlateReader {
     ///
     /// # Errors
     /// `TreeError`.
-    pub async fn open(bucket: BucketRef, cache_bytes: u64) -> Result<Option<Self>, TreeError> {
+    pub async fn open(bucket: BucketRef, blocks: &BlockCache) -> Result<Option<Self>, TreeError> {
         let Some(manifest) = read_manifest(bucket.clone()).await? else {
             return Ok(None);
         };
@@ -204,7 +205,7 @@ impl SlateReader {
         // A reader decides nothing by time.
         let clock = TreeClock::new(Timestamp::default(), newest_stamp(&manifest));
         let place = (FOLDER.to_owned(), DbReaderMode::FollowLatest);
-        Self::open_in(bucket, place, clock, cache_bytes).await.map(Some)
+        Self::open_in(bucket, place, clock, blocks).await.map(Some)
     }
 
     /// Opens a state of a tree that is kept, as seen from `bucket`: its own, or an ancestor's. Writes nothing.
@@ -215,17 +216,17 @@ impl SlateReader {
         bucket: BucketRef,
         path: String,
         checkpoint: Uuid,
-        cache_bytes: u64,
+        blocks: &BlockCache,
     ) -> Result<Self, TreeError> {
         let clock = TreeClock::new(Timestamp::default(), Stamp::default());
-        Self::open_in(bucket, (path, DbReaderMode::Checkpoint(checkpoint)), clock, cache_bytes).await
+        Self::open_in(bucket, (path, DbReaderMode::Checkpoint(checkpoint)), clock, blocks).await
     }
 
     async fn open_in(
         bucket: BucketRef,
         (path, mode): (String, DbReaderMode),
         clock: TreeClock,
-        cache_bytes: u64,
+        blocks: &BlockCache,
     ) -> Result<Self, TreeError> {
         let store = Arc::new(BucketStore::new(bucket));
         let options = DbReaderOptions {
@@ -237,7 +238,7 @@ impl SlateReader {
             .with_reader_mode(mode)
             .with_system_clock(Arc::new(clock))
             .with_options(options)
-            .with_db_cache(cache(cache_bytes), 0)
+            .with_db_cache(blocks.cache.clone(), blocks.number())
             .with_merge_operator(Arc::new(SumStats))
             .build()
             .await
@@ -310,18 +311,41 @@ fn settings() -> Settings {
     }
 }
 
-/// A quarter for indexes and filters, without which each block costs two reads more.
-fn cache(bytes: u64) -> Arc<dyn DbCache> {
-    let part = |max_capacity| -> Option<Arc<dyn DbCache>> {
-        Some(Arc::new(FoyerCache::new_with_opts(FoyerCacheOptions {
-            max_capacity,
-            shards: 2,
-        })))
-    };
-    let split = SplitCache::new()
-        .with_block_cache(part(bytes - bytes / 4))
-        .with_meta_cache(part(bytes / 4));
-    Arc::new(split.build())
+/// Decoded blocks of trees in RAM, for all trees that it is given to. Cheap to clone: all clones are the same cache.
+#[derive(Clone)]
+pub struct BlockCache {
+    cache: Arc<dyn DbCache>,
+    /// What the next tree's blocks are told apart by.
+    next: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for BlockCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockCache").finish_non_exhaustive()
+    }
+}
+
+impl BlockCache {
+    /// A cache of this many bytes: a quarter for indexes and filters, without which each block costs two reads more.
+    pub fn new(bytes: u64) -> Self {
+        let part = |max_capacity| -> Option<Arc<dyn DbCache>> {
+            Some(Arc::new(FoyerCache::new_with_opts(FoyerCacheOptions {
+                max_capacity,
+                shards: 2,
+            })))
+        };
+        let split = SplitCache::new()
+            .with_block_cache(part(bytes - bytes / 4))
+            .with_meta_cache(part(bytes / 4));
+        Self {
+            cache: Arc::new(split.build()),
+            next: Arc::default(),
+        }
+    }
+
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
 }
 
 /// Adds differences of `ObjectStats`.
@@ -496,7 +520,7 @@ mod tests {
 
     async fn open(bucket: &BucketRef) -> SlateTree {
         let seen = seen_writer(bucket.clone()).await.unwrap();
-        SlateTree::open(bucket.clone(), seen, Timestamp::default(), 1 << 20)
+        SlateTree::open(bucket.clone(), seen, Timestamp::default(), &BlockCache::new(1 << 20))
             .await
             .unwrap()
     }
@@ -521,7 +545,10 @@ mod tests {
         tree.apply(later, lost).await.unwrap();
         drop(tree);
 
-        let reader = SlateReader::open(bucket.clone(), 1 << 20).await.unwrap().unwrap();
+        let reader = SlateReader::open(bucket.clone(), &BlockCache::new(1 << 20))
+            .await
+            .unwrap()
+            .unwrap();
         contract::check_filled(&reader).await;
         assert!(matches!(reader.flush().await, Err(TreeError::ReadOnly)));
         contract::check_filled(&open(&bucket).await).await;
@@ -532,13 +559,21 @@ mod tests {
     async fn a_reader_writes_nothing_and_finds_no_tree_where_none_is() {
         let memory = Arc::new(MemoryBucket::new());
         let bucket: BucketRef = memory.clone();
-        assert!(SlateReader::open(bucket.clone(), 1 << 20).await.unwrap().is_none());
+        assert!(
+            SlateReader::open(bucket.clone(), &BlockCache::new(1 << 20))
+                .await
+                .unwrap()
+                .is_none()
+        );
         assert_eq!(memory.keys(), Vec::<String>::new());
         let tree = open(&bucket).await;
         contract::fill(&tree).await;
         tree.close().await.unwrap();
         let before = memory.keys();
-        let reader = SlateReader::open(bucket.clone(), 1 << 20).await.unwrap().unwrap();
+        let reader = SlateReader::open(bucket.clone(), &BlockCache::new(1 << 20))
+            .await
+            .unwrap()
+            .unwrap();
         contract::check_filled(&reader).await;
         reader.close().await.unwrap();
         assert_eq!(memory.keys(), before);
@@ -553,7 +588,7 @@ mod tests {
         let second = open(&bucket).await;
         assert_eq!(first.flush().await, Err(TreeError::Fenced));
         assert_eq!(second.applied(), NOTHING, "what the first had not flushed is gone");
-        let third = SlateTree::open(bucket.clone(), stale, Timestamp::default(), 1 << 20).await;
+        let third = SlateTree::open(bucket.clone(), stale, Timestamp::default(), &BlockCache::new(1 << 20)).await;
         assert_eq!(
             third.map(|_| ()),
             Err(TreeError::Fenced),

@@ -9,6 +9,8 @@ use uuid::Uuid;
 
 use super::{CacheConfig, OpenOptions, recovery};
 use crate::bucket::BucketRef;
+use crate::budget::Budget;
+use crate::cache::RamCache;
 use crate::cache::disk::DiskCache;
 use crate::clock::Timestamp;
 use crate::commit::{self, CommitContext, DirtyState};
@@ -68,7 +70,12 @@ pub(super) async fn open(bucket: BucketRef, options: OpenOptions) -> Result<Inne
 
 async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenError> {
     let family = bucket.above().map(|(family, _)| family);
-    let opened = open_reader(bucket.clone(), TreeConfig::default()).await?;
+    let budget = options.limits.budget.clone();
+    let config = TreeConfig {
+        blocks: budget.blocks().clone(),
+        now: Timestamp::default(),
+    };
+    let opened = open_reader(bucket.clone(), config).await?;
     let head = &opened.head;
     let tables = tables_of(
         opened.counters,
@@ -80,9 +87,9 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
     let mount = Mount {
         state: Arc::new(State::new(tables)),
         tree: tree.clone(),
-        follow: Some(Follow::new(bucket, tree, &opened)),
+        follow: Some(Follow::new(bucket, tree, &opened, budget.blocks().clone())),
         commit: None,
-        fetcher: fetcher(&opened.bucket, head.lineage(), &options.cache),
+        fetcher: fetcher(&opened.bucket, head.lineage(), (&options.cache, &budget)),
         bucket: Arc::clone(&opened.bucket),
         readahead: Readahead::default(),
         neighbours: Neighbours::default(),
@@ -116,9 +123,10 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         lease: options.claim,
         now: options.clock.now(),
     };
+    let budget = options.limits.budget.clone();
     let config = TreeConfig {
         now: claim.now,
-        ..TreeConfig::default()
+        blocks: budget.blocks().clone(),
     };
     let family = bucket.above().map(|(family, _)| family);
     let opened = open_writer(bucket, claim, config).await?;
@@ -132,7 +140,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
     );
     let state = Arc::new(State::new(tables));
     let dir = recovery::recover(&opened, options.state_dir.as_deref(), &state).await?;
-    let fetcher = fetcher(&opened.bucket, head.lineage(), &options.cache);
+    let fetcher = fetcher(&opened.bucket, head.lineage(), (&options.cache, &budget));
     let commit = commit::start(
         CommitContext {
             bucket: opened.bucket.clone(),
@@ -144,6 +152,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
             durable: opened.durable,
             compression: head.parameters.compression,
             limits: options.commits,
+            budget: budget.clone(),
             kept: Some(Arc::new(fetcher.clone())),
         },
         Arc::clone(&state) as Arc<dyn DirtyState>,
@@ -265,9 +274,10 @@ fn tables_of(
     tables
 }
 
-fn fetcher(bucket: &BucketRef, lineage: Lineage, cache: &CacheConfig) -> Fetcher {
+fn fetcher(bucket: &BucketRef, lineage: Lineage, (cache, budget): (&CacheConfig, &Budget)) -> Fetcher {
+    let ram = RamCache::new(cache.ram_bytes, budget.frames());
     let disk = open_disk(cache, lineage.own());
-    Fetcher::new(bucket.clone(), lineage, cache.ram_bytes, disk)
+    Fetcher::new(bucket.clone(), lineage, ram, disk)
 }
 
 /// The cache on disk, or none where it cannot be had: a mount works without.
@@ -322,7 +332,12 @@ mod by_hand {
                 tree,
                 follow: None,
                 commit: None,
-                fetcher: Fetcher::new(bucket.clone(), uuid, FRAME_CACHE_BYTES_MAX, None),
+                fetcher: Fetcher::new(
+                    bucket.clone(),
+                    uuid,
+                    RamCache::new(FRAME_CACHE_BYTES_MAX, Budget::default().frames()),
+                    None,
+                ),
                 bucket,
                 readahead: Readahead::default(),
                 neighbours: Neighbours::default(),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use uuid::Uuid;
 use volume::bucket::{BucketRef, memory::MemoryBucket};
+use volume::budget::Budget;
 use volume::clock::Timestamp;
 use volume::commit::{
     self, CommitContext, CommitHandle, CommitLimits, DirtyRun, DirtyState, ExtentChange, Lost, RunSource,
@@ -20,6 +21,7 @@ use volume::ids::{Epoch, Generation, InodeNo, ObjectId};
 use volume::open::{OpenError, OpenedWriter, TreeConfig, open_reader, open_writer};
 use volume::row::{Counters, ExtentRow, Key, ObjectStats, Row};
 use volume::tree::Tree;
+use volume::tree::slate::BlockCache;
 use volume::volume_id::{NodeId, VolumeId};
 
 /// Inodes that operations rewrite in turn.
@@ -214,7 +216,7 @@ impl Mount {
             now: Timestamp::default(),
         };
         let config = TreeConfig {
-            cache_bytes: 1 << 20,
+            blocks: BlockCache::new(1 << 20),
             ..TreeConfig::default()
         };
         let opened = open_writer(bucket, claim, config).await?;
@@ -228,6 +230,7 @@ impl Mount {
         }
         let state = Arc::new(State(Mutex::new(tables)));
         let context = CommitContext {
+            budget: Budget::default(),
             bucket: opened.bucket.clone(),
             tree: opened.tree.clone(),
             volume: opened.taken.head.uuid,
@@ -378,7 +381,7 @@ async fn judge(tree: &dyn Tree, bucket: &BucketRef, volume: Uuid, issued: &Issue
 pub async fn judge_reader(memory: Arc<MemoryBucket>, issued: &Issued) {
     let before = memory.keys();
     let config = TreeConfig {
-        cache_bytes: 1 << 20,
+        blocks: BlockCache::new(1 << 20),
         ..TreeConfig::default()
     };
     let reader = open_reader(memory.clone(), config).await.unwrap();
