@@ -10,18 +10,21 @@
 
 mod model_world;
 
-use model_world::World;
+use model_world::{World, crash_states};
+use tests::environment::{number, say};
 use tests::model::Refused;
 
-/// Worlds of a run. More are for long runs: the number of the first one and how many is all there is to change.
-const SEEDS: std::ops::Range<u64> = 0..16;
+/// Worlds of a run; `PANNIER_MODEL_WORLDS` asks for more, from `PANNIER_MODEL_SEED` on.
+const WORLDS: u64 = 16;
 
 /// Steps in each world.
 const STEPS: u32 = 150;
 
 #[test]
 fn a_volume_is_what_the_model_says_through_restarts_crashes_and_take_overs() {
-    for seed in SEEDS {
+    let first = number("PANNIER_MODEL_SEED").unwrap_or(0);
+    for seed in first..first + number("PANNIER_MODEL_WORLDS").unwrap_or(WORLDS) {
+        let _named = NamedWhenItFails(seed);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -34,6 +37,47 @@ fn a_volume_is_what_the_model_says_through_restarts_crashes_and_take_overs() {
             world.end().await;
         });
     }
+}
+
+/// Wherever a world fails, its seed is told.
+struct NamedWhenItFails(u64);
+
+impl Drop for NamedWhenItFails {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            say(&format!("the world of seed {} failed", self.0));
+        }
+    }
+}
+
+/// Crash states that a run looks at; `PANNIER_CRASH_STATES` asks for more.
+const CRASH_STATES: usize = 1_600;
+
+/// Steps in each world of that test: some hundred requests.
+const CRASH_STEPS: u32 = 400;
+
+/// States that are looked at of each of them at most.
+const CRASH_STATES_OF_A_WORLD: usize = 400;
+
+/// Goal: a crash at any moment, with any part of the requests under way having taken effect, loses nothing that an fsync has
+/// acknowledged, and leaves the tree of one moment. Method: see `crash_states.rs`; worlds in virtual time, each of them one
+/// seed (`PANNIER_CRASH_SEED` is the first).
+#[test]
+fn every_state_in_which_a_crash_may_leave_the_bucket_is_a_moment_at_or_after_the_last_fsync() {
+    let wanted = number("PANNIER_CRASH_STATES").unwrap_or(CRASH_STATES as u64);
+    let first = number("PANNIER_CRASH_SEED").unwrap_or(1);
+    let (mut looked_at, mut seed) = (0, first);
+    while looked_at < wanted {
+        let _named = NamedWhenItFails(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        looked_at += runtime.block_on(crash_states::check(seed, CRASH_STEPS, CRASH_STATES_OF_A_WORLD)) as u64;
+        seed += 1;
+    }
+    say(&format!("{looked_at} states of the worlds {first} to {}", seed - 1));
 }
 
 #[test]

@@ -15,6 +15,8 @@ use volume::limits::{CollectLimits, Limits};
 use volume::volume::{CacheConfig, OpenOptions, Volume};
 use volume::volume_id::NodeId as HostId;
 
+use super::log::{Change, Log};
+
 /// A random number from a seed: xorshift, the same for ever.
 #[derive(Debug)]
 pub struct Dice(u64);
@@ -48,6 +50,8 @@ impl Dice {
 #[derive(Debug)]
 pub struct Wire {
     bucket: Arc<MemoryBucket>,
+    /// What it was asked to change.
+    pub log: Log,
     dead: AtomicBool,
     dice: AtomicU64,
 }
@@ -84,22 +88,31 @@ impl Bucket for Wire {
     }
 
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
+        let request = self.log.begins(key, Change::PutIfAbsent(body.clone()));
         self.pass().await;
         let answer = self.bucket.put_if_absent(key, body).await;
         self.pass().await;
+        self.log.ends(request);
         answer
     }
 
     async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {
+        let change = Change::PutIfMatch(body.clone(), expected.clone());
+        let request = self.log.begins(key, change);
         self.pass().await;
         let answer = self.bucket.put_if_match(key, body, expected).await;
         self.pass().await;
+        self.log.ends(request);
         answer
     }
 
     async fn delete(&self, key: &str) -> Result<(), BucketError> {
+        let request = self.log.begins(key, Change::Delete);
         self.pass().await;
-        self.bucket.delete(key).await
+        let answer = self.bucket.delete(key).await;
+        self.pass().await;
+        self.log.ends(request);
+        answer
     }
 
     async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {
@@ -148,6 +161,7 @@ impl Disk {
 pub fn wire(bucket: &Arc<MemoryBucket>, dice: &mut Dice) -> Arc<Wire> {
     Arc::new(Wire {
         bucket: Arc::clone(bucket),
+        log: Log::default(),
         dead: AtomicBool::new(false),
         dice: AtomicU64::new(dice.below(u64::MAX >> 12)),
     })

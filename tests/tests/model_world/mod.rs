@@ -16,10 +16,13 @@ use volume::ids::InodeNo;
 use volume::volume::Volume;
 use volume::volume_id::VolumeId;
 
+pub mod crash_states;
+mod log;
 mod looking;
 mod machine;
 mod snapshots;
 
+use crash_states::Record;
 use machine::{Dice, Disk, Wire, open};
 use snapshots::Taken;
 
@@ -60,6 +63,7 @@ pub struct World {
     history: Vec<Model>,
     /// Where in it the last fsync was, which the node's disk keeps.
     synced: usize,
+    record: Record,
     done: Vec<String>,
     taken: Vec<Taken>,
     /// Names given to snapshots and clones.
@@ -90,6 +94,7 @@ impl World {
         let root: BucketRef = Arc::new(Prefixed::new(bucket.clone(), format!("{FOLDER}/")));
         let file = HeadFile::new(root, HeadWriter::new(Uuid::from_u128(6)));
         file.create(head).await.expect("a new head");
+        let record = Record::beginning_with(&bucket);
         let disk = (durability == Durability::Local).then(Disk::new);
         let (wire, volume) = open(&bucket, FOLDER, &mut dice, disk.as_ref()).await;
         let model = Model::new();
@@ -108,6 +113,7 @@ impl World {
             inos,
             history,
             synced: 0,
+            record,
             done: Vec::new(),
             taken: Vec::new(),
             taken_count: 0,
@@ -162,12 +168,18 @@ impl World {
         let told = volume.map_err(refused_of);
         match (told, model) {
             (Ok(a), Ok(b)) => {
-                self.history.push(self.model.clone());
+                self.changed();
                 Some((a, b))
             }
             (Err(a), Err(b)) if a == b => None,
             (a, b) => panic!("volume: {:?}, model: {:?}, {}", a.map(drop), b.map(drop), self.at()),
         }
+    }
+
+    /// The tree is not what it was.
+    fn changed(&mut self) {
+        self.history.push(self.model.clone());
+        self.record.changed(&self.wire.log, &self.model);
     }
 
     async fn make(&mut self) {
@@ -383,7 +395,7 @@ impl World {
             self.volume().release(self.ino(id));
             self.model.close(id);
             self.done.push(format!("close {id:?}"));
-            self.history.push(self.model.clone());
+            self.changed();
         } else if let Some(id) = self.dice.pick(&self.model.files())
             && !self.model.is_open(id)
         {
@@ -417,6 +429,7 @@ impl World {
             .await
             .expect("nobody has taken the volume");
         self.done.push("fsync".to_owned());
+        self.record.synced(&self.wire.log);
         match self.durability {
             Durability::Remote => self.history = vec![self.model.clone()],
             Durability::Local => self.synced = self.history.len() - 1,

@@ -28,6 +28,14 @@ impl MemoryBucket {
         Self::default()
     }
 
+    /// A bucket that begins with the same objects and goes its own way.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            objects: Mutex::new(self.lock().clone()),
+        }
+    }
+
     /// All keys in ascending order, for assertions.
     pub fn keys(&self) -> Vec<String> {
         self.lock().keys().cloned().collect()

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use slatedb::VersionedCompactions;
 use slatedb::manifest::VersionedManifest;
 use slatedb_common::{SystemClock, SystemClockTicker};
 use tokio::time::Instant;
@@ -28,6 +29,17 @@ pub(super) fn newest_stamp(manifest: &VersionedManifest) -> Stamp {
     let compacted = manifest.last_compacted_l0_sst_view_id().map(|id| id.timestamp_ms());
     let newest = files.chain(compacted).map(named).max().unwrap_or_default();
     Stamp(newest.max(manifest.last_l0_clock_tick()))
+}
+
+/// The newest stamp of the compactions that a tree knows: a compaction that was begun has a stamp, though no file of it may
+/// be in the manifest yet, and whoever goes on with it must not be behind that.
+pub(super) fn newest_compaction(compactions: &VersionedCompactions) -> Stamp {
+    let stamps = compactions.recent_compactions().flat_map(|compaction| {
+        let outputs = compaction.output_ssts().into_iter().map(|sst| sst.id.value());
+        std::iter::once(compaction.id()).chain(outputs.collect::<Vec<_>>())
+    });
+    let named = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    Stamp(stamps.map(|id| named(id.timestamp_ms())).max().unwrap_or_default())
 }
 
 /// A clock that begins at a given time, and can be put forward.

@@ -24,7 +24,7 @@ use slatedb::{
 };
 use uuid::Uuid;
 
-use super::clock::{Stamp, TreeClock, newest_stamp};
+use super::clock::{Stamp, TreeClock, newest_compaction, newest_stamp};
 use super::object_store::BucketStore;
 use super::{Tree, TreeError, merged_stats};
 use crate::bucket::BucketRef;
@@ -122,10 +122,14 @@ pub struct SeenWriter {
 /// # Errors
 /// `TreeError` if the manifest cannot be read.
 pub async fn seen_writer(bucket: BucketRef) -> Result<SeenWriter, TreeError> {
-    let manifest = read_manifest(bucket).await?;
+    let admin = AdminBuilder::new(FOLDER, Arc::new(BucketStore::new(bucket.clone()))).build();
+    let (manifest, compactions) = tokio::join!(read_manifest(bucket), admin.read_compactions(None));
+    let (manifest, compactions) = (manifest?, compactions.map_err(outward)?);
+    let committed = manifest.as_ref().map(newest_stamp).unwrap_or_default();
+    let begun = compactions.as_ref().map(newest_compaction).unwrap_or_default();
     Ok(SeenWriter {
         epoch: manifest.as_ref().map_or(0, VersionedManifest::writer_epoch),
-        newest: manifest.as_ref().map(newest_stamp).unwrap_or_default(),
+        newest: committed.max(begun),
     })
 }
 
