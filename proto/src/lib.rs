@@ -71,7 +71,7 @@ mod tests {
             ("csi.v1.Controller", 15),
             ("csi.v1.GroupController", 4),
             ("csi.v1.Node", 8),
-            ("pannier.engine.v1.Engine", 8),
+            ("pannier.engine.v1.Engine", 10),
         ] {
             assert_eq!(calls.get(service), Some(&count), "{service}");
         }

@@ -166,14 +166,25 @@ fn a_corrupted_object_is_named_by_reads_and_by_check() {
     let mounted = Mounted::new(&options("cache-1"));
     fs::write(mounted.dir().join("sound"), vec![1u8; 100_000]).unwrap();
     fs::File::open(mounted.dir()).unwrap().sync_all().unwrap();
-    fs::write(mounted.dir().join("hurt"), vec![2u8; 300_000]).unwrap();
+    // Nothing that gets shorter, so that it lies in the bucket as it is.
+    let noise: Vec<u8> = (0..75_000u32)
+        .flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes())
+        .collect();
+    let noise: Vec<u8> = noise
+        .iter()
+        .scan(7u8, |sum, byte| {
+            *sum = sum.rotate_left(3) ^ byte;
+            Some(*sum)
+        })
+        .collect();
+    fs::write(mounted.dir().join("hurt"), &noise).unwrap();
     assert!(mounted.unmount().success());
     let location = store.location("volume");
     let sound = pannier(&store, &["volume", "check", &location]);
     assert!(sound.status.success(), "{}", String::from_utf8_lossy(&sound.stdout));
     assert!(String::from_utf8_lossy(&sound.stdout).contains("no damage"));
 
-    let object = corrupt(&store, &[2u8; 64]);
+    let object = corrupt(&store, &noise[..64]);
     let checked = pannier(&store, &["volume", "check", &location]);
     refused(&checked, &["damage"]);
     let told = String::from_utf8_lossy(&checked.stdout).into_owned();

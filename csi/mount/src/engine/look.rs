@@ -4,12 +4,10 @@
 //! `LOOK_EVERY`. Callers: `engine.rs`, the control service. Absent: leases and epochs; a writer that was superseded learns
 //! of it by its next commit, never by a clock.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use uuid::Uuid;
-use volume::bucket::BucketRef;
 use volume::head::{HeadFile, HeadWriter};
 
 use super::table::{Served, ServedKey};
@@ -56,7 +54,7 @@ impl Engine {
 }
 
 async fn look_at(volume_id: &str, served: &Served) -> Result<Option<u64>, EngineError> {
-    let root: BucketRef = Arc::clone(&served.bucket) as BucketRef;
+    let root = served.bucket.root(&served.spec.location);
     let file = HeadFile::new(root, HeadWriter::new(Uuid::nil()));
     let head = file.read().await.map_err(|source| EngineError::Head {
         volume_id: volume_id.to_owned(),
