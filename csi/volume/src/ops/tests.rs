@@ -103,7 +103,7 @@ impl Rig {
                 ino: run.ino,
                 offset: run.offset,
             };
-            let row = put_run(&mut out, object, first, &run.data, Compression::default());
+            let row = put_run(&mut out, object, first, &run.data, Compression::None);
             run.placed.set(row).expect("placed once");
         }
         self.bucket.put_if_absent(&object.key(), out.freeze()).await.unwrap();
