@@ -87,7 +87,17 @@ func (t tree) text(path ...string) string {
 // inspect is what Podman says of a task's container.
 func (w *world) inspect(t *task) tree {
 	var found tree
-	demand(json.Unmarshal(w.tell("GET", "containers/"+t.container()+"/json", nil), &found) == nil, "the inspection is no JSON")
+	path := "containers/" + t.container() + "/json"
+	// Podman 4 answers 500 about a container whose first process goes while it looks.
+	eventually("an inspection between two states of the container", func() bool {
+		code, answer := w.ask("GET", path, nil)
+		if code == http.StatusInternalServerError && strings.Contains(string(answer), "no such process") {
+			return false
+		}
+		demand(code < 400, "GET %s: %d: %s", path, code, answer)
+		demand(json.Unmarshal(answer, &found) == nil, "the inspection is no JSON")
+		return true
+	})
 	return found
 }
 

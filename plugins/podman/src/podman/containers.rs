@@ -20,6 +20,10 @@ const WAIT_BACK_OFF_MAX: Duration = Duration::from_secs(5);
 /// container that has just ended unmounts them at the same time, and takes a fraction of that.
 const REMOVE_PAUSES_MS: [u64; 4] = [50, 100, 200, 400];
 
+/// A sixth of a second in all between looks at a container that ends meanwhile: Podman 4 reads the cgroup of its first
+/// process, finds that process gone and answers 500; a moment later it knows that the container has ended.
+const INSPECT_PAUSES_MS: [u64; 4] = [10, 20, 40, 100];
+
 /// Where the back-off of [`wait_exit`] begins.
 const WAIT_BACK_OFF_MIN: Duration = Duration::from_millis(100);
 
@@ -63,6 +67,15 @@ async fn advance(client: &Client, id: &str, verb: &str) -> Result<(), PodmanErro
 
 pub(super) async fn inspect(client: &Client, id_or_name: &str) -> Result<Option<ContainerInfo>, PodmanError> {
     let call = Call::get(client.target_of("containers", id_or_name, "/json").await?);
+    for pause_ms in INSPECT_PAUSES_MS {
+        match client.socket.send(&call).await?.json_if_found() {
+            Err(PodmanError::Refused {
+                status: 500, message, ..
+            }) if message.contains("no such process") => {}
+            answer => return answer,
+        }
+        tokio::time::sleep(Duration::from_millis(pause_ms)).await;
+    }
     client.socket.send(&call).await?.json_if_found()
 }
 

@@ -283,28 +283,61 @@ async fn regression_a_removal_that_meets_podmans_own_cleanup_is_tried_again() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("podman.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-        let service = tokio::spawn(busy_at_first(listener, busy));
+        let service = tokio::spawn(failing_at_first(listener, busy, BUSY));
         let answer = soon(Client::new(socket).remove_container("c", true)).await;
         assert_eq!(answer.is_ok(), removed, "{answer:?}");
         service.abort();
     }
 }
 
-/// Answers removals with "busy" as many times, then with success.
-async fn busy_at_first(listener: tokio::net::UnixListener, mut busy: usize) {
+/// Goal: a container that ends while Podman looks at it is looked at again, for a while. Method: as before.
+#[tokio::test]
+async fn regression_an_inspection_that_meets_the_end_of_a_container_is_tried_again() {
+    for (gone, told) in [(2, true), (usize::MAX, false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("podman.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let service = tokio::spawn(failing_at_first(listener, gone, GONE));
+        let answer = soon(Client::new(socket).inspect_container("c")).await;
+        assert_eq!(answer.is_ok(), told, "{answer:?}");
+        service.abort();
+    }
+}
+
+/// What a service fails at, how, and what it says when it does not.
+struct Failing {
+    request: &'static str,
+    failure: &'static str,
+    success: &'static str,
+}
+
+const BUSY: Failing = Failing {
+    request: "DELETE ",
+    failure: r#"{"cause":"device or resource busy","message":"removing container c root filesystem: unlinkat /userdata/shm: device or resource busy","response":500}"#,
+    success: "[]",
+};
+
+const GONE: Failing = Failing {
+    request: "/containers/c/json",
+    failure: r#"{"cause":"no such process","message":"read /proc/13588/cgroup: no such process","response":500}"#,
+    success: r#"{"Id":"c","Name":"c","Image":"i","State":{"Status":"exited"},"Config":{}}"#,
+};
+
+/// Answers such requests with a failure as many times, then with success.
+async fn failing_at_first(listener: tokio::net::UnixListener, mut times: usize, failing: Failing) {
     while let Ok((mut connection, _)) = listener.accept().await {
         let mut request = Vec::new();
         while !request.ends_with(b"\r\n\r\n") {
             request.push(connection.read_u8().await.unwrap());
         }
-        let body = r#"{"cause":"device or resource busy","message":"removing container c root filesystem: unlinkat /userdata/shm: device or resource busy","response":500}"#;
-        let (status, body) = match request.starts_with(b"DELETE") {
-            true if busy > 0 => ("500 Internal Server Error", body),
-            true => ("200 OK", "[]"),
+        let asked = String::from_utf8_lossy(&request).contains(failing.request);
+        let (status, body) = match asked {
+            true if times > 0 => ("500 Internal Server Error", failing.failure),
+            true => ("200 OK", failing.success),
             false => ("200 OK", "OK"),
         };
-        if request.starts_with(b"DELETE") {
-            busy = busy.saturating_sub(1);
+        if asked {
+            times = times.saturating_sub(1);
         }
         let answer = format!(
             "HTTP/1.1 {status}\r\nLibpod-API-Version: 4.3.1\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
