@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::tree::slate::BlockCache;
+use crate::tree::blocks::BlockCache;
 
 /// 256 MiB for all volumes of an engine.
 pub const MEMORY_BYTES_MAX: u64 = 256 * 1024 * 1024;

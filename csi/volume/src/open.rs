@@ -18,8 +18,9 @@ use crate::ids::{Epoch, JournalSeq, ObjectId};
 use crate::lineage::{TreeAt, data_of};
 use crate::row::{Applied, Counters, Key, Row};
 use crate::tail::TailError;
+use crate::tree::blocks::BlockCache;
 use crate::tree::overlay::OverlayTree;
-use crate::tree::slate::{BlockCache, NOTHING, SlateReader, SlateTree, newest_manifest, seen_writer};
+use crate::tree::slate::{NOTHING, SlateReader, SlateTree, newest_manifest, seen_writer};
 use crate::tree::{Tree, TreeError, checkpoint};
 use crate::volume_id::NodeId;
 

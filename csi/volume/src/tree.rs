@@ -10,6 +10,7 @@ use async_trait::async_trait;
 
 use crate::row::{Applied, Key, ObjectStats, Row};
 
+pub mod blocks;
 pub(crate) mod checkpoint;
 mod clock;
 #[cfg(test)]

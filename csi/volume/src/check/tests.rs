@@ -16,7 +16,8 @@ use crate::ids::InodeNo;
 use crate::limits::Limits;
 use crate::open::open_reader;
 use crate::row::{DirentRow, FileKind, Row};
-use crate::tree::slate::{BlockCache, SlateTree, seen_writer};
+use crate::tree::blocks::BlockCache;
+use crate::tree::slate::{SlateTree, seen_writer};
 use crate::volume::{CacheConfig, OpenOptions, Volume};
 use crate::volume_id::{NodeId, VolumeId};
 

@@ -24,8 +24,9 @@ use crate::head::{Head, HeadFile, HeadWriter};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
 use crate::open::{OpenError, OpenedReader, TreeConfig, open_reader};
 use crate::tree::TreeError;
+use crate::tree::blocks::BlockCache;
 use crate::tree::latest::LatestTree;
-use crate::tree::slate::{BlockCache, newest_manifest};
+use crate::tree::slate::newest_manifest;
 
 /// 60 s until a state that was read before is closed: look-ups in it that have begun end long before.
 const CLOSE_AFTER: Duration = Duration::from_secs(60);

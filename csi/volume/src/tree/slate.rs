@@ -5,7 +5,6 @@
 //! head, so a superseded writer can never fence its successor's tree.
 //! Callers: `open.rs`. Absent: retries of requests, which SlateDB makes without end: an outage makes calls wait.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -16,14 +15,13 @@ use slatedb::config::{
     CompactionWorkerOptions, CompactorOptions, DbReaderOptions, FlushOptions, FlushType,
     GarbageCollectorDirectoryOptions, GarbageCollectorOptions, ScanOptions, Settings, SstBlockSize,
 };
-use slatedb::db_cache::foyer::{FoyerCache, FoyerCacheOptions};
-use slatedb::db_cache::{DbCache, SplitCache};
 use slatedb::manifest::VersionedManifest;
 use slatedb::{
     CloseReason, Db, DbIterator, DbReader, DbReaderMode, ErrorKind, MergeOperator, MergeOperatorError, WriteBatch,
 };
 use uuid::Uuid;
 
+use super::blocks::BlockCache;
 use super::clock::{Stamp, TreeClock, newest_compaction, newest_stamp};
 use super::object_store::BucketStore;
 use super::{Tree, TreeError, merged_stats};
@@ -163,7 +161,7 @@ impl SlateTree {
             .with_system_clock(clock.clone())
             .with_settings(settings())
             .with_sst_block_size(SstBlockSize::Block16Kib)
-            .with_db_cache(blocks.cache.clone(), blocks.number())
+            .with_db_cache(blocks.cache(), blocks.number())
             .with_merge_operator(Arc::new(SumStats))
             .build()
             .await
@@ -242,7 +240,7 @@ impl SlateReader {
             .with_reader_mode(mode)
             .with_system_clock(Arc::new(clock))
             .with_options(options)
-            .with_db_cache(blocks.cache.clone(), blocks.number())
+            .with_db_cache(blocks.cache(), blocks.number())
             .with_merge_operator(Arc::new(SumStats))
             .build()
             .await
@@ -312,43 +310,6 @@ fn settings() -> Settings {
         compactor_options: Some(compactor),
         garbage_collector_options: Some(collector),
         ..Settings::default()
-    }
-}
-
-/// Decoded blocks of trees in RAM, for all trees that it is given to. Cheap to clone: all clones are the same cache.
-#[derive(Clone)]
-pub struct BlockCache {
-    cache: Arc<dyn DbCache>,
-    /// What the next tree's blocks are told apart by.
-    next: Arc<AtomicU64>,
-}
-
-impl std::fmt::Debug for BlockCache {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BlockCache").finish_non_exhaustive()
-    }
-}
-
-impl BlockCache {
-    /// A cache of this many bytes: a quarter for indexes and filters, without which each block costs two reads more.
-    pub fn new(bytes: u64) -> Self {
-        let part = |max_capacity| -> Option<Arc<dyn DbCache>> {
-            Some(Arc::new(FoyerCache::new_with_opts(FoyerCacheOptions {
-                max_capacity,
-                shards: 2,
-            })))
-        };
-        let split = SplitCache::new()
-            .with_block_cache(part(bytes - bytes / 4))
-            .with_meta_cache(part(bytes / 4));
-        Self {
-            cache: Arc::new(split.build()),
-            next: Arc::default(),
-        }
-    }
-
-    fn number(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
     }
 }
 

@@ -21,7 +21,7 @@ use volume::ids::{Epoch, Generation, InodeNo, ObjectId};
 use volume::open::{OpenError, OpenedWriter, TreeConfig, open_reader, open_writer};
 use volume::row::{Counters, ExtentRow, Key, ObjectStats, Row};
 use volume::tree::Tree;
-use volume::tree::slate::BlockCache;
+use volume::tree::blocks::BlockCache;
 use volume::volume_id::{NodeId, VolumeId};
 
 /// Inodes that operations rewrite in turn.

@@ -1,0 +1,50 @@
+//! Decoded blocks of trees in RAM. Invariant: no two trees that share a cache have the same number. Caller: `slate.rs`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use slatedb::db_cache::foyer::{FoyerCache, FoyerCacheOptions};
+use slatedb::db_cache::{DbCache, SplitCache};
+
+/// Decoded blocks of trees in RAM, for all trees that it is given to. Cheap to clone: all clones are the same cache.
+#[derive(Clone)]
+pub struct BlockCache {
+    cache: Arc<dyn DbCache>,
+    /// What the next tree's blocks are told apart by.
+    next: Arc<AtomicU64>,
+}
+
+impl std::fmt::Debug for BlockCache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockCache").finish_non_exhaustive()
+    }
+}
+
+impl BlockCache {
+    /// A cache of this many bytes: a quarter for indexes and filters, without which each block costs two reads more.
+    pub fn new(bytes: u64) -> Self {
+        let part = |max_capacity| -> Option<Arc<dyn DbCache>> {
+            Some(Arc::new(FoyerCache::new_with_opts(FoyerCacheOptions {
+                max_capacity,
+                shards: 2,
+            })))
+        };
+        let split = SplitCache::new()
+            .with_block_cache(part(bytes - bytes / 4))
+            .with_meta_cache(part(bytes / 4));
+        Self {
+            cache: Arc::new(split.build()),
+            next: Arc::default(),
+        }
+    }
+
+    /// The cache, for a tree.
+    pub(super) fn cache(&self) -> Arc<dyn DbCache> {
+        Arc::clone(&self.cache)
+    }
+
+    /// What tells the blocks of one more tree from all others'.
+    pub(super) fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+}
