@@ -95,7 +95,9 @@ impl Task {
         let watcher = tokio::spawn(async move {
             let mut exit = learn_exit(&container, &*service).await;
             // A program that survived the kill of one of its children did not end for lack of memory.
-            exit.oom_killed |= exit.code != 0 && memory.is_some_and(|memory| memory.seen());
+            if let Some(memory) = memory.filter(|_| exit.code != 0 && !exit.oom_killed) {
+                exit.oom_killed = memory.seen().await;
+            }
             tracing::info!(container, code = exit.code, oom_killed = exit.oom_killed, "task ended");
             // Receivers keep the value when the sender is gone, so the result outlives this watcher.
             let _ = sender.send(Phase::Ended(exit));
