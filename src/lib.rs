@@ -5,4 +5,5 @@ pub mod host_setup;
 pub mod memory;
 pub mod metrics_server;
 pub mod object_server;
+pub mod transfer;
 pub mod try_job;

@@ -107,7 +107,11 @@ fn spec(args: &MountArgs) -> Result<OpenSpec, Failure> {
     })
 }
 
-fn node_id(given: Option<&str>) -> Result<NodeId, Failure> {
+/// The name of this node, or that of the host.
+///
+/// # Errors
+/// `Failure` for a name that no node can have.
+pub(crate) fn node_id(given: Option<&str>) -> Result<NodeId, Failure> {
     let name = match given {
         Some(name) => name.to_owned(),
         None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),

@@ -15,7 +15,9 @@ use volume_s3::S3Location;
 use super::store::StoreArgs;
 use super::{Failure, say};
 
+mod expand;
 pub mod snapshot;
+pub mod transfer;
 
 /// Volumes in one page of a listing's requests.
 const PAGE_VOLUMES: usize = 100;
@@ -33,6 +35,12 @@ pub enum VolumeCommand {
     DropTail(DropTailArgs),
     /// Remove a volume and everything in it but what snapshots and clones need
     Rm(RmArgs),
+    /// Make a volume larger; where it is mounted, the mount learns of it within a minute
+    Expand(expand::ExpandArgs),
+    /// Read ordinary objects into a volume as files; run again, it goes on where it ended
+    Import(transfer::ImportArgs),
+    /// Write the files of a volume as ordinary objects; run again, it goes on where it ended
+    Export(transfer::ExportArgs),
     /// Make, list and delete snapshots
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
@@ -125,6 +133,9 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
         VolumeCommand::Check(args) => check_volume(args).await,
         VolumeCommand::DropTail(args) => drop_tail(args).await,
         VolumeCommand::Rm(args) => rm(args).await,
+        VolumeCommand::Expand(args) => expand::run(args).await,
+        VolumeCommand::Import(args) => transfer::import(args).await,
+        VolumeCommand::Export(args) => transfer::export(args).await,
         VolumeCommand::Snapshot(command) => snapshot::run(command).await,
         VolumeCommand::Clone(args) => snapshot::clone(args).await,
     }

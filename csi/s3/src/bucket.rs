@@ -22,6 +22,10 @@ use crate::error::{Asked, failure};
 use crate::retry::{Failed, Failure, RetryPolicy};
 use crate::store::S3Store;
 
+mod plain;
+
+pub use plain::{Metadata, PARTS_MAX, Part, Upload};
+
 /// 5 s: whether a bucket can be used is asked by somebody who waits for the answer.
 const VERIFY_TOTAL: Duration = Duration::from_secs(5);
 
@@ -133,15 +137,24 @@ impl S3Bucket {
 
     async fn get_once(&self, asked: &Asked<'_>, range: Option<Range<u64>>, attempt: u32) -> Result<Object, Failure> {
         let _connection = self.connection().await;
+        let answer = self.send_get(asked, range.as_ref(), attempt).await?;
+        self.read_body(asked, range, answer).await
+    }
+
+    /// Up to the beginning of the body. The caller holds a connection.
+    async fn send_get(
+        &self,
+        asked: &Asked<'_>,
+        range: Option<&Range<u64>>,
+        attempt: u32,
+    ) -> Result<GetObjectOutput, Failure> {
         let mut request = self.store.client.get_object().bucket(&self.name).key(asked.key);
-        if let Some(range) = &range {
+        if let Some(range) = range {
             request = request.range(format!("bytes={}-{}", range.start, range.end - 1));
         }
-        let answer = self
-            .once(asked, attempt, 0, request.send())
+        self.once(asked, attempt, 0, request.send())
             .await?
-            .map_err(|error| failure(asked, error))?;
-        self.read_body(asked, range, answer).await
+            .map_err(|error| failure(asked, error))
     }
 
     /// Reads a body piece by piece; each piece has the time of a request, so that slow is told from stalled.

@@ -23,17 +23,23 @@ pub enum Operation {
     Delete,
     /// `list`, one page.
     List,
+    /// A put without a condition, or of a part: only import and export send them.
+    Put,
+    /// The beginning and end of an object that is put in parts.
+    Upload,
 }
 
 impl Operation {
     /// All operations, in the order of the snapshot.
-    pub const ALL: [Operation; 6] = [
+    pub const ALL: [Operation; 8] = [
         Operation::Get,
         Operation::Head,
         Operation::PutIfAbsent,
         Operation::PutIfMatch,
         Operation::Delete,
         Operation::List,
+        Operation::Put,
+        Operation::Upload,
     ];
 
     /// A name for reports.
@@ -45,6 +51,8 @@ impl Operation {
             Operation::PutIfMatch => "put_if_match",
             Operation::Delete => "delete",
             Operation::List => "list",
+            Operation::Put => "put",
+            Operation::Upload => "upload",
         }
     }
 }
@@ -127,9 +135,15 @@ impl CountersSnapshot {
         self.operations[operation as usize]
     }
 
-    /// Both kinds of put together: what S3 bills as PUT.
+    /// All kinds of put together: what S3 bills as PUT.
     pub fn puts(&self) -> u64 {
-        self.of(Operation::PutIfAbsent).requests + self.of(Operation::PutIfMatch).requests
+        let puts = [
+            Operation::PutIfAbsent,
+            Operation::PutIfMatch,
+            Operation::Put,
+            Operation::Upload,
+        ];
+        puts.into_iter().map(|operation| self.of(operation).requests).sum()
     }
 
     /// What was counted after `earlier` was taken.

@@ -153,12 +153,13 @@ fn no_bucket(asked: &Asked<'_>) -> BucketError {
 
 fn not_found(asked: &Asked<'_>) -> BucketError {
     match asked.operation {
-        Operation::Get | Operation::Head | Operation::Delete => BucketError::NotFound {
+        // A 404 with its own code: an upload that is gone.
+        Operation::Get | Operation::Head | Operation::Delete | Operation::Upload => BucketError::NotFound {
             key: asked.key.to_owned(),
         },
         // S3 answers a condition on an object that is gone with 404, others with 412.
         Operation::PutIfMatch => asked.precondition(),
-        Operation::PutIfAbsent | Operation::List => no_bucket(asked),
+        Operation::PutIfAbsent | Operation::Put | Operation::List => no_bucket(asked),
     }
 }
 
@@ -170,6 +171,8 @@ fn feature(operation: Operation) -> &'static str {
         Operation::Head => "head",
         Operation::Delete => "delete",
         Operation::List => "list (version 2)",
+        Operation::Put => "put",
+        Operation::Upload => "upload in parts",
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Absent: client-side encryption, and lifecycle rules of the bucket.
 
+use aws_sdk_s3::operation::create_multipart_upload::builders::CreateMultipartUploadFluentBuilder;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
 use aws_sdk_s3::types::{ServerSideEncryption, StorageClass};
 
@@ -66,6 +67,16 @@ impl PutOptions {
     }
 
     pub(crate) fn on(&self, request: PutObjectFluentBuilder) -> PutObjectFluentBuilder {
+        let class = self.storage_class.as_deref().map(StorageClass::from);
+        let sse = self.sse.as_deref().map(ServerSideEncryption::from);
+        request
+            .set_storage_class(class)
+            .set_server_side_encryption(sse)
+            .set_ssekms_key_id(self.sse_kms_key_id.clone())
+    }
+
+    /// For an object in parts all is said at its beginning.
+    pub(crate) fn on_upload(&self, request: CreateMultipartUploadFluentBuilder) -> CreateMultipartUploadFluentBuilder {
         let class = self.storage_class.as_deref().map(StorageClass::from);
         let sse = self.sse.as_deref().map(ServerSideEncryption::from);
         request
