@@ -93,6 +93,9 @@ pub struct CsiArgs {
     /// Most bytes of cached data in memory, for each volume.
     #[arg(long, env = "PANNIER_CACHE_RAM_BYTES")]
     cache_ram_bytes: Option<u64>,
+    /// Most bytes of memory for all volumes of the engine, if this plugin starts it.
+    #[arg(long, env = "PANNIER_MEMORY_BYTES")]
+    memory_bytes: Option<u64>,
 }
 
 /// Why the plugin does not run.
@@ -201,6 +204,7 @@ impl CsiArgs {
             cache_dir: self.cache_dir,
             cache_disk_bytes: self.cache_disk_bytes,
             cache_ram_bytes: self.cache_ram_bytes,
+            memory_bytes: self.memory_bytes,
         }
     }
 }

@@ -43,6 +43,8 @@ struct Told {
     since_unix_ms: u64,
     #[serde(skip_serializing_if = "String::is_empty")]
     lost: String,
+    /// What is wrong with the store; empty while it answers.
+    outage: String,
 }
 
 impl From<wire::MountInfo> for Told {
@@ -56,6 +58,7 @@ impl From<wire::MountInfo> for Told {
             epoch: mount.epoch,
             since_unix_ms: mount.since_unix_ms,
             lost: mount.lost,
+            outage: mount.outage,
         }
     }
 }
@@ -75,10 +78,10 @@ pub async fn run(args: MountsArgs) -> Result<(), Failure> {
     ))?;
     for mount in &mounts {
         let access = if mount.read_only { "ro" } else { "rw" };
-        let state = if mount.lost.is_empty() {
-            "ok"
-        } else {
-            mount.lost.as_str()
+        let state = match (mount.lost.as_str(), mount.outage.as_str()) {
+            ("", "") => "ok".to_owned(),
+            ("", outage) => format!("store in trouble {outage}"),
+            (lost, _) => lost.to_owned(),
         };
         say(format_args!(
             "{:<40} {access:<6} {:>14}  {state:<24} {}",

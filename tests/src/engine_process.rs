@@ -78,6 +78,14 @@ impl EngineProcess {
     /// # Panics
     /// If it does not, with what it said.
     pub fn start(store: &LocalStore, folder: &Path) -> Self {
+        Self::start_with(&store.environment(), folder)
+    }
+
+    /// Starts one that has these variables besides those of the test.
+    ///
+    /// # Panics
+    /// As `start`.
+    pub fn start_with(environment: &[(String, String)], folder: &Path) -> Self {
         let (socket, log) = (folder.join("engine.sock"), folder.join("engine.log"));
         let errors = File::options().create(true).append(true).open(&log).expect("the log");
         let mut command = Command::new(built(Program::Binary("pannier")));
@@ -85,7 +93,7 @@ impl EngineProcess {
         command.arg("--log-file").arg(&log);
         command.arg("--cache-dir").arg(folder.join("cache"));
         command.arg("--state-dir").arg(folder.join("state"));
-        command.envs(store.environment());
+        command.envs(environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         let process = command.spawn().expect("pannier starts");
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -165,6 +173,22 @@ impl EngineProcess {
         self.runtime
             .block_on(self.client.unmount(request))
             .map(Response::into_inner)
+    }
+
+    /// Gives a volume other keys: key id, secret and token.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn set_credentials(&mut self, volume: &str, (id, secret, token): (&str, &str, &str)) -> Result<(), Status> {
+        let request = wire::SetCredentialsRequest {
+            volume_id: volume.to_owned(),
+            credentials: Some(wire::Credentials {
+                access_key_id: id.to_owned(),
+                secret_access_key: secret.to_owned(),
+                session_token: token.to_owned(),
+            }),
+        };
+        self.runtime.block_on(self.client.set_credentials(request)).map(drop)
     }
 
     /// All its mounts.

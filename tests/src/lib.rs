@@ -7,6 +7,7 @@ pub mod counting_bucket;
 pub mod csi_plugin;
 pub mod engine_process;
 pub mod environment;
+pub mod fake_cloud;
 pub mod faulty_bucket;
 pub mod go_module;
 pub mod history;

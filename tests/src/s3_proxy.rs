@@ -48,6 +48,10 @@ impl Delays {
 pub enum Fault {
     /// Answered with this status (of an S3 error without a body's details), not forwarded.
     Status(u16),
+    /// Answered with this status, code and message of S3, not forwarded.
+    Refusal(u16, &'static str, &'static str),
+    /// Held for so long, then carried out.
+    Slow(Duration),
     /// Held for as long as the proxy lives, or its client's patience.
     Hang,
     /// The connection is closed, and nothing forwarded.
@@ -65,6 +69,8 @@ pub struct Seen {
     pub verb: Verb,
     /// Path and query.
     pub target: String,
+    /// Token of the temporary keys that it is signed with; empty for none.
+    pub token: String,
     /// How many requests came before it.
     pub number: u64,
 }
@@ -308,6 +314,7 @@ fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> BoxFuture<'static,
         let fault = shared.fault(&Seen {
             verb,
             target: target.clone(),
+            token: token_of(&parts.headers),
             number,
         });
         // Nobody else sends on this channel, so waiting fails only when the proxy has ended.
@@ -319,10 +326,15 @@ fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> BoxFuture<'static,
             .map_err(|_| Closed)?;
         tokio::time::sleep(shared.delay(verb)).await;
         match fault {
-            Some(Fault::Status(status)) => return Ok(refusal(status)),
+            Some(Fault::Status(status)) => return Ok(refusal(status, String::new())),
+            Some(Fault::Refusal(status, code, message)) => {
+                let body = format!("<Error><Code>{code}</Code><Message>{message}</Message></Error>");
+                return Ok(refusal(status, body));
+            }
             Some(Fault::DropRequest) => return Err(Closed),
             // Ended by the client, who closes the connection, or by the proxy's end.
             Some(Fault::Hang) => return std::future::pending().await,
+            Some(Fault::Slow(time)) => tokio::time::sleep(time).await,
             Some(Fault::DropReply | Fault::CutReply(_)) | None => {}
         }
         let uri: Uri = format!("{}{target}", shared.upstream).parse().map_err(|_| Closed)?;
@@ -372,8 +384,16 @@ fn never(never: Infallible) -> std::io::Error {
     match never {}
 }
 
-fn refusal(status: u16) -> Response<Body> {
-    let mut answer = Response::new(Full::new(Bytes::new()).map_err(never).boxed());
+fn token_of(headers: &http::HeaderMap) -> String {
+    let token = headers.get("x-amz-security-token");
+    token
+        .and_then(|token| token.to_str().ok())
+        .unwrap_or_default()
+        .to_owned()
+}
+
+fn refusal(status: u16, body: String) -> Response<Body> {
+    let mut answer = Response::new(Full::new(Bytes::from(body)).map_err(never).boxed());
     *answer.status_mut() = StatusCode::from_u16(status).expect("a rule names a status of HTTP");
     answer
 }

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use volume::budget::MEMORY_BYTES_MIN;
 use volume::volume_id::NodeId;
 use volume_s3::{PutOptions, S3Location, S3Options};
 
@@ -107,6 +108,8 @@ pub struct RawConfig {
     pub cache_disk_bytes: Option<u64>,
     /// Most bytes of cached data in memory, for each volume. Default: the engine's.
     pub cache_ram_bytes: Option<u64>,
+    /// Most bytes of memory for all volumes of an engine that the plugin starts. Default: the engine's.
+    pub memory_bytes: Option<u64>,
 }
 
 /// A mistake in the options.
@@ -175,6 +178,7 @@ impl RawConfig {
             cache_dir: self.cache_dir.or(lower.cache_dir),
             cache_disk_bytes: self.cache_disk_bytes.or(lower.cache_disk_bytes),
             cache_ram_bytes: self.cache_ram_bytes.or(lower.cache_ram_bytes),
+            memory_bytes: self.memory_bytes.or(lower.memory_bytes),
         }
     }
 
@@ -225,6 +229,7 @@ impl Config {
         let location = mistakes.keep(location(raw.bucket.as_deref(), raw.prefix.as_deref()));
         mistakes.keep(url(raw.s3_endpoint.as_deref()));
         let put = mistakes.keep(put_options(&raw));
+        mistakes.keep(memory(raw.memory_bytes));
         let folders = mistakes.keep(folders(raw.state_dir, raw.staging_root));
         let state = folders
             .as_ref()
@@ -258,6 +263,9 @@ impl Config {
         };
         if let Some(address) = raw.engine_metrics {
             command.args.extend(["--metrics".into(), address]);
+        }
+        if let Some(bytes) = raw.memory_bytes {
+            command.args.extend(["--memory-bytes".into(), bytes.to_string()]);
         }
         let put = put.expect("a mistake there has returned above");
         let path_style = raw.path_style.unwrap_or(raw.s3_endpoint.is_some());
@@ -306,6 +314,16 @@ impl Mistakes {
 
 fn wrong(key: &'static str, detail: String) -> ConfigError {
     ConfigError::Wrong { key, detail }
+}
+
+fn memory(bytes: Option<u64>) -> Result<(), ConfigError> {
+    match bytes {
+        Some(bytes) if bytes < MEMORY_BYTES_MIN => Err(wrong(
+            "memory_bytes",
+            format!("{bytes} is too few for volumes to work, the least is {MEMORY_BYTES_MIN}"),
+        )),
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn given<'a>(key: &'static str, value: Option<&'a str>) -> Result<&'a str, ConfigError> {
@@ -494,10 +512,31 @@ mod tests {
                 },
                 "state_dir",
             ),
+            (
+                RawConfig {
+                    memory_bytes: Some(1 << 20),
+                    ..whole()
+                },
+                "memory_bytes",
+            ),
         ] {
             let told = mistakes(raw);
             assert!(told.len() == 1 && told[0].starts_with(key), "{key}: {told:?}");
         }
+    }
+
+    #[test]
+    fn the_engine_is_started_with_the_memory_that_it_may_have() {
+        let args = |memory_bytes| {
+            let raw = RawConfig {
+                memory_bytes,
+                ..whole()
+            };
+            let config = Config::check(raw, "/bin/pannier".into()).unwrap();
+            config.engine.command.unwrap().args.join(" ")
+        };
+        assert!(args(Some(512 << 20)).contains("--memory-bytes 536870912"));
+        assert!(!args(None).contains("--memory-bytes"), "its own default");
     }
 
     #[test]

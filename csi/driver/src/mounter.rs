@@ -45,6 +45,8 @@ pub struct Served {
     pub path: PathBuf,
     /// Why no write will ever be acknowledged again; `None` while all is well.
     pub lost: Option<String>,
+    /// What is wrong with the store; `None` while it answers.
+    pub outage: Option<String>,
 }
 
 /// Space and inodes of a mount.

@@ -233,9 +233,10 @@ impl Targets {
         let served = self.mounter.served().await;
         let served = served.map_err(DriverError::mount(volume))?;
         Ok(match served.into_iter().find(|served| served.opening == opening) {
-            Some(served) => served
-                .lost
-                .map(|why| format!("no write is acknowledged any more: {why}")),
+            Some(served) => match (served.lost, served.outage) {
+                (Some(why), _) => Some(format!("no write is acknowledged any more: {why}")),
+                (None, outage) => outage.map(|outage| format!("the store is in trouble {outage}")),
+            },
             None => Some("no engine serves the mount".to_owned()),
         })
     }

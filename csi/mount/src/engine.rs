@@ -20,6 +20,7 @@ use volume::commit::Lost;
 use volume::error::FsError;
 use volume::head::HeadError;
 use volume::ids::Lease;
+use volume::outage::Outage;
 use volume::volume::{Volume, VolumeInfo};
 use volume::volume_id::NodeId;
 use volume_s3::{ConnectError, S3Location};
@@ -79,6 +80,8 @@ pub struct MountInfo {
     pub dirty_bytes: u64,
     /// Why no write will be acknowledged any more, if so.
     pub lost: Option<Lost>,
+    /// What is wrong with the store, if anything is.
+    pub outage: Option<Outage>,
     /// Since when, in milliseconds since the Unix epoch.
     pub since_unix_ms: u64,
     /// Where the volume lies.

@@ -33,6 +33,8 @@ pub fn errno_of(error: &FsError) -> Errno {
         FsError::Lost(_) => Errno::EROFS,
         FsError::Damaged { .. } => Errno::EIO,
         FsError::Bucket(_) => Errno::EIO,
+        // What the operator has chosen by `s3_outage=eio:...`: programs that would rather fail than wait.
+        FsError::StoreAway { .. } => Errno::EIO,
         FsError::Tree(_) => Errno::EIO,
         FsError::Head(_) => Errno::EIO,
         // What the kernel itself says of a mount whose server is gone.

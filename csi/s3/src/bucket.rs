@@ -4,6 +4,7 @@
 //! own first try; then the object holds the very bytes that were sent, and the put succeeded (see `settle`).
 
 use std::ops::Range;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::counters::Operation;
 use crate::error::{Asked, failure};
 use crate::retry::{Failed, Failure, RetryPolicy};
 use crate::store::S3Store;
+use crate::trust::CONNECTIONS_MAX;
 
 mod plain;
 
@@ -28,6 +30,9 @@ pub use plain::{Metadata, PARTS_MAX, Part, Upload};
 
 /// 5 s: whether a bucket can be used is asked by somebody who waits for the answer.
 const VERIFY_TOTAL: Duration = Duration::from_secs(5);
+
+/// 16 connections free: with fewer, a second request would only wait for what others need.
+const CONNECTIONS_SPARE: usize = CONNECTIONS_MAX / 4;
 
 /// One bucket of a store.
 #[derive(Debug, Clone)]
@@ -97,6 +102,7 @@ impl S3Bucket {
             endpoint: &self.store.endpoint,
             bucket: &self.name,
             key,
+            keys: &self.store.keys,
         }
     }
 
@@ -128,11 +134,87 @@ impl S3Bucket {
         }
     }
 
-    async fn run<T, F>(&self, send: impl FnMut(u32) -> F) -> Result<T, Failed>
+    /// Sends requests as the policy says. Where the store refuses the keys and others are to be had by now, all begins anew
+    /// with them.
+    async fn run<T, F>(&self, mut send: impl FnMut(u32) -> F) -> Result<T, Failed>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        self.store.retry.run(&self.store.chance, send).await
+        match self.store.retry.run(&self.store.chance, &mut send).await {
+            Err(refused) if matches!(refused.error, BucketError::Denied { .. }) => {
+                if !self.store.keys.renew_refused().await {
+                    return Err(refused);
+                }
+                let again = self
+                    .store
+                    .retry
+                    .run(&self.store.chance, |attempt| send(attempt + 1))
+                    .await;
+                again.map_err(|failed| Failed {
+                    maybe_done: failed.maybe_done || refused.maybe_done,
+                    ..failed
+                })
+            }
+            done => done,
+        }
+    }
+
+    /// Sends a request, and a second one if no answer comes in the time that is usual. True if there was a second one: then
+    /// a refused condition may be its work.
+    async fn hedged<T, F>(&self, asked: &Asked<'_>, bytes: u64, send: impl Fn() -> F) -> (Result<T, Failure>, bool)
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let (store, begun) = (&self.store, Instant::now());
+        let mut first = pin!(send());
+        if let Some(wait) = store.hedging.wait(asked.operation, bytes) {
+            if let Ok(answer) = tokio::time::timeout(wait, &mut first).await {
+                self.took(asked, bytes, begun, &answer);
+                return (answer, false);
+            }
+            let spare = store.connections.available_permits() >= CONNECTIONS_SPARE;
+            if spare && store.hedging.spend() {
+                store.counters.hedge(asked.operation);
+                let answer = self.race(asked, first, send()).await;
+                self.took(asked, bytes, begun, &answer);
+                return (answer, true);
+            }
+        }
+        let answer = first.await;
+        self.took(asked, bytes, begun, &answer);
+        (answer, false)
+    }
+
+    /// The first answer of two requests counts, unless it is a failure and the other one succeeds.
+    async fn race<T, F>(&self, asked: &Asked<'_>, mut first: Pin<&mut F>, second: F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let mut second = pin!(second);
+        let (answer, won) = tokio::select! {
+            biased;
+            answer = &mut first => (answer, false),
+            answer = &mut second => (answer, true),
+        };
+        let failure = match answer {
+            Ok(answer) => {
+                if won {
+                    self.store.counters.hedge_won(asked.operation);
+                }
+                return Ok(answer);
+            }
+            // What the store knows for certain it knows of both.
+            Err(Failure::Final(BucketError::Precondition { .. } | BucketError::NotFound { .. })) => return answer,
+            Err(failure) => failure,
+        };
+        let other = if won { first.await } else { second.await };
+        other.map_err(|other| other.beside(failure))
+    }
+
+    fn took<T>(&self, asked: &Asked<'_>, bytes: u64, begun: Instant, answer: &Result<T, Failure>) {
+        if answer.is_ok() {
+            self.store.hedging.took(asked.operation, bytes, begun.elapsed());
+        }
     }
 
     async fn get_once(&self, asked: &Asked<'_>, range: Option<Range<u64>>, attempt: u32) -> Result<Object, Failure> {
@@ -239,7 +321,19 @@ impl S3Bucket {
     }
 
     async fn put(&self, asked: &Asked<'_>, body: Bytes, condition: Condition<'_>) -> Result<ETag, BucketError> {
-        let send = |attempt| self.put_once(asked, body.clone(), condition, attempt);
+        let send = |attempt| {
+            let body = body.clone();
+            async move {
+                let once = || self.put_once(asked, body.clone(), condition, attempt);
+                match self.hedged(asked, body.len() as u64, once).await {
+                    // The object may be there by the other of both requests.
+                    (Err(Failure::Final(BucketError::Precondition { .. })), true) => {
+                        self.settle(asked, &body).await.map_err(Failure::Final)
+                    }
+                    (answer, _) => answer,
+                }
+            }
+        };
         match self.run(send).await {
             Ok(etag) => Ok(etag),
             Err(Failed {
@@ -366,9 +460,15 @@ impl Bucket for S3Bucket {
             );
         }
         let asked = self.asked(Operation::Get, key);
-        self.run(|attempt| self.get_once(&asked, range.clone(), attempt))
-            .await
-            .map_err(|failed| failed.error)
+        let bytes = range.as_ref().map_or(0, |range| range.end - range.start);
+        let send = |attempt| {
+            let (asked, range) = (&asked, range.clone());
+            async move {
+                let once = || self.get_once(asked, range.clone(), attempt);
+                self.hedged(asked, bytes, once).await.0
+            }
+        };
+        self.run(send).await.map_err(|failed| failed.error)
     }
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError> {

@@ -61,6 +61,8 @@ impl Operation {
 struct Counter {
     requests: AtomicU64,
     repeats: AtomicU64,
+    hedges: AtomicU64,
+    hedges_won: AtomicU64,
     sent_bytes: AtomicU64,
     received_bytes: AtomicU64,
     seconds: Histogram,
@@ -79,6 +81,10 @@ pub struct OperationCount {
     pub requests: u64,
     /// Of these, requests that repeat one that failed.
     pub repeats: u64,
+    /// Of these, second requests beside one that was slow.
+    pub hedges: u64,
+    /// Second requests whose answer came first.
+    pub hedges_won: u64,
     /// Bytes of bodies sent.
     pub sent_bytes: u64,
     /// Bytes of bodies received.
@@ -97,6 +103,18 @@ impl Counters {
         counter.requests.fetch_add(1, Ordering::Relaxed);
         counter.repeats.fetch_add(u64::from(repeat), Ordering::Relaxed);
         counter.sent_bytes.fetch_add(sent_bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn hedge(&self, operation: Operation) {
+        self.operations[operation as usize]
+            .hedges
+            .fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn hedge_won(&self, operation: Operation) {
+        self.operations[operation as usize]
+            .hedges_won
+            .fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn received(&self, operation: Operation, bytes: u64) {
@@ -121,6 +139,8 @@ impl Counters {
             *count = OperationCount {
                 requests: counter.requests.load(Ordering::Relaxed),
                 repeats: counter.repeats.load(Ordering::Relaxed),
+                hedges: counter.hedges.load(Ordering::Relaxed),
+                hedges_won: counter.hedges_won.load(Ordering::Relaxed),
                 sent_bytes: counter.sent_bytes.load(Ordering::Relaxed),
                 received_bytes: counter.received_bytes.load(Ordering::Relaxed),
             };
@@ -153,6 +173,8 @@ impl CountersSnapshot {
         for (count, before) in difference.operations.iter_mut().zip(&earlier.operations) {
             count.requests -= before.requests;
             count.repeats -= before.repeats;
+            count.hedges -= before.hedges;
+            count.hedges_won -= before.hedges_won;
             count.sent_bytes -= before.sent_bytes;
             count.received_bytes -= before.received_bytes;
         }

@@ -11,6 +11,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use volume::bucket::BucketError;
 
 use crate::counters::Operation;
+use crate::keys::KeySource;
 use crate::retry::Failure;
 
 /// What was asked for, for the words of an error.
@@ -20,6 +21,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) endpoint: &'a str,
     pub(crate) bucket: &'a str,
     pub(crate) key: &'a str,
+    pub(crate) keys: &'a KeySource,
 }
 
 impl Asked<'_> {
@@ -60,7 +62,7 @@ impl Asked<'_> {
     fn denied(&self, detail: String) -> Failure {
         Failure::Final(BucketError::Denied {
             key: self.place(),
-            detail: self.at(detail),
+            detail: format!("{}; {}", self.at(detail), self.keys.described()),
         })
     }
 
@@ -101,7 +103,7 @@ where
 
 fn credentials_failure(asked: &Asked<'_>, error: &CredentialsError) -> Failure {
     match error {
-        CredentialsError::CredentialsNotLoaded(_) => asked.denied("no credentials were found".to_owned()),
+        CredentialsError::CredentialsNotLoaded(_) => asked.denied("the request cannot be signed".to_owned()),
         CredentialsError::InvalidConfiguration(_) | CredentialsError::Unhandled(_) => {
             asked.denied(format!("the credentials cannot be used: {}", causes(error)))
         }
@@ -133,6 +135,9 @@ fn service_failure(asked: &Asked<'_>, status: u16, code: &str, message: Option<&
         (400, "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentSHA256Mismatch") => {
             asked.passing(detail, false, true)
         }
+        (_, "RequestTimeTooSkewed") => asked.denied(format!(
+            "{detail} (this host's clock and the store's are too far apart: set the clock)"
+        )),
         (401 | 403, _) | (400, "ExpiredToken" | "InvalidToken" | "AuthorizationHeaderMalformed") => {
             asked.denied(detail)
         }
@@ -181,7 +186,7 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
 }
 
 /// The messages of an error's causes, without the SDK's own words and without repetitions.
-fn causes(error: &(dyn Error + 'static)) -> String {
+pub(crate) fn causes(error: &(dyn Error + 'static)) -> String {
     let mut text = String::new();
     for cause in std::iter::successors(error.source().or(Some(error)), |&cause| cause.source()) {
         let message = cause.to_string();

@@ -4,11 +4,13 @@
 //! has one for all its volumes. Its buckets keep the port's promises: `tests/s3_servers.rs` proves them on each server that
 //! we know. Retries live in `retry.rs` alone (the SDK's own are off), and `error.rs` is the only place that reads HTTP
 //! statuses and error codes. `bucket/plain.rs` alone reads and writes objects that are no
-//! part of a volume. Absent: hedged requests, caching.
+//! part of a volume. Absent: caching.
 
 mod bucket;
 mod counters;
 mod error;
+mod hedge;
+mod keys;
 mod location;
 mod put_options;
 mod retry;
@@ -17,7 +19,8 @@ mod trust;
 
 pub use bucket::{Metadata, PARTS_MAX, Part, S3Bucket, Upload};
 pub use counters::{Counters, CountersSnapshot, Operation, OperationCount};
+pub use keys::Credentials;
 pub use location::{LocationError, S3Location};
 pub use put_options::{PutOptionError, PutOptions};
 pub use retry::RetryPolicy;
-pub use store::{ConnectError, Credentials, S3Options, S3Store};
+pub use store::{ConnectError, S3Options, S3Store};

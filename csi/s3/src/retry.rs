@@ -58,6 +58,33 @@ pub(crate) enum Failure {
     },
 }
 
+impl Failure {
+    /// The failure of two requests for the same: sure to have had no effect only if both are, and final only if both are.
+    pub(crate) fn beside(self, other: Failure) -> Failure {
+        match (self, other) {
+            (
+                Failure::Passing {
+                    error,
+                    throttled,
+                    refused,
+                },
+                Failure::Passing {
+                    throttled: also_throttled,
+                    refused: also_refused,
+                    ..
+                },
+            ) => Failure::Passing {
+                error,
+                throttled: throttled || also_throttled,
+                refused: refused && also_refused,
+            },
+            (passing @ Failure::Passing { .. }, Failure::Final(_))
+            | (Failure::Final(_), passing @ Failure::Passing { .. }) => passing,
+            (last, Failure::Final(_)) => last,
+        }
+    }
+}
+
 /// How a call failed.
 #[derive(Debug)]
 pub(crate) struct Failed {

@@ -10,7 +10,8 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{
-    AppName, Region, RequestChecksumCalculation, ResponseChecksumValidation, StalledStreamProtectionConfig,
+    AppName, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    StalledStreamProtectionConfig,
 };
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
@@ -20,6 +21,8 @@ use volume::bucket::{BucketError, BucketRef, Prefixed};
 
 use crate::bucket::S3Bucket;
 use crate::counters::Counters;
+use crate::hedge::Hedging;
+use crate::keys::{Credentials, KeySource, Surroundings};
 use crate::location::S3Location;
 use crate::put_options::PutOptions;
 use crate::retry::{Chance, RetryPolicy};
@@ -30,32 +33,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The region that stores other than Amazon's expect unless they were told one.
 const REGION_ELSEWHERE: &str = "us-east-1";
-
-/// Where credentials come from.
-#[derive(Clone, Default)]
-pub enum Credentials {
-    /// The SDK's usual chain: environment, profile (with `credential_process`), web identity, container, instance.
-    #[default]
-    Chain,
-    /// These.
-    Keys {
-        /// Access key id.
-        id: String,
-        /// Secret access key.
-        secret: String,
-        /// Of temporary credentials.
-        session_token: Option<String>,
-    },
-}
-
-impl std::fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Credentials::Chain => f.write_str("Chain"),
-            Credentials::Keys { id, .. } => f.debug_struct("Keys").field("id", id).finish_non_exhaustive(),
-        }
-    }
-}
 
 /// How to reach a store. The defaults are Amazon's S3 with the SDK's usual chains.
 #[derive(Debug, Clone, Default)]
@@ -98,11 +75,13 @@ pub enum ConnectError {
 /// One store, shared by all its buckets.
 pub struct S3Store {
     pub(crate) client: Client,
+    pub(crate) keys: KeySource,
     pub(crate) endpoint: String,
     pub(crate) put: PutOptions,
     pub(crate) retry: RetryPolicy,
     pub(crate) counters: Arc<Counters>,
     pub(crate) chance: Chance,
+    pub(crate) hedging: Hedging,
     /// One permit for each connection. Requests beyond them wait here, not in sockets of their own.
     pub(crate) connections: Semaphore,
 }
@@ -127,7 +106,8 @@ impl S3Store {
         }
         let http = http_client(options.ca_bundle.as_deref())?;
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http)
+            .http_client(http.clone())
+            .no_credentials()
             .app_name(AppName::new("pannier").expect("letters are a name"))
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
@@ -140,21 +120,27 @@ impl S3Store {
             loader = loader.endpoint_url(endpoint);
         }
         loader = loader.region(region(&options).await);
-        if let Credentials::Keys {
-            id,
-            secret,
-            session_token,
-        } = &options.credentials
-        {
-            let keys = aws_sdk_s3::config::Credentials::new(id, secret, session_token.clone(), None, "pannier");
-            loader = loader.credentials_provider(keys);
-        }
         let loaded = loader.load().await;
         let Some(region) = loaded.region().map(Region::to_string) else {
             return Err(ConnectError::NoRegion);
         };
         let own_endpoint = loaded.endpoint_url().filter(|url| !url.contains(".amazonaws.com"));
+        let keys = match options.credentials {
+            Credentials::Chain => KeySource::chain(Surroundings {
+                region: loaded.region().cloned(),
+                use_fips: loaded.use_fips(),
+                use_dual_stack: loaded.use_dual_stack(),
+                http,
+            }),
+            Credentials::Keys {
+                id,
+                secret,
+                session_token,
+            } => KeySource::given(&id, &secret, session_token),
+        };
         let config = aws_sdk_s3::config::Builder::from(&loaded)
+            .credentials_provider(keys.clone())
+            .identity_cache(IdentityCache::no_cache())
             .force_path_style(options.path_style.unwrap_or(own_endpoint.is_some()))
             .build();
         let endpoint = loaded
@@ -162,10 +148,12 @@ impl S3Store {
             .map_or_else(|| format!("Amazon S3 in {region}"), str::to_owned);
         Ok(Arc::new(Self {
             client: Client::from_conf(config),
+            keys,
             endpoint,
             put: options.put,
             retry: options.retry,
             counters: options.counters.unwrap_or_default(),
+            hedging: Hedging::new(),
             chance: Chance::new(Uuid::new_v4().as_u64_pair().0),
             connections: Semaphore::new(CONNECTIONS_MAX),
         }))

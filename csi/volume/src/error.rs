@@ -80,6 +80,14 @@ pub enum FsError {
     /// The bucket failed below the operation.
     #[error("the bucket failed: {0}")]
     Bucket(#[source] Arc<BucketError>),
+    /// The store has been away for longer than the volume's policy waits. Nothing that was acknowledged is lost.
+    #[error("the store has not answered for {seconds} s, longer than the volume's s3_outage waits: {detail}")]
+    StoreAway {
+        /// How long it has been away.
+        seconds: u64,
+        /// The last failure.
+        detail: String,
+    },
     /// The tree failed below the operation.
     #[error("the metadata tree failed: {0}")]
     Tree(#[source] Arc<TreeError>),

@@ -25,6 +25,7 @@ mod mount;
 mod neighbours;
 pub mod open;
 mod ops;
+pub mod outage;
 pub mod probe;
 mod purge;
 pub mod ranges;

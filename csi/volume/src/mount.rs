@@ -23,6 +23,7 @@ use crate::limits::CollectLimits;
 use crate::lineage::Lineage;
 use crate::metrics::Histogram;
 use crate::neighbours::Neighbours;
+use crate::outage::{Watch, Way};
 use crate::readahead::Readahead;
 use crate::table::{Need, Stop, Tables};
 use crate::tail::{Batch, Changes, TailLog};
@@ -137,6 +138,8 @@ pub(crate) struct Mount {
     pub commit: Option<CommitHandle>,
     /// Where the journal, segments and tree are.
     pub bucket: BucketRef,
+    /// What is known of the store.
+    pub watch: Watch,
     pub fetcher: Fetcher,
     pub readahead: Readahead,
     pub neighbours: Neighbours,
@@ -151,6 +154,8 @@ pub(crate) struct Mount {
     /// How what it writes is compressed.
     pub compression: Compression,
     pub read_only: bool,
+    /// Permission bits that nothing made here gets.
+    pub umask: u16,
     /// What is on this node's disk before it is in the bucket; only with durability `local`.
     pub tail: Option<TailLog>,
     /// When fsync returns.
@@ -242,7 +247,13 @@ impl Mount {
                     loads += 1;
                     self.load(need).await?;
                 }
-                None => self.wait_for_room(unsealed).await,
+                None => {
+                    let room = async {
+                        self.wait_for_room(unsealed).await;
+                        Ok(())
+                    };
+                    self.watch.bounded(Way::Writing, room).await?;
+                }
             }
         }
         Err(overrun())
@@ -256,7 +267,8 @@ impl Mount {
             began,
         };
         let seen = self.renewals();
-        let loaded = need.ask(self.tree.as_ref()).await?;
+        let ask = async { need.ask(self.tree.as_ref()).await.map_err(FsError::from) };
+        let loaded = self.watch.bounded(Way::Reading, ask).await?;
         {
             let mut tables = self.lock();
             // What an older state said is nothing to be known in a newer one.

@@ -12,7 +12,7 @@ use crate::table::Part;
 const WINDOW_BYTES_MIN: u64 = 512 * 1024;
 
 /// 16 MiB: eight GETs under way. With 12 ms each that is above 1 GiB/s; more would only push other frames out of RAM.
-const WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
+pub(crate) const WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// 256 files are watched; with more, those forgotten begin again with small windows.
 const STREAMS_MAX: usize = 256;
@@ -27,15 +27,34 @@ struct Stream {
 }
 
 /// Who reads what in sequence.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Readahead {
+    /// Bytes ahead at most; 0 for none.
+    window_max: u64,
     /// Held for one decision, never across an await.
     streams: Mutex<HashMap<InodeNo, Stream>>,
 }
 
+impl Default for Readahead {
+    fn default() -> Self {
+        Self::new(WINDOW_BYTES_MAX)
+    }
+}
+
 impl Readahead {
+    /// Reads at most `window_max` bytes ahead.
+    pub fn new(window_max: u64) -> Self {
+        Self {
+            window_max,
+            streams: Mutex::default(),
+        }
+    }
+
     /// Notes a read and returns what to fetch ahead, if anything.
     pub fn next(&self, ino: InodeNo, offset: u64, len: u64) -> Option<(u64, u64)> {
+        if self.window_max == 0 {
+            return None;
+        }
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         if streams.len() >= STREAMS_MAX && !streams.contains_key(&ino) {
             streams.clear();
@@ -63,7 +82,7 @@ impl Readahead {
         }
         stream.next = end.max(if stream.next == u64::MAX { 0 } else { stream.next });
         if stream.window == 0 {
-            stream.window = WINDOW_BYTES_MIN;
+            stream.window = WINDOW_BYTES_MIN.min(self.window_max);
             // The first read of a file may be the only one.
             return None;
         }
@@ -71,7 +90,7 @@ impl Readahead {
         if start >= end + stream.window / 2 {
             return None;
         }
-        stream.window = (stream.window * 2).min(WINDOW_BYTES_MAX);
+        stream.window = (stream.window * 2).min(self.window_max);
         stream.ahead = end + stream.window;
         Some((start, stream.ahead))
     }
@@ -130,6 +149,18 @@ mod tests {
             assert!(step < 2 || covered > offset + 128 * KIB, "behind at step {step}");
         }
         assert!(asked < 100, "{asked} fetches for 1,000 reads");
+    }
+
+    #[test]
+    fn a_volume_may_read_less_ahead_or_nothing() {
+        let (less, nothing) = (Readahead::new(WINDOW_BYTES_MIN * 2), Readahead::new(0));
+        for step in 0..200 {
+            let offset = step * 128 * KIB;
+            if let Some((_, end)) = less.next(INO, offset, 128 * KIB) {
+                assert!(end - (offset + 128 * KIB) <= WINDOW_BYTES_MIN * 2);
+            }
+            assert_eq!(nothing.next(INO, offset, 128 * KIB), None);
+        }
     }
 
     #[test]

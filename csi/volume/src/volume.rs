@@ -25,6 +25,7 @@ use crate::limits::{DISK_CACHE_BYTES_MAX, FRAME_CACHE_BYTES_MAX, Limits};
 use crate::metrics::HistogramSnapshot;
 use crate::open::OpenError;
 use crate::ops;
+use crate::outage::Outage;
 use crate::volume_id::NodeId;
 
 pub use crate::fetch::FrameCounts;
@@ -154,6 +155,11 @@ impl Volume {
     /// Why nothing can be written any more, if so.
     pub fn lost(&self) -> Option<Lost> {
         self.inner.mount.lock().lost().cloned()
+    }
+
+    /// What is wrong with the store for this mount; `None` while it answers.
+    pub fn outage(&self) -> Option<Outage> {
+        self.inner.mount.watch.outage()
     }
 
     /// What was sent to the bucket so far; `None` for a mount that only reads.

@@ -5,6 +5,7 @@
 
 mod durability;
 mod hours;
+mod settings;
 mod snapshots;
 mod space;
 mod trouble;

@@ -8,9 +8,11 @@ use tests::faulty_bucket::{Faults, FaultyBucket};
 use tests::history::Dice;
 use tests::volume_store::{CALLER, VolumeStore, content_of, make_file, options};
 use tokio::time::{Instant, timeout};
+use volume::error::FsError;
+use volume::head::Parameters;
 use volume::ids::InodeNo;
 use volume::limits::Limits;
-use volume::volume::OpenOptions;
+use volume::volume::{OpenOptions, Volume};
 
 /// Worlds of the storm.
 const SEEDS: std::ops::Range<u64> = 0..6;
@@ -116,4 +118,81 @@ async fn an_outage_of_an_hour_blocks_writers_within_bounds_and_fails_nobody() {
                 .all(|(n, piece)| piece == [n as u8; PIECE])
     );
     volume.lookup(InodeNo::ROOT, b"afterwards").await.unwrap();
+}
+
+/// A volume whose caches are empty, with one file of some size in the bucket.
+async fn cold_file(parameters: &[(&str, &str)]) -> (VolumeStore, Arc<FaultyBucket>, Volume, InodeNo) {
+    let map = parameters
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let store = VolumeStore::with(Parameters::from_map(&map.collect()).unwrap()).await;
+    let volume = store.open(store.memory.clone(), options()).await;
+    let ino = make_file(&volume, "cold", &[7; 300_000]).await;
+    volume.close().await.unwrap();
+    let faulty = Arc::new(FaultyBucket::new(store.memory.clone(), 1, Faults::none()));
+    let volume = store.open(faulty.clone(), options()).await;
+    volume.lookup(InodeNo::ROOT, b"cold").await.unwrap();
+    (store, faulty, volume, ino)
+}
+
+/// `s3_outage = "block"`, the default: a program that reads what only the bucket has waits, and reads it when the store is back.
+#[tokio::test(start_paused = true)]
+async fn a_read_waits_for_a_store_that_is_away() {
+    let (_store, faulty, volume, ino) = cold_file(&[]).await;
+    faulty.set_available(false);
+    let reading = {
+        let volume = volume.clone();
+        tokio::spawn(async move { content_of(&volume, ino).await })
+    };
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(!reading.is_finished(), "it waits");
+    let outage = volume.outage().expect("the trouble is shown");
+    assert!(outage.lasts >= Duration::from_secs(500), "{outage}");
+    faulty.set_available(true);
+    let read = timeout(Duration::from_secs(60), reading).await.expect("it goes on");
+    assert_eq!(read.unwrap(), vec![7; 300_000]);
+    assert_eq!(volume.outage(), None);
+}
+
+/// `s3_outage = "eio:30s"`: what needs the store fails once it has been away for that long, and at once from then on; the rest
+/// works. Nothing that was acknowledged is lost: it goes out when the store is back, without a remount.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_fails_in_an_outage_does_so_in_time_and_loses_nothing() {
+    let (store, faulty, volume, cold) = cold_file(&[("s3_outage", "eio:30s")]).await;
+    let cached = make_file(&volume, "cached", &[5; 9_000]).await;
+    volume.sync_all().await.unwrap();
+    faulty.set_available(false);
+    let begun = Instant::now();
+    let written = make_file(&volume, "written", &[6; 9_000]).await;
+    let failed = volume.fsync(written).await.unwrap_err();
+    assert!(matches!(failed, FsError::StoreAway { .. }), "{failed}");
+    let took = begun.elapsed();
+    assert!(
+        took >= Duration::from_secs(29) && took < Duration::from_secs(40),
+        "{took:?}"
+    );
+    // Long after: what needs the store fails at once, what does not is answered.
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let asked = Instant::now();
+    assert!(matches!(volume.fsync(written).await, Err(FsError::StoreAway { .. })));
+    assert!(matches!(volume.read(cold, 0, 10).await, Err(FsError::StoreAway { .. })));
+    assert_eq!(content_of(&volume, cached).await, vec![5; 9_000]);
+    volume
+        .mkdir(InodeNo::ROOT, b"made meanwhile", 0o700, CALLER)
+        .await
+        .unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    assert!(volume.lost().is_none(), "an outage loses nothing");
+
+    // Nobody asks for anything; the end is noticed all the same.
+    faulty.set_available(true);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(volume.outage(), None);
+    assert_eq!(content_of(&volume, cold).await, vec![7; 300_000]);
+    volume.fsync(written).await.unwrap();
+    faulty.crash();
+    drop(volume);
+    let volume = store.open(store.memory.clone(), options()).await;
+    assert_eq!(content_of(&volume, written).await, vec![6; 9_000]);
+    volume.lookup(InodeNo::ROOT, b"made meanwhile").await.unwrap();
 }

@@ -272,6 +272,7 @@ impl Mounter for EngineMounter {
                 opening: Opening::parse(&mount.volume_id).ok()?,
                 path: mount.mountpoint.into(),
                 lost: Some(mount.lost).filter(|why| !why.is_empty()),
+                outage: Some(mount.outage).filter(|why| !why.is_empty()),
             })
         });
         Ok(ours.collect())

@@ -110,6 +110,14 @@ impl FakeMounter {
         self.node().owners.clone()
     }
 
+    /// Access key ids that the engine signs with, by what it has mounted.
+    pub fn keys(&self) -> Vec<(Opening, Option<String>)> {
+        let node = self.node();
+        let id = |spec: &MountSpec| spec.credentials.as_ref().map(|keys| keys.access_key_id.clone());
+        let all = node.served.iter();
+        all.map(|(opening, (spec, _))| (opening.clone(), id(spec))).collect()
+    }
+
     /// Paths of all mounts, in the order of the table.
     pub fn paths(&self) -> Vec<PathBuf> {
         self.node().table.iter().map(|mount| mount.path.clone()).collect()
@@ -208,6 +216,7 @@ impl Mounter for FakeMounter {
             opening: opening.clone(),
             path: spec.path.clone(),
             lost: node.lost.get(opening).cloned(),
+            outage: None,
         });
         Ok(all.collect())
     }

@@ -14,6 +14,7 @@ use volume::volume_id::VolumeId;
 use super::judge::{TargetState, judge};
 use super::record::VolumeRecord;
 use super::{Right, Targets};
+use crate::credentials::Credentials;
 use crate::deadlines::Progress;
 use crate::error::DriverError;
 use crate::mounter::{Answer, MountSpec, Served};
@@ -57,14 +58,28 @@ impl Targets {
             self.end_all(record, steps).await?;
             record.lease = right.lease;
         }
-        if right.credentials.is_some() && record.credentials != right.credentials {
-            record.credentials.clone_from(&right.credentials);
-            if let Some(credentials) = &record.credentials {
-                let renewed = self.mounter.renew(&record.opening, credentials).await;
-                renewed.map_err(DriverError::mount(&record.opening.volume))?;
+        let Some(credentials) = &right.credentials else {
+            return Ok(());
+        };
+        if record.credentials.as_ref() != Some(credentials) {
+            record.credentials = Some(credentials.clone());
+            self.renew(&record.opening, credentials).await?;
+            // The keys are the volume's: readers that have a mount of their own must not go on with those before.
+            for beside in Opening::both(&record.opening.volume) {
+                let known = self.records.load(&beside)?.filter(|_| beside != record.opening);
+                if let Some(mut other) = known {
+                    other.credentials = Some(credentials.clone());
+                    self.renew(&beside, credentials).await?;
+                    self.records.save(&other)?;
+                }
             }
         }
         Ok(())
+    }
+
+    async fn renew(&self, opening: &Opening, credentials: &Credentials) -> Result<(), DriverError> {
+        let renewed = self.mounter.renew(opening, credentials).await;
+        renewed.map_err(DriverError::mount(&opening.volume))
     }
 
     /// Saves the record and converges. If that fails, `undo` takes back from the record what the call had added.

@@ -533,6 +533,35 @@ async fn readers_have_a_mount_of_their_own_beside_a_writer() {
     node.assert_clean();
 }
 
+/// Keys are the volume's: a call that brings new ones renews all of its mounts, and none is mounted anew for it.
+#[tokio::test]
+async fn new_keys_reach_every_mount_of_the_volume() {
+    let node = Node::new();
+    let place = |name: &str, read_only, id: &str| {
+        let mut place = node.place(name, 1);
+        place.right.read_only = read_only;
+        place.right.credentials = Some(Credentials {
+            access_key_id: id.into(),
+            secret_access_key: "s".into(),
+            session_token: None,
+        });
+        place
+    };
+    let steps = Progress::new();
+    node.targets.stage(place("ro", true, "old"), &steps).await.unwrap();
+    node.targets.stage(place("rw", false, "old"), &steps).await.unwrap();
+    node.targets
+        .publish(place("target", false, "new"), &steps)
+        .await
+        .unwrap();
+    for (opening, id) in node.mounter.keys() {
+        assert_eq!(id.as_deref(), Some("new"), "{opening}");
+        let kept = node.targets.records.load(&opening).unwrap().unwrap().credentials;
+        assert_eq!(kept.unwrap().access_key_id, "new", "{opening}");
+    }
+    assert_eq!(node.mounter.mounts().len(), 2);
+}
+
 /// CSI, NodePublishVolume: of a volume that is for one writer at one path a second target is refused.
 #[tokio::test]
 async fn a_second_path_of_a_single_writer_is_refused() {

@@ -95,6 +95,15 @@ const OF_VOLUMES: &[OfVolume] = &[
         },
     ),
     (
+        "pannier_volume_outage_seconds",
+        Kind::Gauge,
+        "How long the store has not answered this mount, or refused its keys; 0 while all is well.",
+        |row| {
+            let outage = row.served.volume.outage();
+            Some(seconds(outage.map_or(Duration::ZERO, |outage| outage.lasts)))
+        },
+    ),
+    (
         "pannier_volume_commits_total",
         Kind::Counter,
         "Commits that are durable.",
@@ -176,6 +185,16 @@ impl Engine {
             "pannier_s3_repeats_total",
             "Requests that repeat one that failed.",
             |count| count.repeats,
+        );
+        counter(
+            "pannier_s3_hedges_total",
+            "Second requests, sent because the first had no answer in the usual time.",
+            |count| count.hedges,
+        );
+        counter(
+            "pannier_s3_hedges_won_total",
+            "Second requests whose answer came first.",
+            |count| count.hedges_won,
         );
         counter("pannier_s3_sent_bytes_total", "Bytes of bodies sent.", |count| {
             count.sent_bytes

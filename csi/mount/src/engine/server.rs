@@ -174,6 +174,7 @@ fn info(mount: MountInfo) -> wire::MountInfo {
         epoch: mount.volume.epoch.0,
         dirty_bytes: mount.dirty_bytes,
         lost: mount.lost.map(|lost| lost.to_string()).unwrap_or_default(),
+        outage: mount.outage.map(|outage| outage.to_string()).unwrap_or_default(),
         since_unix_ms: mount.since_unix_ms,
         capacity_bytes: mount.volume.capacity_bytes.unwrap_or(0),
         location: Some(wire::VolumeLocation {

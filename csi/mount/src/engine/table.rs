@@ -172,6 +172,7 @@ pub fn infos(key: &ServedKey, served: &Served) -> Vec<MountInfo> {
         volume: served.volume.info(),
         dirty_bytes: served.volume.dirty_bytes(),
         lost: served.volume.lost(),
+        outage: served.volume.outage(),
         since_unix_ms,
         location: served.spec.location.clone(),
         access: served.spec.access.clone(),

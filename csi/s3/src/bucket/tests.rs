@@ -14,6 +14,10 @@ use crate::{Credentials, S3Options};
 enum Step {
     /// Answers with a status, headers and a body.
     Answer(u16, &'static str, &'static str),
+    /// Never answers.
+    Hang,
+    /// Answers that it is done, after the next request was answered.
+    Slow,
     /// Closes the connection without a word.
     Drop,
     /// Promises a longer body than it sends.
@@ -92,6 +96,17 @@ async fn serve(mut stream: TcpStream, script: Arc<Script>) {
                 )
             }
             Step::Drop => return,
+            Step::Hang => return std::future::pending().await,
+            Step::Slow => {
+                let next = async {
+                    while script.seen.lock().unwrap().len() < 2 {
+                        tokio::task::yield_now().await;
+                    }
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                };
+                next.await;
+                "HTTP/1.1 200 X\r\nETag: \"1\"\r\nContent-Length: 0\r\n\r\n".to_owned()
+            }
             Step::Cut(body) => {
                 let cut = format!(
                     "HTTP/1.1 200 X\r\nETag: \"1\"\r\nContent-Length: {}\r\n\r\n{body}",
@@ -281,4 +296,65 @@ fn secrets_are_not_printed() {
     };
     let printed = format!("{keys:?}");
     assert!(printed.contains("AKIA1") && !printed.contains("secret"), "{printed}");
+}
+
+/// Makes the store believe that puts and gets are usually answered within a millisecond.
+fn prime(bucket: &S3Bucket) {
+    for _ in 0..400 {
+        for operation in [Operation::Get, Operation::PutIfAbsent] {
+            bucket.store.hedging.wait(operation, 9);
+            bucket.store.hedging.took(operation, 9, Duration::from_millis(1));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slow_get_is_asked_for_twice_and_the_first_answer_counts() {
+    let whole = Step::Answer(200, "ETag: \"1\"\r\n", "whole");
+    let (bucket, _script) = scripted([Step::Hang, whole]).await;
+    prime(&bucket);
+    let begun = Instant::now();
+    assert_eq!(bucket.get("k", None).await.unwrap().body, "whole");
+    assert!(
+        begun.elapsed() < bucket.store.retry.attempt,
+        "the first request was not waited for"
+    );
+    let count = bucket.store.counters().snapshot().of(Operation::Get);
+    assert_eq!(
+        (count.requests, count.repeats, count.hedges, count.hedges_won),
+        (2, 0, 1, 1)
+    );
+}
+
+/// The second request of a put meets what the first one did: the bytes tell that it was ours.
+#[tokio::test]
+async fn a_slow_put_whose_second_request_meets_its_own_effect_has_won() {
+    let mine = Step::Answer(200, "ETag: \"7\"\r\n", "mine 4711");
+    let (bucket, script) = scripted([Step::Hang, LOST, mine]).await;
+    prime(&bucket);
+    assert_eq!(
+        bucket.put_if_absent("k", body()).await.unwrap(),
+        ETag("\"7\"".to_owned())
+    );
+    let seen = script.seen.lock().unwrap().clone();
+    assert!(seen[1].starts_with("PUT") && seen[2].starts_with("GET"), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_slow_put_that_another_writer_won_is_lost() {
+    let other = Step::Answer(200, "ETag: \"7\"\r\n", "yours 815");
+    let (bucket, _script) = scripted([Step::Hang, LOST, other]).await;
+    prime(&bucket);
+    let error = bucket.put_if_absent("k", body()).await.unwrap_err();
+    assert!(matches!(error, BucketError::Precondition { .. }), "{error}");
+}
+
+/// A second request that fails says nothing of the first, which is waited for.
+#[tokio::test]
+async fn a_second_request_that_fails_leaves_the_first_its_time() {
+    let (bucket, _script) = scripted([Step::Slow, SLOW]).await;
+    prime(&bucket);
+    bucket.put_if_absent("k", body()).await.unwrap();
+    let count = bucket.store.counters().snapshot().of(Operation::PutIfAbsent);
+    assert_eq!((count.requests, count.hedges, count.hedges_won), (2, 1, 0));
 }

@@ -67,7 +67,8 @@ pub struct Parameters {
 pub enum ParameterError {
     /// No parameter has this name.
     #[error(
-        "volume parameter {name:?} is unknown; known are durability, compression, uid, gid, mode, cache_disk and cache_ram"
+        "volume parameter {name:?} is unknown; known are durability, compression, uid, gid, mode, umask, \
+         cache_disk, cache_ram, readahead and s3_outage"
     )]
     Unknown {
         /// As given.
@@ -129,6 +130,9 @@ impl Parameters {
                 "compression" => changed.compression = wanted.compression,
                 "cache_disk" => changed.settings.cache_disk_bytes = wanted.settings.cache_disk_bytes,
                 "cache_ram" => changed.settings.cache_ram_bytes = wanted.settings.cache_ram_bytes,
+                "readahead" => changed.settings.readahead_bytes = wanted.settings.readahead_bytes,
+                "umask" => changed.settings.umask = wanted.settings.umask,
+                "s3_outage" => changed.settings.on_outage = wanted.settings.on_outage,
                 _ => return Err(ParameterError::Fixed { name: name.clone() }),
             }
         }

@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::ParameterError;
+use crate::outage::OnOutage;
+use crate::readahead::WINDOW_BYTES_MAX;
 
 /// Settings of a volume's mounts. `None` leaves it to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -26,6 +28,15 @@ pub struct Settings {
     /// Most bytes of content in a node's memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_ram_bytes: Option<u64>,
+    /// Most bytes that are read ahead of a program that reads in sequence; 0 for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readahead_bytes: Option<u64>,
+    /// Permission bits that nothing made in the volume gets, besides those of the program's own umask.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub umask: Option<u16>,
+    /// What operations do while the store does not answer.
+    #[serde(skip_serializing_if = "OnOutage::is_default")]
+    pub on_outage: OnOutage,
 }
 
 /// Parameters of other drivers that are options of our plugin: all volumes of a plugin lie in one place.
@@ -57,6 +68,9 @@ impl Settings {
             "gid" => self.gid = Some(id("gid", value)?),
             "mode" => self.mode = Some(mode(value)?),
             "cache_disk" => self.cache_disk_bytes = Some(bytes("cache_disk", value)?),
+            "readahead" => self.readahead_bytes = Some(readahead(value)?),
+            "umask" => self.umask = Some(umask(value)?),
+            "s3_outage" => self.on_outage = value.parse()?,
             "cache_ram" => self.cache_ram_bytes = Some(bytes("cache_ram", value)?),
             of_plugin if OF_THE_PLUGIN.contains(&of_plugin) => {
                 return Err(ParameterError::OfThePlugin { name: name.to_owned() });
@@ -92,6 +106,29 @@ pub fn mode(value: &str) -> Result<u16, ParameterError> {
             name: "mode",
             value: value.to_owned(),
             known: "permission bits in octal, for example 0770",
+        })
+}
+
+/// Reads a umask in octal.
+fn umask(value: &str) -> Result<u16, ParameterError> {
+    let bits = u16::from_str_radix(value.strip_prefix("0o").unwrap_or(value), 8).ok();
+    // The owner's own rights to what it has just made are not to be taken away by a typing mistake.
+    bits.filter(|bits| *bits <= 0o077).ok_or_else(|| ParameterError::Value {
+        name: "umask",
+        value: value.to_owned(),
+        known: "permission bits of group and others in octal, for example 0027",
+    })
+}
+
+/// Reads how much to read ahead.
+fn readahead(value: &str) -> Result<u64, ParameterError> {
+    let size = if value == "0" { Ok(0) } else { bytes("readahead", value) };
+    size.ok()
+        .filter(|size| *size <= WINDOW_BYTES_MAX)
+        .ok_or_else(|| ParameterError::Value {
+            name: "readahead",
+            value: value.to_owned(),
+            known: "0, or bytes, or a number with KiB or MiB, up to 16MiB",
         })
 }
 
@@ -132,6 +169,13 @@ mod tests {
         assert_eq!(parse("mode", "0770").unwrap().mode, Some(0o770));
         assert_eq!(parse("cache_disk", "8GiB").unwrap().cache_disk_bytes, Some(8 << 30));
         assert_eq!(parse("cache_ram", "1048576").unwrap().cache_ram_bytes, Some(1 << 20));
+        assert_eq!(parse("umask", "0027").unwrap().umask, Some(0o027));
+        assert_eq!(parse("readahead", "0").unwrap().readahead_bytes, Some(0));
+        assert_eq!(parse("readahead", "4MiB").unwrap().readahead_bytes, Some(4 << 20));
+        assert_eq!(
+            parse("s3_outage", "eio:1m").unwrap().on_outage,
+            OnOutage::FailAfterS(60)
+        );
     }
 
     #[test]
@@ -145,7 +189,11 @@ mod tests {
             ("cache_ram", "0"),
             ("cache_ram", "99999999TiB"),
             ("bucket", "data"),
-            ("umask", "022"),
+            ("umask", "0700"),
+            ("umask", "rwx"),
+            ("readahead", "17MiB"),
+            ("readahead", "much"),
+            ("s3_outage", "eio"),
         ] {
             let text = parse(name, value).unwrap_err().to_string();
             assert!(text.contains(name), "{name}={value}: {text}");

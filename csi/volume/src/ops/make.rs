@@ -149,6 +149,14 @@ fn make(tables: &mut Tables, new: &New<'_>, now: Timestamp) -> Result<Attr, Stop
     tables.attr(ino)
 }
 
+/// The volume's own umask takes away what the program's leaves.
+fn under_umask(mount: &Mount, caller: Caller) -> Caller {
+    Caller {
+        umask: caller.umask | mount.umask,
+        ..caller
+    }
+}
+
 /// See `Volume::make_node`.
 pub(crate) async fn make_node(
     mount: &Mount,
@@ -166,7 +174,7 @@ pub(crate) async fn make_node(
         name,
         node,
         target: None,
-        caller,
+        caller: under_umask(mount, caller),
     };
     mount.change(|tables, now| make(tables, &new, now)).await
 }
@@ -190,7 +198,7 @@ pub(crate) async fn create(
         name,
         node,
         target: None,
-        caller,
+        caller: under_umask(mount, caller),
     };
     mount
         .change(|tables, now| {
@@ -220,7 +228,7 @@ pub(crate) async fn mkdir(
         name,
         node,
         target: None,
-        caller,
+        caller: under_umask(mount, caller),
     };
     mount.change(|tables, now| make(tables, &new, now)).await
 }

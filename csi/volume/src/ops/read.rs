@@ -8,6 +8,7 @@ use crate::error::FsError;
 use crate::fetch::{FetchError, WantedPart};
 use crate::ids::InodeNo;
 use crate::mount::Mount;
+use crate::outage::{Way, is_outage};
 use crate::table::{Part, Stop, Tables};
 
 /// 64 KiB of zeros, sliced for holes.
@@ -31,6 +32,10 @@ pub(crate) async fn read(mount: &Mount, ino: InodeNo, offset: u64, len_bytes: u3
         }
         match gather(mount, (ino, offset), parts).await {
             Ok(bytes) => return Ok(bytes),
+            Err(FetchError::Bucket(error)) if is_outage(&error) => {
+                looks -= 1;
+                mount.watch.pause(Way::Reading).await?;
+            }
             Err(error @ FetchError::Missing(_)) if looks < LOOKS_MAX => {
                 // Of a mount that only reads the whole state may be gone.
                 if let Err(why) = mount.renew(seen).await {

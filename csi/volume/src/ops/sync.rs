@@ -15,10 +15,13 @@
 //! Unmounting is `drain` in every mode: everything is in the bucket then.
 //!
 //! An error says that changes were lost, and that none will be accepted any more. It is said by every call from then on.
+//! The one exception is `StoreAway`, by a policy that the operator has chosen: nothing is lost, only not durable yet; a
+//! later call waits for all of it again.
 
 use crate::error::FsError;
 use crate::head::Durability;
 use crate::mount::Mount;
+use crate::outage::Way;
 
 /// See `Volume::fsync`.
 pub(crate) async fn sync(mount: &Mount) -> Result<(), FsError> {
@@ -59,7 +62,8 @@ pub(crate) async fn drain(mount: &Mount) -> Result<(), FsError> {
     };
     let Some(commit) = &mount.commit else { return Ok(()) };
     commit.request_sync();
-    commit.wait_durable(target).await.map_err(FsError::Lost)
+    let durable = async { commit.wait_durable(target).await.map_err(FsError::Lost) };
+    mount.watch.bounded(Way::Writing, durable).await
 }
 
 /// See `Volume::flush`.

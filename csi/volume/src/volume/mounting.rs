@@ -24,6 +24,7 @@ use crate::lineage::Lineage;
 use crate::mount::{Follow, Mount, State};
 use crate::neighbours::Neighbours;
 use crate::open::{OpenError, TreeConfig, open_reader, open_writer};
+use crate::outage::Watch;
 use crate::readahead::Readahead;
 use crate::row::Counters;
 use crate::table::Tables;
@@ -69,6 +70,8 @@ pub(super) async fn open(bucket: BucketRef, options: OpenOptions) -> Result<Inne
 }
 
 async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenError> {
+    let watch = Watch::default();
+    let bucket = watch.over(bucket);
     let family = bucket.above().map(|(family, _)| family);
     let budget = options.limits.budget.clone();
     let config = TreeConfig {
@@ -77,6 +80,8 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
     };
     let opened = open_reader(bucket.clone(), config).await?;
     let head = &opened.head;
+    let settings = head.parameters.settings;
+    watch.obey(settings.on_outage);
     let tables = tables_of(
         opened.counters,
         (options.limits, true),
@@ -91,7 +96,9 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         commit: None,
         fetcher: fetcher(&opened.bucket, head.lineage(), (&options.cache, &budget)),
         bucket: Arc::clone(&opened.bucket),
-        readahead: Readahead::default(),
+        readahead: settings.readahead_bytes.map_or_else(Readahead::default, Readahead::new),
+        watch,
+        umask: settings.umask.unwrap_or(0),
         neighbours: Neighbours::default(),
         clock: options.clock,
         uuid: head.uuid,
@@ -116,6 +123,8 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
 }
 
 async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenError> {
+    let watch = Watch::default();
+    let bucket = watch.over(bucket);
     let session = Uuid::new_v4();
     let claim = Claim {
         node_id: options.node_id,
@@ -131,6 +140,8 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
     let family = bucket.above().map(|(family, _)| family);
     let opened = open_writer(bucket, claim, config).await?;
     let (head, after_crash) = (opened.taken.head.clone(), !opened.taken.clean);
+    let settings = head.parameters.settings;
+    watch.obey(settings.on_outage);
     let collect = options.limits.collect.clone();
     let tables = tables_of(
         opened.counters,
@@ -165,7 +176,9 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         commit: Some(commit),
         fetcher,
         bucket: opened.bucket,
-        readahead: Readahead::default(),
+        readahead: settings.readahead_bytes.map_or_else(Readahead::default, Readahead::new),
+        watch,
+        umask: settings.umask.unwrap_or(0),
         neighbours: Neighbours::default(),
         clock: options.clock,
         uuid: head.uuid,
@@ -180,6 +193,11 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         collect,
         purge: Notify::new(),
     });
+    Ok(begin(mount, opened.head, after_crash))
+}
+
+/// Begins the work beside a mount that writes.
+fn begin(mount: Arc<Mount>, head: HeadFile, after_crash: bool) -> Inner {
     // The root directory of a new volume.
     let unsealed = mount.lock().unsealed_bytes();
     mount.dirtied(unsealed);
@@ -187,13 +205,13 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
     let stop = Arc::new(Notify::new());
     let collecting = tokio::spawn(Collector::new(Arc::clone(&mount), after_crash).run(Arc::clone(&stop)));
     let tasks = vec![purging.abort_handle(), collecting.abort_handle()];
-    Ok(Inner {
+    Inner {
         mount,
-        head: Some(opened.head),
+        head: Some(head),
         tasks,
         stop,
         collector: Mutex::new(Some(collecting)),
-    })
+    }
 }
 
 /// See `Volume::close`.
@@ -340,6 +358,8 @@ mod by_hand {
                 ),
                 bucket,
                 readahead: Readahead::default(),
+                watch: crate::outage::Watch::default(),
+                umask: 0,
                 neighbours: Neighbours::default(),
                 clock: Arc::new(Steps::default()),
                 uuid,
