@@ -3,6 +3,7 @@
 //! Answered from the engine's memory: it works while the store is away. Absent: other nodes; `pannier volume ls` says who has
 //! which volume.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -91,7 +92,42 @@ pub async fn run(args: MountsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What an engine on this node has of a volume that is not in the bucket yet.
+#[derive(Debug, Clone, Serialize)]
+pub struct Unsent {
+    /// Bytes that are not in the bucket yet.
+    pub dirty_bytes: u64,
+    /// What is wrong with the store; empty while it answers.
+    pub outage: String,
+}
+
+/// The volumes that this node's engine has open, by their places.
+///
+/// # Errors
+/// `Failure` if no engine answers.
+pub async fn unsent(socket: &Path) -> Result<BTreeMap<String, Unsent>, Failure> {
+    let mut all: BTreeMap<String, Unsent> = BTreeMap::new();
+    for mount in list(socket).await? {
+        let Some(place) = mount.location else { continue };
+        let place = format!("s3://{}/{}", place.bucket, place.prefix);
+        // Readers beside a writer have nothing to send.
+        let known = all.entry(place).or_insert(Unsent {
+            dirty_bytes: 0,
+            outage: String::new(),
+        });
+        known.dirty_bytes = known.dirty_bytes.max(mount.dirty_bytes);
+        if !mount.outage.is_empty() {
+            known.outage = mount.outage;
+        }
+    }
+    Ok(all)
+}
+
 async fn ask(socket: &Path) -> Result<Vec<Told>, Failure> {
+    Ok(list(socket).await?.into_iter().map(Told::from).collect())
+}
+
+async fn list(socket: &Path) -> Result<Vec<wire::MountInfo>, Failure> {
     let refused = |why: String| Failure::new(format!("no engine answers at {}: {why}", socket.display()));
     let path = socket.to_owned();
     let connector = tower::service_fn(move |_| {
@@ -110,5 +146,5 @@ async fn ask(socket: &Path) -> Result<Vec<Told>, Failure> {
     let asked = tokio::time::timeout(ASK_MAX, engine.list_mounts(wire::ListMountsRequest {})).await;
     let answer = asked.map_err(|_| refused("it is silent".into()))?;
     let answer = answer.map_err(|status| refused(status.message().to_owned()))?;
-    Ok(answer.into_inner().mounts.into_iter().map(Told::from).collect())
+    Ok(answer.into_inner().mounts)
 }

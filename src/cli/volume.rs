@@ -1,20 +1,24 @@
 //! `pannier volume`: what is in a bucket, whether it is sound, its snapshots and clones, and its removal.
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use uuid::Uuid;
 use volume::admin::{Admin, Led, ListedVolume, delete_at};
 use volume::bucket::BucketRef;
-use volume::check::{CheckOptions, Damage, check};
 use volume::head::{Head, HeadFile, HeadWriter};
 use volume::snapshot::{Family, Snapshot};
 use volume::volume_id::VolumeId;
 use volume_mount::store::Stores;
 use volume_s3::S3Location;
 
+use super::mounts::{self, Unsent};
 use super::store::StoreArgs;
 use super::{Failure, say};
 
+pub mod check;
 mod expand;
 pub mod snapshot;
 pub mod transfer;
@@ -29,8 +33,8 @@ pub enum VolumeCommand {
     Ls(LsArgs),
     /// Show one volume: who has it, how large it may be, what it was created as
     Show(ShowArgs),
-    /// Verify every row, commit and frame of a volume, and print what is wrong
-    Check(CheckArgs),
+    /// Verify every row, commit and frame of a volume, and print what is wrong; repair it with --repair
+    Check(check::CheckArgs),
     /// Give up what a lost node had acknowledged and not put into the bucket (durability `local`)
     DropTail(DropTailArgs),
     /// Remove a volume and everything in it but what snapshots and clones need
@@ -56,6 +60,9 @@ pub struct LsArgs {
     cluster: S3Location,
     #[command(flatten)]
     store: StoreArgs,
+    /// Socket of this node's engine: tell too how much of its volumes is not in the bucket yet
+    #[arg(long, value_name = "PATH", env = "PANNIER_ENGINE_SOCKET")]
+    engine_socket: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -69,22 +76,12 @@ pub struct ShowArgs {
     volume: S3Location,
     #[command(flatten)]
     store: StoreArgs,
+    /// Socket of this node's engine: tell too how much of the volume is not in the bucket yet
+    #[arg(long, value_name = "PATH", env = "PANNIER_ENGINE_SOCKET")]
+    engine_socket: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
-}
-
-/// Arguments of `pannier volume check`.
-#[derive(Debug, Args)]
-pub struct CheckArgs {
-    /// The volume: bucket and the volume's own prefix in it
-    #[arg(value_name = "s3://BUCKET/PREFIX")]
-    volume: S3Location,
-    #[command(flatten)]
-    store: StoreArgs,
-    /// Leave out the content of files: read rows and commits only
-    #[arg(long)]
-    no_content: bool,
 }
 
 /// Arguments of `pannier volume drop-tail`.
@@ -130,7 +127,7 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
     match command {
         VolumeCommand::Ls(args) => ls(args).await,
         VolumeCommand::Show(args) => show(args).await,
-        VolumeCommand::Check(args) => check_volume(args).await,
+        VolumeCommand::Check(args) => check::run(args).await,
         VolumeCommand::DropTail(args) => drop_tail(args).await,
         VolumeCommand::Rm(args) => rm(args).await,
         VolumeCommand::Expand(args) => expand::run(args).await,
@@ -153,17 +150,25 @@ struct Told {
     /// Only of one volume; a list leaves them out.
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshots: Option<Vec<Snapshot>>,
+    /// Only of volumes that the engine asked has open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unsent: Option<Unsent>,
 }
 
 async fn ls(args: LsArgs) -> Result<(), Failure> {
     let store = Stores::default().store(&args.store.access()).await?;
     store.bucket(&args.cluster.bucket).verify().await?;
     let admin = Admin::new(store.open(&args.cluster), Uuid::new_v4());
+    let mut unsent = unsent_at(args.engine_socket.as_deref()).await?;
     let mut token = None;
     let mut all = Vec::new();
     loop {
         let page = admin.list(token.as_deref(), PAGE_VOLUMES).await?;
-        all.extend(page.volumes.into_iter().map(|listed| told(&args.cluster, listed)));
+        all.extend(
+            page.volumes
+                .into_iter()
+                .map(|listed| told(&args.cluster, listed, &mut unsent)),
+        );
         token = page.next;
         if token.is_none() {
             break;
@@ -173,17 +178,18 @@ async fn ls(args: LsArgs) -> Result<(), Failure> {
         return say(serde_json::to_string_pretty(&all)?);
     }
     say(format_args!(
-        "{:<40} {:>16} {:>6}  USED BY",
-        "VOLUME", "CAPACITY", "EPOCH"
+        "{:<40} {:>16} {:>6} {:>14}  USED BY",
+        "VOLUME", "CAPACITY", "EPOCH", "DIRTY BYTES"
     ))?;
     for volume in &all {
         match &volume.head {
             Some(head) => {
                 let capacity = capacity(head.capacity_bytes);
                 say(format_args!(
-                    "{:<40} {capacity:>16} {:>6}  {}",
+                    "{:<40} {capacity:>16} {:>6} {:>14}  {}",
                     volume.id,
                     head.epoch,
+                    dirty(volume.unsent.as_ref()),
                     used_by(head)
                 ))?;
             }
@@ -197,9 +203,23 @@ async fn ls(args: LsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn told(cluster: &S3Location, listed: ListedVolume) -> Told {
+/// What this node's engine has open; nothing where none was named.
+async fn unsent_at(socket: Option<&Path>) -> Result<BTreeMap<String, Unsent>, Failure> {
+    match socket {
+        Some(socket) => mounts::unsent(socket).await,
+        None => Ok(BTreeMap::new()),
+    }
+}
+
+/// Other nodes know what they have not sent yet, the bucket does not.
+fn dirty(unsent: Option<&Unsent>) -> String {
+    unsent.map_or_else(|| "-".to_owned(), |unsent| unsent.dirty_bytes.to_string())
+}
+
+fn told(cluster: &S3Location, listed: ListedVolume, unsent: &mut BTreeMap<String, Unsent>) -> Told {
     let id = listed.volume.to_string();
     let location = cluster.join(&format!("v/{id}"));
+    let unsent = unsent.remove(&location);
     match listed.head {
         Ok(head) => Told {
             id,
@@ -207,6 +227,7 @@ fn told(cluster: &S3Location, listed: ListedVolume) -> Told {
             error: None,
             head: Some(head),
             snapshots: None,
+            unsent,
         },
         Err(error) => Told {
             id,
@@ -214,6 +235,7 @@ fn told(cluster: &S3Location, listed: ListedVolume) -> Told {
             error: Some(error.to_string()),
             head: None,
             snapshots: None,
+            unsent,
         },
     }
 }
@@ -227,6 +249,8 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
         .await
         .map_err(|error| Failure::new(format!("volume {}: {error}", args.volume)))?;
     let snapshots = snapshots_of(&store.open(&args.volume)).await?;
+    let mut unsent = unsent_at(args.engine_socket.as_deref()).await?;
+    let unsent = unsent.remove(args.volume.to_string().trim_end_matches('/'));
     if args.json {
         let id = head.volume.to_string();
         return say(serde_json::to_string_pretty(&Told {
@@ -235,9 +259,19 @@ async fn show(args: ShowArgs) -> Result<(), Failure> {
             error: None,
             head: Some(head),
             snapshots: Some(snapshots),
+            unsent,
         })?);
     }
     say_head(&head, &args.volume)?;
+    if let Some(unsent) = &unsent {
+        say(format_args!(
+            "dirty       {} bytes on this node are not in the bucket yet",
+            unsent.dirty_bytes
+        ))?;
+        if !unsent.outage.is_empty() {
+            say(format_args!("trouble     the store is in trouble {}", unsent.outage))?;
+        }
+    }
     for snapshot in &snapshots {
         let made = utc(snapshot.created_unix_ms);
         say(format_args!("snapshot    {} of {made}", snapshot.name))?;
@@ -306,39 +340,6 @@ async fn snapshots_of(root: &BucketRef) -> Result<Vec<Snapshot>, Failure> {
     match VolumeId::parse(&folder) {
         Ok(volume) => snapshot::all_of(&family, Some(&volume)).await,
         Err(_) => Ok(Vec::new()),
-    }
-}
-
-async fn check_volume(args: CheckArgs) -> Result<(), Failure> {
-    let store = Stores::default().store(&args.store.access()).await?;
-    store.bucket(&args.volume.bucket).verify().await?;
-    let options = CheckOptions {
-        content: !args.no_content,
-        ..CheckOptions::default()
-    };
-    let location = args.volume;
-    let mut tell = |damage: Damage| {
-        // Where stdout is closed, the count and the exit code still tell.
-        let _ = say(format_args!(
-            "damaged: {} at {}: {}",
-            damage.object, damage.place, damage.detail
-        ));
-    };
-    let report = check(store.open(&location), options, &mut tell).await;
-    let report = report.map_err(|error| Failure::new(format!("volume {location}: {error}")))?;
-    say(format_args!(
-        "checked {location}: {} inodes, {} names, {} extents, {} objects, {} frames ({} bytes), {} snapshots",
-        report.inodes,
-        report.names,
-        report.extents,
-        report.objects,
-        report.frames,
-        report.content_bytes,
-        report.snapshots
-    ))?;
-    match report.damages {
-        0 => say("no damage found"),
-        damages => Err(Failure::new(format!("volume {location} has {damages} damages"))),
     }
 }
 

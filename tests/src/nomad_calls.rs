@@ -183,6 +183,70 @@ impl Nomad {
         self.controller.delete_volume(deletion).await.map(drop)
     }
 
+    /// `nomad volume snapshot create`.
+    ///
+    /// # Errors
+    /// What the plugin says.
+    ///
+    /// # Panics
+    /// If an answer has no snapshot.
+    pub async fn snapshot(&mut self, volume: &str, name: &str) -> Result<csi::Snapshot, Status> {
+        let creation = csi::CreateSnapshotRequest {
+            source_volume_id: volume.into(),
+            name: name.into(),
+            ..Default::default()
+        };
+        let created = self.controller.create_snapshot(creation).await?.into_inner();
+        Ok(created.snapshot.expect("an answer describes the snapshot"))
+    }
+
+    /// `nomad volume snapshot list`.
+    ///
+    /// # Errors
+    /// What the plugin says.
+    pub async fn snapshots(&mut self) -> Result<Vec<csi::Snapshot>, Status> {
+        let listed = self
+            .controller
+            .list_snapshots(csi::ListSnapshotsRequest::default())
+            .await?;
+        let entries = listed.into_inner().entries;
+        Ok(entries.into_iter().filter_map(|entry| entry.snapshot).collect())
+    }
+
+    /// `nomad volume snapshot delete`.
+    ///
+    /// # Errors
+    /// What the plugin says.
+    pub async fn delete_snapshot(&mut self, id: &str) -> Result<(), Status> {
+        let deletion = csi::DeleteSnapshotRequest {
+            snapshot_id: id.into(),
+            ..Default::default()
+        };
+        self.controller.delete_snapshot(deletion).await.map(drop)
+    }
+
+    /// `nomad volume create` of a file with `snapshot_id`.
+    ///
+    /// # Errors
+    /// What the plugin says.
+    ///
+    /// # Panics
+    /// If an answer has no volume.
+    pub async fn restore(&mut self, name: &str, snapshot_id: &str) -> Result<csi::Volume, Status> {
+        use csi::volume_content_source::{SnapshotSource, Type};
+        let source = Type::Snapshot(SnapshotSource {
+            snapshot_id: snapshot_id.into(),
+        });
+        let creation = csi::CreateVolumeRequest {
+            name: name.into(),
+            volume_capabilities: vec![Use::writer(name, "").capability()],
+            volume_content_source: Some(csi::VolumeContentSource { r#type: Some(source) }),
+            ..Default::default()
+        };
+        let created = self.controller.create_volume(creation).await?.into_inner();
+        Ok(created.volume.expect("an answer describes the volume"))
+    }
+
     /// A claim: ControllerPublishVolume; returns the publish context.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! Invariants: reads only, so it may run beside a mount (it then checks the state of the moment it began); memory is
 //! bounded whatever the size of the volume: rows are streamed, and what must be counted is counted in windows.
-//! Callers: `pannier volume check`. Absent: repair: what is wrong is told with the object and the place, nothing is changed.
+//! Callers: `pannier volume check`. Absent: repair (`check/repair.rs`): what is wrong is told with the object and the place, nothing is changed.
 
 use uuid::Uuid;
 
@@ -20,6 +20,7 @@ mod held;
 mod inodes;
 mod names;
 mod objects;
+pub mod repair;
 
 /// 1,048,576 inodes or objects counted at a time, at some 64 bytes each. A larger volume is read once more for each window.
 const WINDOW_ROWS: usize = 1024 * 1024;

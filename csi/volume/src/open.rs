@@ -106,6 +106,15 @@ pub struct OpenedReader {
     pub counters: Option<Counters>,
 }
 
+/// An object of the journal that cannot be understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Damaged {
+    /// The object.
+    pub key: String,
+    /// What is wrong.
+    pub detail: String,
+}
+
 /// Why a volume could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -152,6 +161,19 @@ pub enum OpenError {
 /// # Errors
 /// `OpenError`.
 pub async fn open_writer(root: BucketRef, claim: Claim, config: TreeConfig) -> Result<OpenedWriter, OpenError> {
+    open_writer_over(root, claim, config, None).await
+}
+
+/// As `open_writer`; with `over` a journal that is damaged ends before the damage, which is noted there: what follows is given up.
+///
+/// # Errors
+/// `OpenError`; `Damaged` also with `over`, where the damage is an ancestor's.
+pub(crate) async fn open_writer_over(
+    root: BucketRef,
+    claim: Claim,
+    config: TreeConfig,
+    over: Option<&mut Vec<Damaged>>,
+) -> Result<OpenedWriter, OpenError> {
     let head = HeadFile::new(root.clone(), HeadWriter::new(claim.session));
     let taken = head.take_over(&claim).await?;
     let (epoch, volume) = (taken.head.epoch, taken.head.uuid);
@@ -169,7 +191,7 @@ pub async fn open_writer(root: BucketRef, claim: Claim, config: TreeConfig) -> R
         writer: claim.session,
         owner: claim.node_id.to_string(),
     };
-    let replayed = sealer.replay(&mut walk, &tree, taken.clean).await?;
+    let replayed = sealer.replay(&mut walk, &tree, (taken.clean, over)).await?;
     let last = tree.applied();
     let ours = Applied {
         epoch,
@@ -243,7 +265,12 @@ impl Sealer {
     /// Replays every commit that stands and seals where they end. Returns how many there were.
     ///
     /// `clean`: the writer before has closed the volume, so no commit is expected, only looked for if the seal says so.
-    async fn replay(&self, walk: &mut Walk, tree: &dyn Tree, clean: bool) -> Result<u64, OpenError> {
+    async fn replay(
+        &self,
+        walk: &mut Walk,
+        tree: &dyn Tree,
+        (clean, mut over): (bool, Option<&mut Vec<Damaged>>),
+    ) -> Result<u64, OpenError> {
         let mut replayed = 0;
         let (epoch, seq) = walk.at();
         if clean && self.seal(ObjectId::Journal(epoch, seq)).await? {
@@ -254,7 +281,15 @@ impl Sealer {
                 // The first writer of a clone: what was before is its ancestors', and ended long ago.
                 return Ok(replayed);
             }
-            match walk.next().await? {
+            let step = match (walk.next().await, &mut over) {
+                (Err(OpenError::Damaged { key, detail }), Some(over)) => {
+                    self.seal_over(walk, &key, &detail).await?;
+                    over.push(Damaged { key, detail });
+                    continue;
+                }
+                (step, _) => step?,
+            };
+            match step {
                 Step::Commit(commit) => {
                     let applied = Applied {
                         epoch: commit.epoch,
@@ -277,15 +312,37 @@ impl Sealer {
         }
     }
 
-    /// Puts our seal where `object` is missing. False if something is there by now.
-    async fn seal(&self, object: ObjectId) -> Result<bool, OpenError> {
-        let seal = Seal {
+    /// Puts our seal in the place of an object that is damaged, and lets the walk meet it.
+    async fn seal_over(&self, walk: &mut Walk, key: &str, detail: &str) -> Result<(), OpenError> {
+        let damaged = || OpenError::Damaged {
+            key: key.to_owned(),
+            detail: detail.to_owned(),
+        };
+        let object = ObjectId::parse(key)
+            .filter(|object| !walk.is_foreign(*object))
+            .ok_or_else(damaged)?;
+        let found = self.bucket.head(key).await?;
+        let etag = found.etag.ok_or_else(damaged)?;
+        let seal = self.seal_of(object).encode();
+        self.bucket.put_if_match(key, seal, &etag).await?;
+        let (epoch, seq) = walk.at();
+        walk.go_to(epoch, seq);
+        Ok(())
+    }
+
+    fn seal_of(&self, object: ObjectId) -> Seal {
+        Seal {
             volume: self.volume,
             object,
             next_epoch: self.epoch,
             writer: self.writer,
             owner: self.owner.clone(),
-        };
+        }
+    }
+
+    /// Puts our seal where `object` is missing. False if something is there by now.
+    async fn seal(&self, object: ObjectId) -> Result<bool, OpenError> {
+        let seal = self.seal_of(object);
         match self.bucket.put_if_absent(&object.key(), seal.encode()).await {
             Ok(_) => Ok(true),
             Err(BucketError::Precondition { .. }) => Ok(false),

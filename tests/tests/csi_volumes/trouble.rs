@@ -72,6 +72,58 @@ async fn ten_duplicates_of_each_call_at_once_are_one() {
     assert_eq!(ground.mounts(), Vec::<std::path::PathBuf>::new(), "{}", ground.logs());
 }
 
+/// Goal: ten parallel duplicates of each call about snapshots are one, while the volume is mounted and written. Method: a
+/// snapshot is made, listed, restored and deleted, each ten times at once; the restored volume is mounted and read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_duplicates_of_each_snapshot_call_at_once_are_one() {
+    let Some(server) = server().await else { return };
+    let ground = Ground::new();
+    let plugin = CsiPlugin::start(&ground, &server, "volumes", "n1").await;
+    let mut nomad = Nomad::new(&ground, &plugin);
+    let (v1, restored) = (Use::writer("v1", "a"), Use::writer("restored", "b"));
+    nomad.create("v1", 1 << 20).await;
+    nomad.start(&v1).await.expect("the volume is mounted");
+    write(&nomad.target(&v1).join("file"), "before the snapshot");
+    let ten = |call: &'static str| {
+        let all = (0..10).map(|_| {
+            let mut nomad = nomad.clone();
+            async move {
+                match call {
+                    "make" => nomad.snapshot("v1", "s1").await.map(|snapshot| format!("{snapshot:?}")),
+                    "list" => nomad.snapshots().await.map(|snapshots| format!("{snapshots:?}")),
+                    "restore" => nomad.restore("restored", "s1").await.map(|volume| volume.volume_id),
+                    "delete" => nomad.delete_snapshot("s1").await.map(|()| String::new()),
+                    other => unreachable!("{other}"),
+                }
+            }
+        });
+        futures::future::join_all(all)
+    };
+    for call in ["make", "list", "restore", "delete"] {
+        let answers: Vec<String> = ten(call)
+            .await
+            .into_iter()
+            .map(|answer| answer.unwrap_or_else(|status| panic!("{call}: {status}\n{}", ground.logs())))
+            .collect();
+        assert!(
+            answers.iter().all(|answer| *answer == answers[0]),
+            "{call}: {answers:#?}"
+        );
+        if call == "list" {
+            assert_eq!(answers[0].matches(" snapshot_id: ").count(), 1, "{answers:?}");
+        }
+        write(&nomad.target(&v1).join("file"), "after the snapshot");
+    }
+    assert_eq!(nomad.snapshots().await.expect("a list"), []);
+    nomad.start(&restored).await.expect("the restored volume is mounted");
+    let content = std::fs::read_to_string(nomad.target(&restored).join("file")).expect("its file");
+    assert_eq!(content, "before the snapshot");
+    for used in [&v1, &restored] {
+        nomad.stop(used).await.expect("it ends");
+        nomad.delete(&used.volume).await.expect("it goes");
+    }
+}
+
 /// Goal: a store that never answers for one volume gives each of its calls a bounded, named error, and delays no other
 /// volume. Method: a proxy holds every request for one volume while another one goes through its whole life.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -14,6 +14,7 @@ use tests::calls::{c, done, errno, fallocate, get_xattr, list_xattrs, names, pat
 use tests::scratch_volume::ScratchVolume;
 
 mod memory;
+mod repair;
 mod transfer;
 
 /// Runs `make` on a fresh volume, then `check` on it, and again after a clean unmount, from the bucket alone.

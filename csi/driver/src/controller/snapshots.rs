@@ -2,7 +2,7 @@
 //!
 //! A snapshot's id is made from its name, and all volumes of the cluster share one name space of snapshots, as CSI wants
 //! it. Nomad sends a volume's secrets when it makes a snapshot, and only those of its command line when it lists or deletes
-//! them; without any, the plugin's own keys are used.
+//! them; without any, those that the snapshot was made with are used, else the plugin's own.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,6 +25,15 @@ impl ControllerService {
         self.clusters.admin(keys.as_ref()).await
     }
 
+    /// The verbs, with the keys of the call, of the snapshot's making, or the plugin's own.
+    async fn admin_of(&self, id: &SnapshotId, secrets: &HashMap<String, String>) -> Result<Arc<Admin>, DriverError> {
+        let keys = match Credentials::from_secrets(secrets)? {
+            Some(keys) => Some(keys),
+            None => self.keyring.find(id)?,
+        };
+        self.clusters.admin(keys.as_ref()).await
+    }
+
     pub(super) async fn snapshot(
         &self,
         request: csi::CreateSnapshotRequest,
@@ -43,6 +52,9 @@ impl ControllerService {
         let made = family
             .snapshot(volume.as_str(), &request.name, self.clock.now())
             .await?;
+        if let Some(keys) = self.keyring.find(&volume)? {
+            self.keyring.keep(&made.id, &keys)?;
+        }
         Ok(csi::CreateSnapshotResponse {
             snapshot: Some(told(&made)),
         })
@@ -55,8 +67,9 @@ impl ControllerService {
         required("snapshot_id", &request.snapshot_id)?;
         // What cannot be an id was never given out, so it is gone.
         if let Ok(id) = SnapshotId::parse(&request.snapshot_id) {
-            let admin = self.admin_of_snapshots(&request.secrets).await?;
+            let admin = self.admin_of(&id, &request.secrets).await?;
             admin.family().delete_snapshot(&id).await?;
+            self.keyring.forget(&id)?;
         }
         Ok(csi::DeleteSnapshotResponse {})
     }
@@ -67,7 +80,7 @@ impl ControllerService {
     ) -> Result<csi::GetSnapshotResponse, DriverError> {
         required("snapshot_id", &request.snapshot_id)?;
         let id = known_snapshot(&request.snapshot_id)?;
-        let admin = self.admin_of_snapshots(&request.secrets).await?;
+        let admin = self.admin_of(&id, &request.secrets).await?;
         let found = admin.family().find_snapshot(&id).await?;
         Ok(csi::GetSnapshotResponse {
             snapshot: Some(told(&found)),

@@ -1,5 +1,7 @@
 //! The node's rules, with the engine and the mount table in memory.
 
+mod gone;
+
 use super::*;
 use crate::mounter::Mounter;
 use crate::mounter::fake::{FakeMounter, USAGE};

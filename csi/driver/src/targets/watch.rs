@@ -16,14 +16,19 @@ use tracing::{error, warn};
 use super::Targets;
 use super::converge::Lost;
 use super::judge::fuse_below;
+use super::record::VolumeRecord;
 use crate::deadlines::Progress;
 use crate::error::DriverError;
 use crate::mounter::Answer;
+use crate::mountinfo::top_at;
 use crate::opening::Opening;
 
 /// 10 s: how long a dead mount may be in Nomad's way (rule 5). One look costs a read of the mount table, and a statfs
 /// and a list of the engine's mounts per volume: all of it local.
 const WATCH_EVERY: Duration = Duration::from_secs(10);
+
+/// Nomad's folder of target paths below `stage_publish_base_dir`: one folder in it for each allocation.
+const PER_ALLOC: &str = "per-alloc";
 
 /// 1 s: the least time between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -101,7 +106,7 @@ impl Targets {
     }
 
     async fn repair_now(&self, opening: &Opening) -> Result<(), DriverError> {
-        let record = match self.records.load(opening) {
+        let mut record = match self.records.load(opening) {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(()),
             Err(damaged @ DriverError::Record { .. }) => {
@@ -112,12 +117,40 @@ impl Targets {
             Err(error) => return Err(error),
         };
         let steps = Progress::new();
+        self.forget_dead(&mut record).await?;
         if record.is_used() {
             self.converge(&record, Lost::Keep, &steps).await
         } else {
-            // The last path is gone, but the flush after it failed.
+            // The last path is gone: the flush after it failed, or nobody came to take it away.
             self.release(record, &steps).await
         }
+    }
+
+    /// Forgets target paths of allocations that are gone: Nomad took their folders away and will never call for them, for
+    /// example because the plugin was down when they ended. Only where Nomad's own folder is there, so that a disk that is mounted late
+    /// is not taken for the end of everything; and never a path where something is mounted.
+    async fn forget_dead(&self, record: &mut VolumeRecord) -> Result<(), DriverError> {
+        let Some(root) = self.staging_root.as_ref().map(|root| root.join(PER_ALLOC)) else {
+            return Ok(());
+        };
+        let ended = |path: &Path| match path
+            .strip_prefix(&root)
+            .ok()
+            .and_then(|below| below.components().next())
+        {
+            Some(alloc) => !root.join(alloc).exists(),
+            None => false,
+        };
+        let gone: Vec<_> = record.published.keys().filter(|path| ended(path)).cloned().collect();
+        if gone.is_empty() || !root.exists() {
+            return Ok(());
+        }
+        let table = self.table(&record.opening).await?;
+        for path in gone.into_iter().filter(|path| top_at(&table, path).is_none()) {
+            warn!(volume = %record.opening, path = %path.display(), "the allocation of a target path is gone: it is forgotten");
+            record.published.remove(&path);
+        }
+        self.records.save(record)
     }
 
     /// Takes dead FUSE mounts away that no record knows: those that one does know are repaired.

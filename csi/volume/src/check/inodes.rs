@@ -66,12 +66,12 @@ pub(super) fn first_orphan() -> Key {
 }
 
 /// A key after all orphans but the last possible one, which no volume reaches.
-fn end_of_orphans() -> Key {
+pub(super) fn end_of_orphans() -> Key {
     Key::Orphan(InodeNo(u64::MAX))
 }
 
 /// The inode that a key belongs to.
-fn owner(key: &Key) -> Option<InodeNo> {
+pub(super) fn owner(key: &Key) -> Option<InodeNo> {
     match key {
         Key::Inode(ino) | Key::Orphan(ino) | Key::Extent { ino, .. } | Key::Xattr { ino, .. } => Some(*ino),
         Key::Dirent { dir, .. } => Some(*dir),

@@ -30,7 +30,7 @@ impl Clock for StillClock {
     }
 }
 
-const CALLER: Caller = Caller {
+pub(super) const CALLER: Caller = Caller {
     uid: 0,
     gid: 0,
     umask: 0,
@@ -38,7 +38,7 @@ const CALLER: Caller = Caller {
 
 const UUID: Uuid = Uuid::from_u128(7);
 
-async fn open(memory: &Arc<MemoryBucket>) -> Volume {
+pub(super) async fn open(memory: &Arc<MemoryBucket>) -> Volume {
     let options = OpenOptions {
         node_id: NodeId::new("node").unwrap(),
         read_only: false,
@@ -53,7 +53,7 @@ async fn open(memory: &Arc<MemoryBucket>) -> Volume {
 }
 
 /// A volume with a bit of everything; `inline`, `small` and `large` files, a directory, links, an attribute.
-async fn filled() -> (Arc<MemoryBucket>, Volume) {
+pub(super) async fn filled() -> (Arc<MemoryBucket>, Volume) {
     let memory = Arc::new(MemoryBucket::new());
     let head = Head::new(NewHead {
         name: "test".to_owned(),
@@ -92,7 +92,7 @@ async fn filled() -> (Arc<MemoryBucket>, Volume) {
     (memory, volume)
 }
 
-async fn checked(memory: &Arc<MemoryBucket>) -> (CheckReport, Vec<Damage>) {
+pub(super) async fn checked(memory: &Arc<MemoryBucket>) -> (CheckReport, Vec<Damage>) {
     let mut found = Vec::new();
     let options = CheckOptions {
         window_rows: 2,
@@ -110,7 +110,7 @@ async fn checked(memory: &Arc<MemoryBucket>) -> (CheckReport, Vec<Damage>) {
 }
 
 /// Replaces an object's bytes.
-async fn change(memory: &MemoryBucket, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
+pub(super) async fn change(memory: &MemoryBucket, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
     let object = memory.get(key, None).await.unwrap();
     let mut body = object.body.to_vec();
     change(&mut body);
@@ -118,7 +118,7 @@ async fn change(memory: &MemoryBucket, key: &str, change: impl FnOnce(&mut Vec<u
 }
 
 /// Writes rows behind the volume's back.
-async fn rewrite(memory: &Arc<MemoryBucket>, changes: Vec<(Key, Option<Row>)>) {
+pub(super) async fn rewrite(memory: &Arc<MemoryBucket>, changes: Vec<(Key, Option<Row>)>) {
     let data: BucketRef = Arc::new(Prefixed::new(memory.clone(), format!("{}/", UUID.simple())));
     let seen = seen_writer(data.clone()).await.unwrap();
     let tree = SlateTree::open(data, seen, Timestamp::default(), &BlockCache::new(1 << 20))
@@ -129,7 +129,7 @@ async fn rewrite(memory: &Arc<MemoryBucket>, changes: Vec<(Key, Option<Row>)>) {
 }
 
 /// An object of the journal that holds frames of `large`, with its key in the bucket.
-async fn object_of_large(memory: &Arc<MemoryBucket>, volume: &Volume) -> (InodeNo, ObjectId, String) {
+pub(super) async fn object_of_large(memory: &Arc<MemoryBucket>, volume: &Volume) -> (InodeNo, ObjectId, String) {
     let dir = volume.lookup(InodeNo::ROOT, b"dir").await.unwrap().ino;
     let large = volume.lookup(dir, b"large").await.unwrap().ino;
     let opened = open_reader(memory.clone(), TreeConfig::default()).await.unwrap();

@@ -74,6 +74,11 @@ impl Walk {
         self.lineage.uuid_of(self.epoch)
     }
 
+    /// True for what is of a volume that this one was cloned from.
+    pub fn is_foreign(&self, object: ObjectId) -> bool {
+        self.lineage.is_foreign(object)
+    }
+
     /// Where the walk is.
     pub fn at(&self) -> (Epoch, JournalSeq) {
         (self.epoch, self.seq)
