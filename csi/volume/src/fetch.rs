@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio::task::spawn_blocking;
 
 use crate::bucket::{BucketError, BucketRef};
-use crate::cache::disk::DiskCache;
+use crate::cache::disk::{DiskCache, Stretch};
 use crate::cache::{FrameKey, RamCache};
 use crate::commit::KeepFrames;
 use crate::error::FsError;
@@ -23,8 +24,16 @@ use crate::ids::{InodeNo, ObjectId};
 use crate::lineage::Lineage;
 use crate::row::{ExtentRow, FRAME_BYTES};
 
-/// 2 MiB: one GET. Long enough that its latency hardly counts, short enough that several share the bandwidth.
+/// 2 MiB: one GET that somebody waits for. Long enough that its latency hardly counts, short enough that several share the
+/// bandwidth.
 const GET_BYTES_MAX: u64 = 2 * 1024 * 1024;
+
+/// 4 MiB: one GET of many that are read ahead. Nobody waits for its end, and half as many requests cost half as much.
+const GET_AHEAD_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// 1 MiB: what a larger commit has brought is kept on disk only, where there is a cache on disk: it would push out what is
+/// read again, and the kernel has what was just written in memory.
+const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
 /// 8 GETs of one read at a time.
 const GETS_AT_ONCE: usize = 8;
@@ -151,6 +160,28 @@ impl Inner {
     fn flights(&self) -> MutexGuard<'_, HashMap<FrameKey, WeakFlight>> {
         self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// A frame as stored, from the cache in RAM or on its way to the disk.
+    fn in_ram(&self, key: FrameKey) -> Option<Bytes> {
+        let waiting = || self.disk.as_ref()?.waiting(key);
+        self.ram.get(key).or_else(waiting)
+    }
+
+    fn waits(&self, key: FrameKey) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.waiting(key).is_some())
+    }
+
+    /// Keeps frames on disk; false where that cannot be.
+    fn keep_on_disk(&self, frames: &Arc<Vec<(FrameKey, Bytes)>>) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.put(Arc::clone(frames)))
+    }
+
+    /// Keeps frames in RAM, copied, so that one that stays does not keep the others' bytes.
+    fn keep_copies(&self, frames: &[(FrameKey, Bytes)]) {
+        for (key, stored) in frames {
+            self.ram.put(*key, Bytes::copy_from_slice(stored));
+        }
+    }
 }
 
 impl Fetcher {
@@ -203,7 +234,7 @@ impl Fetcher {
 
     /// True if no request is needed for these parts.
     pub fn holds(&self, parts: &[WantedPart]) -> bool {
-        let on_disk = |key: FrameKey| self.inner.disk.as_ref().is_some_and(|disk| disk.contains(key));
+        let on_disk = |key| self.inner.disk.as_ref().is_some_and(|disk| disk.contains(key));
         let mut frames = parts.iter().flat_map(frames_of);
         frames.all(|frame| self.inner.ram.contains(frame.key) || on_disk(frame.key))
     }
@@ -218,12 +249,15 @@ impl Fetcher {
     }
 
     fn cached(&self, frame: &Frame) -> Option<Bytes> {
-        let stored = self.inner.ram.get(frame.key)?;
+        let stored = self.inner.in_ram(frame.key)?;
         match self.open(frame, &stored) {
             Ok(content) => Some(content),
             Err(detail) => {
                 tracing::warn!(object = %frame.key.object, offset = frame.key.offset, detail, "a frame in RAM is damaged: dropped");
                 self.inner.ram.remove(frame.key);
+                if let Some(disk) = &self.inner.disk {
+                    disk.drop_waiting(frame.key);
+                }
                 None
             }
         }
@@ -237,11 +271,14 @@ impl Fetcher {
     ) -> Result<(), FetchError> {
         let mut left: BTreeMap<FrameKey, Frame> = missing.clone();
         if let Some(disk) = &self.inner.disk {
-            for (key, stored) in disk.get(left.keys().copied().collect()).await {
+            for (key, stored) in read_disk(disk, &left).await {
                 let frame = left[&key];
                 match self.open(&frame, &stored) {
                     Ok(content) => {
-                        self.inner.ram.put(key, stored);
+                        // Many were read in one piece, which one of them would keep alive; the kernel has them too.
+                        if missing.len() == 1 {
+                            self.inner.ram.put(key, stored);
+                        }
                         left.remove(&key);
                         found.insert(key, content);
                     }
@@ -259,7 +296,7 @@ impl Fetcher {
             if left.is_empty() {
                 break;
             }
-            let flights = self.flights(&left);
+            let flights = self.flights(&left, GET_BYTES_MAX);
             let answers: Vec<Arc<Vec<(FrameKey, Bytes)>>> = stream::iter(flights)
                 .buffer_unordered(GETS_AT_ONCE)
                 .try_collect()
@@ -287,7 +324,7 @@ impl Fetcher {
     }
 
     /// The GETs that bring these frames: those under way, and new ones for the rest.
-    fn flights(&self, frames: &BTreeMap<FrameKey, Frame>) -> Vec<Flight> {
+    fn flights(&self, frames: &BTreeMap<FrameKey, Frame>, get_bytes_max: u64) -> Vec<Flight> {
         let mut under_way = self.inner.flights();
         let mut flights: Vec<Flight> = Vec::new();
         let mut range: Vec<Frame> = Vec::new();
@@ -304,7 +341,7 @@ impl Fetcher {
             let joins = range.last().is_some_and(|last| {
                 last.key.object == frame.key.object
                     && last.end() == frame.key.offset
-                    && frame.end() - range[0].key.offset <= GET_BYTES_MAX
+                    && frame.end() - range[0].key.offset <= get_bytes_max
             });
             if !joins && !range.is_empty() {
                 ranges.push(std::mem::take(&mut range));
@@ -326,16 +363,56 @@ impl Fetcher {
         flights
     }
 
-    /// Brings what of these parts is not in RAM, without giving it to anyone: for reading ahead.
+    /// Brings what of these parts is not in RAM nearer, without giving it to anyone: for reading ahead. Whoever reads it
+    /// checks it, and meets an error again.
     pub async fn warm(&self, parts: Vec<WantedPart>) {
         let frames = parts
             .iter()
             .flat_map(frames_of)
-            .filter(|frame| !self.inner.ram.contains(frame.key));
-        let missing: BTreeMap<FrameKey, Frame> = frames.map(|frame| (frame.key, frame)).collect();
-        // Whoever reads the part meets the error again, and reports it.
-        drop(self.fetch(&missing, &mut BTreeMap::new()).await);
+            .filter(|frame| !self.inner.ram.contains(frame.key) && !self.inner.waits(frame.key));
+        let mut missing: BTreeMap<FrameKey, Frame> = frames.map(|frame| (frame.key, frame)).collect();
+        let mut bringing = None;
+        if let Some(disk) = &self.inner.disk {
+            let stretches = disk.locate(missing.keys().copied());
+            for key in stretches.iter().flat_map(Stretch::keys) {
+                missing.remove(&key);
+            }
+            if !stretches.is_empty() {
+                // The kernel may make its caller wait for a busy disk.
+                bringing = Some(spawn_blocking(move || stretches.iter().for_each(Stretch::bring)));
+            }
+        }
+        self.count(MISSING, missing.len());
+        let bytes: u64 = missing.values().map(|frame| u64::from(frame.stored_len)).sum();
+        let get_bytes_max = match bytes > 3 * GET_BYTES_MAX {
+            true => GET_AHEAD_BYTES_MAX,
+            false => GET_BYTES_MAX,
+        };
+        stream::iter(self.flights(&missing, get_bytes_max))
+            .buffer_unordered(GETS_AT_ONCE)
+            .for_each(|fetched| async { drop(fetched) })
+            .await;
+        if let Some(bringing) = bringing {
+            drop(bringing.await);
+        }
     }
+}
+
+/// Reads frames that are on the disk: in place what the kernel has in memory, and the rest where waiting holds nobody up.
+async fn read_disk(disk: &DiskCache, wanted: &BTreeMap<FrameKey, Frame>) -> Vec<(FrameKey, Bytes)> {
+    let (mut read, mut later) = (Vec::new(), Vec::new());
+    for stretch in disk.locate(wanted.keys().copied()) {
+        match stretch.read_cached() {
+            Some(frames) => read.extend(frames),
+            None => later.push(stretch),
+        }
+    }
+    if !later.is_empty() {
+        let reading = spawn_blocking(move || later.iter().flat_map(Stretch::read).collect::<Vec<_>>());
+        // Not read at the end of the runtime, which nobody waits for.
+        read.extend(reading.await.unwrap_or_default());
+    }
+    read
 }
 
 impl KeepFrames for Fetcher {
@@ -348,15 +425,13 @@ impl KeepFrames for Fetcher {
                     object: row.object,
                     offset: at,
                 };
-                let stored = body.slice(at as usize..at as usize + *len as usize);
+                frames.push((key, body.slice(at as usize..at as usize + *len as usize)));
                 at += u64::from(*len);
-                // Copied, so that one frame that stays in the cache does not keep the whole object.
-                self.inner.ram.put(key, Bytes::copy_from_slice(&stored));
-                frames.push((key, stored));
             }
         }
-        if let Some(disk) = &self.inner.disk {
-            disk.put(Arc::new(frames));
+        let frames = Arc::new(frames);
+        if !self.inner.keep_on_disk(&frames) || body.len() <= KEPT_BYTES_MAX {
+            self.inner.keep_copies(&frames);
         }
     }
 }
@@ -380,25 +455,19 @@ async fn get(inner: Arc<Inner>, frames: Vec<Frame>) -> Fetched {
         Err(error) => Err(FetchError::Bucket(Arc::new(error))),
     };
     let brought = stored.map(|body| {
-        let copy = |frame: &Frame| {
+        let cut = |frame: &Frame| {
             let at = (frame.key.offset - range.start) as usize;
-            let bytes = &body[at..at + frame.stored_len as usize];
-            // Copied, so that one frame that stays in the cache does not keep the others' bytes.
-            let bytes = if bytes.len() == body.len() {
-                body.clone()
-            } else {
-                Bytes::copy_from_slice(bytes)
-            };
-            (frame.key, bytes)
+            (frame.key, body.slice(at..at + frame.stored_len as usize))
         };
-        Arc::new(frames.iter().map(copy).collect::<Vec<_>>())
+        Arc::new(frames.iter().map(cut).collect::<Vec<_>>())
     });
     if let Ok(brought) = &brought {
-        brought
-            .iter()
-            .for_each(|(key, stored)| inner.ram.put(*key, stored.clone()));
-        if let Some(disk) = &inner.disk {
-            disk.put(Arc::clone(brought));
+        let kept = inner.keep_on_disk(brought);
+        match &brought[..] {
+            // It was asked for by itself, and may be again; the others are read once by most.
+            [(key, stored)] => inner.ram.put(*key, stored.clone()),
+            frames if !kept => inner.keep_copies(frames),
+            _ => {}
         }
     }
     let mut flights = inner.flights();

@@ -11,6 +11,9 @@ use crate::table::Part;
 /// 512 KiB: the first window, when a second read follows the first.
 const WINDOW_BYTES_MIN: u64 = 512 * 1024;
 
+/// Four times as much with each step: three steps, each of which waits for the store, to the largest window.
+const WINDOW_GROWTH: u64 = 4;
+
 /// 16 MiB: eight GETs under way. With 12 ms each that is above 1 GiB/s; more would only push other frames out of RAM.
 pub(crate) const WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
@@ -90,7 +93,7 @@ impl Readahead {
         if start >= end + stream.window / 2 {
             return None;
         }
-        stream.window = (stream.window * 2).min(self.window_max);
+        stream.window = (stream.window * WINDOW_GROWTH).min(self.window_max);
         stream.ahead = end + stream.window;
         Some((start, stream.ahead))
     }

@@ -3,28 +3,25 @@
 //! A folder of regions, files that are only ever appended to; the oldest is deleted when there are too many. What they
 //! hold is found by reading the headers of their entries once after opening. Frames are checked by whoever reads them, so
 //! a torn, lost or damaged entry costs a GET and nothing else. Nothing is synced: after a power failure the cache may be
-//! smaller.
-//!
-//! An entry: magic 4, kind of the object 1, zero 3, its two numbers 8 + 8, offset 8, length 4, crc32c 4 over the 36 bytes
-//! before, then the frame as stored.
+//! smaller. The kernel keeps what was lately read or written of it in memory, as of any file; that is not counted here.
+//! Callers: `fetch.rs`, `volume/mounting.rs`. Absent: how an entry looks (`region.rs`), and reading it (`stretch.rs`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::FrameKey;
-use crate::ids::{Epoch, JournalSeq, ObjectId};
 
-const MAGIC: &[u8; 4] = b"PnrC";
-const ENTRY_HEADER_BYTES: usize = 40;
-const KIND_JOURNAL: u8 = 1;
-const KIND_SEGMENT: u8 = 2;
+mod region;
+mod stretch;
+
+use region::ENTRY_HEADER_BYTES;
+pub(crate) use stretch::Stretch;
 
 /// A 16th of the cache is given up at a time, so that what stays is most of it.
 const REGIONS: u64 = 16;
@@ -40,6 +37,9 @@ const WRITING_UNIT_BYTES: u64 = 64 * 1024;
 
 /// As many units.
 const WRITING_UNITS_MAX: u32 = (WRITING_BYTES_MAX / WRITING_UNIT_BYTES) as u32;
+
+/// 512 frames are written by one call: with their headers as many parts as the kernel takes (IOV_MAX).
+const BATCH_FRAMES_MAX: usize = 512;
 
 #[derive(Debug, Clone, Copy)]
 struct Location {
@@ -58,6 +58,8 @@ struct Region {
 #[derive(Debug, Default)]
 struct Index {
     by_key: HashMap<FrameKey, Location>,
+    /// What waits for the disk, at most `WRITING_BYTES_MAX`.
+    writing: HashMap<FrameKey, Bytes>,
     /// By their number, which is that of their file; the last one is appended to.
     regions: BTreeMap<u64, Region>,
     /// Nothing on disk is changed any more.
@@ -68,9 +70,23 @@ struct Index {
 struct Inner {
     dir: PathBuf,
     region_bytes: u64,
-    /// Held for a look-up or an append of a few frames, never across an await.
+    /// Held for a look-up, never while the disk reads or writes.
     index: Mutex<Index>,
     writes: Arc<Semaphore>,
+}
+
+/// Room that was reserved at the end of a region.
+struct Place {
+    region: u64,
+    file: Arc<File>,
+    position: u64,
+    /// How many frames it takes.
+    frames: usize,
+}
+
+/// Bytes that a frame takes on the disk.
+fn entry_bytes(stored: &Bytes) -> u64 {
+    (ENTRY_HEADER_BYTES + stored.len()) as u64
 }
 
 /// Keeps a second program out, and ends the background work with the last handle, so that the folder can be opened anew
@@ -117,13 +133,13 @@ impl DiskCache {
             index: Mutex::default(),
             writes: Arc::new(Semaphore::new(WRITING_UNITS_MAX as usize)),
         });
-        let found = region_numbers(dir)?;
+        let found = region::numbers(dir)?;
         // What is appended from now on goes to a region of its own, so that the search never meets it.
         let next = found.last().map_or(0, |last| last + 1);
         inner.lock().regions.insert(
             next,
             Region {
-                file: create(dir, next)?,
+                file: region::create(dir, next)?,
                 bytes: 0,
                 keys: Vec::new(),
             },
@@ -140,58 +156,77 @@ impl DiskCache {
         }))
     }
 
-    /// Those of the frames that are here, as stored. A frame that cannot be read is not here.
-    pub async fn get(&self, keys: Vec<FrameKey>) -> Vec<(FrameKey, Bytes)> {
-        let located: Vec<(FrameKey, Arc<File>, Location)> = {
-            let index = self.inner.lock();
-            let locate = |key: FrameKey| {
-                let location = *index.by_key.get(&key)?;
-                Some((key, Arc::clone(&index.regions.get(&location.region)?.file), location))
+    /// Where those of the frames that are here can be read.
+    pub fn locate(&self, keys: impl Iterator<Item = FrameKey>) -> Vec<Stretch> {
+        let index = self.inner.lock();
+        let mut stretches: Vec<Stretch> = Vec::new();
+        for key in keys {
+            let Some(location) = index.by_key.get(&key) else {
+                continue;
             };
-            keys.into_iter().filter_map(locate).collect()
-        };
-        if located.is_empty() {
-            return Vec::new();
+            let Some(region) = index.regions.get(&location.region) else {
+                continue;
+            };
+            let frame = (key, location.len);
+            let joined = stretches
+                .last_mut()
+                .is_some_and(|last| last.join(&region.file, location.position, frame));
+            if !joined {
+                stretches.push(Stretch::new(&region.file, location.position, frame));
+            }
         }
-        let read = move || {
-            let read_one = |(key, file, location): (FrameKey, Arc<File>, Location)| {
-                let mut frame = BytesMut::zeroed(location.len as usize);
-                file.read_exact_at(&mut frame, location.position).ok()?;
-                Some((key, frame.freeze()))
-            };
-            located.into_iter().filter_map(read_one).collect()
-        };
-        tokio::task::spawn_blocking(read).await.unwrap_or_default()
+        stretches
     }
 
     /// True if the frame is here.
     pub fn contains(&self, key: FrameKey) -> bool {
-        self.inner.lock().by_key.contains_key(&key)
+        let index = self.inner.lock();
+        index.by_key.contains_key(&key) || index.writing.contains_key(&key)
     }
 
-    /// Keeps frames, if the disk is quick enough.
-    pub fn put(&self, frames: Arc<Vec<(FrameKey, Bytes)>>) {
+    /// A frame that waits for the disk, as stored.
+    pub fn waiting(&self, key: FrameKey) -> Option<Bytes> {
+        self.inner.lock().writing.get(&key).cloned()
+    }
+
+    /// Keeps frames, which are found from now on; false where too many wait for the disk already.
+    pub fn put(&self, frames: Arc<Vec<(FrameKey, Bytes)>>) -> bool {
         let bytes: u64 = frames.iter().map(|(_, stored)| stored.len() as u64).sum();
         let units = u32::try_from(bytes.div_ceil(WRITING_UNIT_BYTES)).unwrap_or(u32::MAX);
         let units = units.clamp(1, WRITING_UNITS_MAX);
         let Ok(permit) = Arc::clone(&self.inner.writes).try_acquire_many_owned(units) else {
-            return;
+            return false;
         };
+        {
+            let mut index = self.inner.lock();
+            for (key, stored) in frames.iter() {
+                index.writing.insert(*key, stored.clone());
+            }
+        }
         let inner = Arc::clone(&self.inner);
         tokio::task::spawn_blocking(move || {
-            for (key, stored) in frames.iter() {
-                if let Err(error) = inner.append(*key, stored) {
-                    tracing::warn!(%error, dir = %inner.dir.display(), "a frame could not be cached on disk");
-                    break;
-                }
+            if let Err(error) = inner.append(&frames) {
+                tracing::warn!(%error, dir = %inner.dir.display(), "frames could not be cached on disk");
+            }
+            let mut index = inner.lock();
+            for (key, _) in frames.iter() {
+                index.writing.remove(key);
             }
             drop(permit);
         });
+        true
+    }
+
+    /// Gives up a frame that waits, because it is damaged in RAM; what is on the disk may be whole.
+    pub fn drop_waiting(&self, key: FrameKey) {
+        self.inner.lock().writing.remove(&key);
     }
 
     /// Drops a frame that turned out to be damaged.
     pub fn remove(&self, key: FrameKey) {
-        self.inner.lock().by_key.remove(&key);
+        let mut index = self.inner.lock();
+        index.by_key.remove(&key);
+        index.writing.remove(&key);
     }
 }
 
@@ -200,47 +235,89 @@ impl Inner {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn append(&self, key: FrameKey, stored: &Bytes) -> io::Result<()> {
-        let entry = encode(key, stored);
-        let mut index = self.lock();
-        if index.closed || index.by_key.contains_key(&key) || entry.len() as u64 > self.region_bytes {
-            return Ok(());
+    /// Writes frames that are not here yet. Those that are being written are not here: at worst they are written twice.
+    fn append(&self, frames: &[(FrameKey, Bytes)]) -> io::Result<()> {
+        for frames in frames.chunks(BATCH_FRAMES_MAX) {
+            let mut left = {
+                let index = self.lock();
+                let fits = |stored: &Bytes| entry_bytes(stored) <= self.region_bytes;
+                let fresh = frames
+                    .iter()
+                    .filter(|(key, stored)| !index.by_key.contains_key(key) && fits(stored));
+                fresh.cloned().collect::<Vec<_>>()
+            };
+            while !left.is_empty() {
+                let Some(place) = self.reserve(&left)? else {
+                    return Ok(());
+                };
+                let rest = left.split_off(place.frames);
+                region::write(&place.file, &left, place.position)?;
+                self.index(&left, &place);
+                left = rest;
+            }
         }
-        let (&number, region) = index
-            .regions
-            .last_key_value()
-            .expect("there is always a region to append to");
-        if region.bytes + entry.len() as u64 > self.region_bytes {
-            let file = create(&self.dir, number + 1)?;
-            index.regions.insert(
-                number + 1,
-                Region {
-                    file,
-                    bytes: 0,
-                    keys: Vec::new(),
-                },
-            );
+        Ok(())
+    }
+
+    /// Room for the first of these frames, for as many as one region takes; `None` once the cache is closed.
+    fn reserve(&self, frames: &[(FrameKey, Bytes)]) -> io::Result<Option<Place>> {
+        let mut index = self.lock();
+        if index.closed {
+            return Ok(None);
+        }
+        let last = index.regions.last_key_value();
+        let (&number, region) = last.expect("there is always a region to append to");
+        if region.bytes + entry_bytes(&frames[0].1) > self.region_bytes {
+            let file = region::create(&self.dir, number + 1)?;
+            let empty = Region {
+                file,
+                bytes: 0,
+                keys: Vec::new(),
+            };
+            index.regions.insert(number + 1, empty);
             self.drop_oldest(&mut index);
         }
-        let index = &mut *index;
         let mut last = index
             .regions
             .last_entry()
             .expect("there is always a region to append to");
-        let (number, position) = (*last.key(), last.get().bytes);
-        last.get().file.write_all_at(&entry, position)?;
-        last.get_mut().bytes += entry.len() as u64;
-        last.get_mut().keys.push(key);
-        let position = position + ENTRY_HEADER_BYTES as u64;
-        index.by_key.insert(
-            key,
-            Location {
-                region: number,
-                position,
+        let (number, region) = (*last.key(), last.get_mut());
+        let position = region.bytes;
+        let mut count = 0;
+        for (_, stored) in frames {
+            if region.bytes + entry_bytes(stored) > self.region_bytes {
+                break;
+            }
+            region.bytes += entry_bytes(stored);
+            count += 1;
+        }
+        Ok(Some(Place {
+            region: number,
+            file: Arc::clone(&region.file),
+            position,
+            frames: count,
+        }))
+    }
+
+    /// Lets frames that were written be found.
+    fn index(&self, frames: &[(FrameKey, Bytes)], place: &Place) {
+        let mut index = self.lock();
+        let index = &mut *index;
+        // It may have been the oldest by now.
+        let Some(region) = index.regions.get_mut(&place.region) else {
+            return;
+        };
+        let mut position = place.position;
+        for (key, stored) in frames {
+            let location = Location {
+                region: place.region,
+                position: position + ENTRY_HEADER_BYTES as u64,
                 len: stored.len() as u32,
-            },
-        );
-        Ok(())
+            };
+            position += entry_bytes(stored);
+            region.keys.push(*key);
+            index.by_key.insert(*key, location);
+        }
     }
 
     fn drop_oldest(&self, index: &mut Index) {
@@ -253,7 +330,7 @@ impl Inner {
                     index.by_key.remove(&key);
                 }
             }
-            if let Err(error) = std::fs::remove_file(path_of(&self.dir, number)) {
+            if let Err(error) = std::fs::remove_file(region::path_of(&self.dir, number)) {
                 tracing::warn!(%error, dir = %self.dir.display(), number, "an old region of the cache could not be deleted");
             }
         }
@@ -262,10 +339,8 @@ impl Inner {
     /// Reads the headers of regions that an earlier program has left, the newest first.
     fn find(&self, numbers: Vec<u64>) {
         for number in numbers.into_iter().rev() {
-            let found = match OpenOptions::new().read(true).open(path_of(&self.dir, number)) {
-                Ok(file) => entries(file),
-                Err(error) => Err(error),
-            };
+            let opened = File::open(region::path_of(&self.dir, number));
+            let found = opened.and_then(|file| region::entries(&file).map(|(bytes, entries)| (file, bytes, entries)));
             match found {
                 Ok((file, bytes, entries)) => {
                     let mut index = self.lock();
@@ -297,87 +372,6 @@ impl Inner {
             }
         }
     }
-}
-
-fn path_of(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("region-{number:016x}"))
-}
-
-fn create(dir: &Path, number: u64) -> io::Result<Arc<File>> {
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(true)
-        .read(true)
-        .write(true)
-        .open(path_of(dir, number))?;
-    Ok(Arc::new(file))
-}
-
-fn region_numbers(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut numbers = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let number = name.to_str().and_then(|name| name.strip_prefix("region-"));
-        numbers.extend(number.and_then(|digits| u64::from_str_radix(digits, 16).ok()));
-    }
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-type Found = (File, u64, Vec<(FrameKey, u64, u32)>);
-
-/// The entries of a region up to the first that is not whole.
-fn entries(file: File) -> io::Result<Found> {
-    let bytes = file.metadata()?.len();
-    let (mut at, mut found) = (0, Vec::new());
-    let mut header = [0; ENTRY_HEADER_BYTES];
-    while at + ENTRY_HEADER_BYTES as u64 <= bytes && file.read_exact_at(&mut header, at).is_ok() {
-        let Some((key, len)) = decode(&header) else { break };
-        let position = at + ENTRY_HEADER_BYTES as u64;
-        if position + u64::from(len) > bytes {
-            break;
-        }
-        found.push((key, position, len));
-        at = position + u64::from(len);
-    }
-    Ok((file, at, found))
-}
-
-fn encode(key: FrameKey, stored: &[u8]) -> Bytes {
-    let (kind, first, second) = match key.object {
-        ObjectId::Journal(epoch, seq) => (KIND_JOURNAL, epoch.0, seq.0),
-        ObjectId::Segment(epoch, number) => (KIND_SEGMENT, epoch.0, number),
-    };
-    let mut entry = BytesMut::with_capacity(ENTRY_HEADER_BYTES + stored.len());
-    entry.put_slice(MAGIC);
-    entry.put_slice(&[kind, 0, 0, 0]);
-    entry.put_u64_le(first);
-    entry.put_u64_le(second);
-    entry.put_u64_le(key.offset);
-    entry.put_u32_le(stored.len() as u32);
-    entry.put_u32_le(crc32c::crc32c(&entry));
-    entry.put_slice(stored);
-    entry.freeze()
-}
-
-fn decode(header: &[u8; ENTRY_HEADER_BYTES]) -> Option<(FrameKey, u32)> {
-    let number = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes"));
-    let short = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
-    if &header[..4] != MAGIC || short(36) != crc32c::crc32c(&header[..36]) {
-        return None;
-    }
-    let object = match header[4] {
-        KIND_JOURNAL => ObjectId::Journal(Epoch(number(8)), JournalSeq(number(16))),
-        KIND_SEGMENT => ObjectId::Segment(Epoch(number(8)), number(16)),
-        _ => return None,
-    };
-    Some((
-        FrameKey {
-            object,
-            offset: number(24),
-        },
-        short(32),
-    ))
 }
 
 #[cfg(test)]

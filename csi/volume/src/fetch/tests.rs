@@ -182,8 +182,8 @@ async fn what_is_damaged_in_ram_or_on_disk_is_fetched_anew() {
     };
     let bad = Bytes::from(vec![1; row.frame_stored_lens[0] as usize]);
     fetcher.inner.ram.put(key, bad.clone());
-    disk.put(Arc::new(vec![(key, bad)]));
-    while disk.get(vec![key]).await.is_empty() {
+    assert!(disk.put(Arc::new(vec![(key, bad)])));
+    while disk.locate([key].into_iter()).is_empty() || disk.waiting(key).is_some() {
         tokio::task::yield_now().await;
     }
     let read = fetcher
