@@ -152,11 +152,16 @@ pub async fn open(spec: &OpenSpec, shared: (&Stores, &Budget)) -> Result<Opened,
 
 async fn open_in(spec: &OpenSpec, (stores, budget): (&Stores, &Budget)) -> Result<Opened, Refusal> {
     let store = stores.store(&spec.access).await?;
-    store.bucket(&spec.location.bucket).verify().await?;
     let bucket = Arc::new(ReplaceableBucket::new(&store, &spec.location.bucket));
     let root = bucket.root(&spec.location);
     let head = HeadFile::new(root.clone(), HeadWriter::new(Uuid::new_v4()));
-    let found = match head.read().await {
+    let verify = async {
+        let verified = store.bucket(&spec.location.bucket).verify().await;
+        verified.map_err(Refusal::from)
+    };
+    // Beside each other, but a store that is not there is told as soon as that is known.
+    let ((), found) = tokio::try_join!(verify, async { Ok(head.read().await) })?;
+    let found = match found {
         Err(HeadError::Missing) => match spec.create {
             Some(parameters) => create(spec, parameters, (&root, &head)).await?,
             None => return Err(Refusal::Missing),

@@ -432,12 +432,29 @@ impl HeadFile {
     /// After `Bucket` with a transient error the change may still come to be.
     pub async fn update<T, E: From<HeadError>>(
         &self,
+        change: impl FnMut(&mut Head) -> Result<T, E>,
+    ) -> Result<(Head, T), E> {
+        self.update_from(None, change).await
+    }
+
+    /// As `update`. The first swap is made on the head as it is `known`, if it can be: a refusal of `change` that rests on it
+    /// counts for nothing, and neither does that there was nothing to change.
+    async fn update_from<T, E: From<HeadError>>(
+        &self,
+        mut known: Option<(Head, ETag)>,
         mut change: impl FnMut(&mut Head) -> Result<T, E>,
     ) -> Result<(Head, T), E> {
+        known = known.filter(|(head, _)| {
+            let mut new = head.clone();
+            change(&mut new).is_ok() && new != *head
+        });
         // A put that was said to be lost may have landed, or land later than the next one. So every stamp of this call is ours.
         let mut ours: Vec<(Stamp, T)> = Vec::new();
         for swap in 0..SWAPS_MAX {
-            let (old, etag) = self.read_versioned().await?;
+            let (old, etag) = match known.take() {
+                Some(known) => known,
+                None => self.read_versioned().await?,
+            };
             if let Some(at) = ours.iter().position(|(stamp, _)| *stamp == old.stamp) {
                 return Ok((old, ours.swap_remove(at).1));
             }
@@ -475,7 +492,8 @@ impl HeadFile {
         }
     }
 
-    async fn read_versioned(&self) -> Result<(Head, ETag), HeadError> {
+    /// Reads the head, and which version of it that is.
+    pub(crate) async fn read_versioned(&self) -> Result<(Head, ETag), HeadError> {
         match self.root.get(HEAD_KEY, None).await {
             Ok(object) => Ok((Head::decode(&object.body)?, object.etag)),
             Err(BucketError::NotFound { .. }) => Err(HeadError::Missing),

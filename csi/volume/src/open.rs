@@ -15,12 +15,12 @@ use crate::error::FsError;
 use crate::format::seal::Seal;
 use crate::head::{Claim, Head, HeadError, HeadFile, HeadWriter, TakenOver};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
-use crate::lineage::{TreeAt, data_of};
+use crate::lineage::{Lineage, TreeAt, data_of};
 use crate::row::{Applied, Counters, Key, Row};
 use crate::tail::TailError;
 use crate::tree::blocks::BlockCache;
 use crate::tree::overlay::OverlayTree;
-use crate::tree::slate::{NOTHING, SlateReader, SlateTree, newest_manifest, seen_writer};
+use crate::tree::slate::{NOTHING, SeenWriter, SlateReader, SlateTree, newest_manifest, seen_writer};
 use crate::tree::{Tree, TreeError, checkpoint};
 use crate::volume_id::NodeId;
 
@@ -175,15 +175,27 @@ pub(crate) async fn open_writer_over(
     over: Option<&mut Vec<Damaged>>,
 ) -> Result<OpenedWriter, OpenError> {
     let head = HeadFile::new(root.clone(), HeadWriter::new(claim.session));
-    let taken = head.take_over(&claim).await?;
+    let known = head.read_versioned().await?;
+    // The tree of a clone may not have begun; any other one is looked at meanwhile.
+    let looked_at = match tree_of(&known.0) {
+        None => Some((data_of(&root, &known.0)?, known.0.uuid)),
+        Some(_) => None,
+    };
+    let look = async {
+        let (bucket, uuid) = looked_at?;
+        Some((seen_writer(bucket).await, uuid))
+    };
+    let (taken, seen) = tokio::join!(head.take_over_from(Some(known), &claim), look);
+    let taken = taken?;
+    let seen = match seen {
+        Some((seen, uuid)) if uuid == taken.head.uuid && tree_of(&taken.head).is_none() => Some(seen?),
+        Some(_) | None => None,
+    };
     let (epoch, volume) = (taken.head.epoch, taken.head.uuid);
     let bucket = data_of(&root, &taken.head)?;
     if let Some(at) = tree_of(&taken.head) {
         checkpoint::begin(&bucket, at).await?;
     }
-    let tree = claim_tree(&bucket, &head, epoch, &config).await?;
-    let found = tree.applied();
-    let mut walk = Walk::new(bucket.clone(), taken.head.lineage(), found.epoch, found.seq.next());
     let sealer = Sealer {
         bucket: bucket.clone(),
         volume,
@@ -191,7 +203,20 @@ pub(crate) async fn open_writer_over(
         writer: claim.session,
         owner: claim.node_id.to_string(),
     };
-    let replayed = sealer.replay(&mut walk, &tree, (taken.clean, over)).await?;
+    let lineage = taken.head.lineage();
+    let (sealed, tree) = tokio::join!(
+        sealer.seal_end(taken.end, lineage.clone()),
+        claim_tree(seen, (&bucket, &head), epoch, &config),
+    );
+    let (sealed, tree) = (sealed?, tree?);
+    let found = tree.applied();
+    let replayed = match sealed && taken.end == Some(found) {
+        true => 0,
+        false => {
+            let mut walk = Walk::new(bucket.clone(), lineage, found.epoch, found.seq.next());
+            sealer.replay(&mut walk, &tree, (taken.clean, over)).await?
+        }
+    };
     let last = tree.applied();
     let ours = Applied {
         epoch,
@@ -224,14 +249,19 @@ pub(crate) async fn open_writer_over(
 
 /// Opens the tree for writing. Who was superseded meanwhile must not fence the tree of who did it: so the tree is
 /// claimed against the writer that it showed before our reign was confirmed, and a lost claim is confirmed anew.
+///
+/// `seen` is the writer that it showed just now, if somebody has looked.
 async fn claim_tree(
-    bucket: &BucketRef,
-    head: &HeadFile,
+    mut seen: Option<SeenWriter>,
+    (bucket, head): (&BucketRef, &HeadFile),
     epoch: Epoch,
     config: &TreeConfig,
 ) -> Result<SlateTree, OpenError> {
     for _ in 0..CLAIMS_MAX {
-        let seen = seen_writer(bucket.clone()).await?;
+        let seen = match seen.take() {
+            Some(seen) => seen,
+            None => seen_writer(bucket.clone()).await?,
+        };
         head.confirm(epoch).await?;
         match SlateTree::open(bucket.clone(), seen, config.now, &config.blocks).await {
             Err(TreeError::Fenced) => {}
@@ -310,6 +340,18 @@ impl Sealer {
                 }
             }
         }
+    }
+
+    /// Seals where a writer has said that its journal ends, `end` being its last commit. False if it did not say so, or
+    /// something is there.
+    async fn seal_end(&self, end: Option<Applied>, lineage: Lineage) -> Result<bool, OpenError> {
+        let Some(end) = end else { return Ok(false) };
+        let (epoch, seq) = Walk::new(self.bucket.clone(), lineage, end.epoch, end.seq.next()).at();
+        if epoch == self.epoch {
+            // The first writer of a clone: what was before is its ancestors'.
+            return Ok(false);
+        }
+        self.seal(ObjectId::Journal(epoch, seq)).await
     }
 
     /// Puts our seal in the place of an object that is damaged, and lets the walk meet it.

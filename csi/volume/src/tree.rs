@@ -20,6 +20,8 @@ pub mod memory;
 mod object_store;
 pub(crate) mod overlay;
 pub mod slate;
+mod unlogged;
+mod upkeep;
 
 /// What the operations and the commit need of a tree.
 #[async_trait]

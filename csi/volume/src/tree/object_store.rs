@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
@@ -21,6 +22,12 @@ use object_store::{
 };
 
 use crate::bucket::{self, BucketError, BucketRef, ETag, ListRequest};
+
+mod ends;
+pub(crate) mod look;
+
+use ends::Ends;
+use look::Look;
 
 /// SlateDB's name for the id of a put, kept as an attribute where stores have them.
 const PUT_ID: Attribute = Attribute::Metadata(Cow::Borrowed("slatedbputid"));
@@ -41,11 +48,53 @@ const OFFSET_MAX: u64 = i64::MAX as u64;
 #[derive(Debug, Clone)]
 pub(super) struct BucketStore {
     bucket: BucketRef,
+    /// Gets what is read.
+    noting: Option<Look>,
+    /// Has what was read.
+    seen: Option<Look>,
+    ends: Arc<Ends>,
 }
 
 impl BucketStore {
     pub fn new(bucket: BucketRef) -> Self {
-        Self { bucket }
+        Self {
+            bucket,
+            noting: None,
+            seen: None,
+            ends: Arc::default(),
+        }
+    }
+
+    /// One that remembers what was read through it.
+    pub fn looking(bucket: BucketRef) -> (Self, Look) {
+        let look = Look::default();
+        let noting = Some(look.clone());
+        (
+            Self {
+                noting,
+                ..Self::new(bucket)
+            },
+            look,
+        )
+    }
+
+    /// One that answers with what was seen, once.
+    pub fn after(bucket: BucketRef, seen: Look) -> Self {
+        Self {
+            seen: Some(seen),
+            ..Self::new(bucket)
+        }
+    }
+
+    async fn get_whole(&self, key: &str) -> Result<bucket::Object, BucketError> {
+        if let Some(object) = self.seen.as_ref().and_then(|seen| seen.take_object(key)) {
+            return Ok(object);
+        }
+        let object = self.bucket.get(key, None).await?;
+        if let Some(noting) = &self.noting {
+            noting.note_object(key, &object);
+        }
+        Ok(object)
     }
 
     /// Puts whatever is there: `Ok` if it holds `body` afterwards.
@@ -78,7 +127,7 @@ impl BucketStore {
 
     async fn get_stamped(&self, location: &Path, options: &GetOptions) -> Result<GetResult> {
         let key = location.as_ref();
-        let object = self.bucket.get(key, None).await.map_err(|e| outward(key, e))?;
+        let object = self.get_whole(key).await.map_err(|e| outward(key, e))?;
         let (body, put_id) = unstamp(&object.body).map_err(|detail| generic(detail.into()))?;
         // Its time is not known from a read, and nobody asks: the collector takes times from lists.
         let meta = meta_of(location, body.len() as u64, 0, Some(object.etag));
@@ -117,16 +166,36 @@ impl BucketStore {
             return Err(generic(format!("an empty range of {location} was asked for").into()));
         }
         let key = location.as_ref();
-        let object = self
-            .bucket
-            .get(key, wanted.clone())
-            .await
-            .map_err(|e| outward(key, e))?;
+        let object = match &wanted {
+            Some(range) if range.end != OFFSET_MAX => self.get_part(key, range).await,
+            _ => self.bucket.get(key, wanted.clone()).await,
+        };
+        let object = object.map_err(|e| outward(key, e))?;
         let meta = meta_of(location, object.size_bytes, 0, Some(object.etag));
         options.check_preconditions(&meta)?;
         let start = wanted.map_or(0, |range| range.start);
         let range = start..start + object.body.len() as u64;
         Ok(result_of(meta, range, object.body))
+    }
+
+    /// A part of a file of the tree; what lies behind its filter comes with that.
+    async fn get_part(&self, key: &str, range: &Range<u64>) -> Result<bucket::Object, BucketError> {
+        if let Some(object) = self.ends.take(key, range) {
+            return Ok(object);
+        }
+        let end = self.ends.widened(key, range);
+        let mut object = self.bucket.get(key, Some(range.start..end)).await?;
+        let len = (range.end - range.start) as usize;
+        if object.body.len() > len {
+            let behind = bucket::Object {
+                // Copied, so that neither keeps the other.
+                body: Bytes::copy_from_slice(&object.body[len..]),
+                ..object.clone()
+            };
+            self.ends.keep(key, range.end, behind);
+            object.body.truncate(len);
+        }
+        Ok(object)
     }
 
     fn pages(&self, request: ListRequest) -> BoxStream<'static, Result<bucket::ListPage>> {
@@ -323,14 +392,27 @@ impl ObjectStore for BucketStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        let prefix = folder(prefix);
+        if let Some(objects) = self.seen.as_ref().and_then(|seen| seen.take_list(&prefix)) {
+            return stream::iter(objects.into_iter().map(Ok)).boxed();
+        }
         let request = ListRequest {
-            prefix: folder(prefix),
+            prefix: prefix.clone(),
             ..ListRequest::default()
         };
-        self.pages(request)
+        let objects = self
+            .pages(request)
             .map_ok(|page| stream::iter(page.objects.into_iter().map(listed)))
-            .try_flatten()
-            .boxed()
+            .try_flatten();
+        let Some(noting) = self.noting.clone() else {
+            return objects.boxed();
+        };
+        let noted = async move {
+            let objects: Vec<ObjectMeta> = objects.try_collect().await?;
+            noting.note_list(prefix, objects.clone());
+            Ok::<_, Error>(stream::iter(objects.into_iter().map(Ok)))
+        };
+        stream::once(noted).try_flatten().boxed()
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {

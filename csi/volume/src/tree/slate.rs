@@ -11,10 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use slatedb::admin::AdminBuilder;
-use slatedb::config::{
-    CompactionWorkerOptions, CompactorOptions, DbReaderOptions, FlushOptions, FlushType,
-    GarbageCollectorDirectoryOptions, GarbageCollectorOptions, ScanOptions, Settings, SstBlockSize,
-};
+use slatedb::config::{DbReaderOptions, FlushOptions, FlushType, ScanOptions, Settings, SstBlockSize};
 use slatedb::manifest::VersionedManifest;
 use slatedb::{
     CloseReason, Db, DbIterator, DbReader, DbReaderMode, ErrorKind, MergeOperator, MergeOperatorError, WriteBatch,
@@ -24,6 +21,9 @@ use uuid::Uuid;
 use super::blocks::BlockCache;
 use super::clock::{Stamp, TreeClock, newest_compaction, newest_stamp};
 use super::object_store::BucketStore;
+use super::object_store::look::Look;
+use super::unlogged::Unlogged;
+use super::upkeep::{Kept, Upkeep};
 use super::{Tree, TreeError, merged_stats};
 use crate::bucket::BucketRef;
 use crate::clock::Timestamp;
@@ -35,7 +35,7 @@ use crate::row::{Applied, Key, Row};
 pub(crate) const FOLDER: &str = "m";
 
 /// 16 MiB: rows gathered in RAM before they become an SST; also the largest SST, which is held in RAM while it is put.
-const SST_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub(super) const SST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// 32 MiB: rows in RAM not yet in an SST. Above it `apply` waits, then commits, then writers.
 const UNFLUSHED_BYTES_MAX: usize = 2 * SST_BYTES_MAX;
@@ -44,17 +44,8 @@ const UNFLUSHED_BYTES_MAX: usize = 2 * SST_BYTES_MAX;
 /// `apply` waits for it.
 const L0_SSTS_MAX: usize = 64;
 
-/// 12 minutes: each look is eight requests, and an idle volume asks the store less than once a minute, all pollers together.
-const COMPACTOR_POLL: Duration = Duration::from_secs(720);
-
 /// 15 minutes: a writer learns by it what the compactor did; being fenced it learns from its journal, much sooner.
 const MANIFEST_POLL: Duration = Duration::from_secs(900);
-
-/// 1 hour between lists of what might be deleted.
-const COLLECT_EVERY: Duration = Duration::from_secs(3_600);
-
-/// 2 hours: what compaction has replaced stays that long for readers that opened before.
-const COLLECT_AGE: Duration = Duration::from_secs(7_200);
 
 /// Longer than any mount lives: a reader stays at the state that it opened.
 const NEVER: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -70,6 +61,7 @@ const _: () = assert!(UNFLUSHED_BYTES_MAX > SST_BYTES_MAX);
 /// A tree opened for writing.
 pub struct SlateTree {
     db: Db,
+    upkeep: Upkeep,
     state: Mutex<State>,
 }
 
@@ -109,10 +101,11 @@ pub(crate) const NOTHING: Applied = Applied {
 };
 
 /// The writer that a tree shows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct SeenWriter {
     epoch: u64,
     newest: Stamp,
+    look: Look,
 }
 
 /// The writer that the tree shows now: what `SlateTree::open` is to be given after the head was confirmed.
@@ -120,14 +113,17 @@ pub struct SeenWriter {
 /// # Errors
 /// `TreeError` if the manifest cannot be read.
 pub async fn seen_writer(bucket: BucketRef) -> Result<SeenWriter, TreeError> {
-    let admin = AdminBuilder::new(FOLDER, Arc::new(BucketStore::new(bucket.clone()))).build();
-    let (manifest, compactions) = tokio::join!(read_manifest(bucket), admin.read_compactions(None));
-    let (manifest, compactions) = (manifest?, compactions.map_err(outward)?);
+    let (store, look) = BucketStore::looking(bucket.clone());
+    let ours = AdminBuilder::new(FOLDER, Arc::new(store)).build();
+    let others = AdminBuilder::new(FOLDER, Arc::new(BucketStore::new(bucket))).build();
+    let (manifest, compactions) = tokio::join!(ours.read_manifest(None), others.read_compactions(None));
+    let (manifest, compactions) = (manifest.map_err(outward)?, compactions.map_err(outward)?);
     let committed = manifest.as_ref().map(newest_stamp).unwrap_or_default();
     let begun = compactions.as_ref().map(newest_compaction).unwrap_or_default();
     Ok(SeenWriter {
         epoch: manifest.as_ref().map_or(0, VersionedManifest::writer_epoch),
         newest: committed.max(begun),
+        look,
     })
 }
 
@@ -156,18 +152,27 @@ impl SlateTree {
         blocks: &BlockCache,
     ) -> Result<Self, TreeError> {
         let clock = Arc::new(TreeClock::new(now, seen.newest));
-        let db = Db::builder(FOLDER, Arc::new(BucketStore::new(bucket)))
+        let store = BucketStore::after(Arc::clone(&bucket), seen.look);
+        let db = Db::builder(FOLDER, Arc::new(store))
             .with_expected_epoch(seen.epoch)
             .with_system_clock(clock.clone())
             .with_settings(settings())
             .with_sst_block_size(SstBlockSize::Block16Kib)
             .with_db_cache(blocks.cache(), blocks.number())
             .with_merge_operator(Arc::new(SumStats))
+            .with_wal_writer(Box::new(Unlogged))
             .build()
             .await
             .map_err(outward)?;
         // The writer before may have flushed between our look and our claim.
-        clock.reach(newest_stamp(&db.manifest()));
+        let manifest = db.manifest();
+        clock.reach(newest_stamp(&manifest));
+        let kept = Kept {
+            bucket,
+            clock,
+            writer: manifest.writer_epoch(),
+        };
+        let upkeep = Upkeep::begin(kept, manifest.l0().len());
         let key = encode_key(&Key::Applied);
         let row = db.get(&key).await.map_err(outward)?;
         let state = State {
@@ -176,6 +181,7 @@ impl SlateTree {
         };
         Ok(Self {
             db,
+            upkeep,
             state: Mutex::new(state),
         })
     }
@@ -269,35 +275,8 @@ fn applied_of(row: Option<Bytes>) -> Result<Applied, TreeError> {
     }
 }
 
+/// Compaction and collection are not the tree's own: they begin later (`upkeep.rs`).
 fn settings() -> Settings {
-    let worker = CompactionWorkerOptions {
-        max_concurrent_compactions: 1,
-        compactions_poll_interval: COMPACTOR_POLL,
-        max_sst_size: SST_BYTES_MAX,
-        max_fetch_tasks: 2,
-        max_subcompactions: 1,
-        ..CompactionWorkerOptions::default()
-    };
-    let compactor = CompactorOptions {
-        poll_interval: COMPACTOR_POLL,
-        max_concurrent_compactions: 1,
-        worker: Some(worker),
-        ..CompactorOptions::default()
-    };
-    let collect = Some(GarbageCollectorDirectoryOptions {
-        interval: Some(COLLECT_EVERY),
-        min_age: COLLECT_AGE,
-        dry_run: false,
-    });
-    let collector = GarbageCollectorOptions {
-        manifest_options: collect,
-        compacted_options: collect,
-        compactions_options: collect,
-        wal_options: None,
-        wal_fence_options: None,
-        detach_options: None,
-        ..GarbageCollectorOptions::default()
-    };
     Settings {
         flush_interval: None,
         wal_enabled: false,
@@ -307,14 +286,14 @@ fn settings() -> Settings {
         l0_max_ssts_per_key: L0_SSTS_MAX,
         l0_flush_parallelism: 2,
         max_unflushed_bytes: UNFLUSHED_BYTES_MAX,
-        compactor_options: Some(compactor),
-        garbage_collector_options: Some(collector),
+        compactor_options: None,
+        garbage_collector_options: None,
         ..Settings::default()
     }
 }
 
 /// Adds differences of `ObjectStats`.
-struct SumStats;
+pub(super) struct SumStats;
 
 impl MergeOperator for SumStats {
     fn merge(&self, key: &Bytes, existing: Option<Bytes>, value: Bytes) -> Result<Bytes, MergeOperatorError> {
@@ -438,7 +417,10 @@ impl Tree for SlateTree {
         let was_closed = std::mem::replace(&mut self.state().closed, true);
         match was_closed {
             true => Ok(()),
-            false => self.db.close().await.map_err(outward),
+            false => {
+                self.upkeep.end().await;
+                self.db.close().await.map_err(outward)
+            }
         }
     }
 }
