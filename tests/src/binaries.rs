@@ -28,6 +28,17 @@ pub fn built(program: Program) -> PathBuf {
     built.entry(program).or_insert_with(|| build(program)).clone()
 }
 
+/// The profile that the calling program was built with, by the folder that cargo has put it in.
+fn profile() -> &'static str {
+    let program = std::env::current_exe().expect("a running program has a path");
+    // target/release/deps/speed-0123, for example.
+    let folder = program.ancestors().nth(2).and_then(std::path::Path::file_name);
+    match folder.is_some_and(|name| name == "release") {
+        true => "bench",
+        false => "dev",
+    }
+}
+
 fn build(program: Program) -> PathBuf {
     let (option, name) = match program {
         Program::Binary(name) => ("--bin", name),
@@ -43,6 +54,8 @@ fn build(program: Program) -> PathBuf {
         name,
         "--message-format=json-render-diagnostics",
     ]);
+    // A bench measures what its own profile makes of the program.
+    command.args(["--profile", profile()]);
     // What cargo told this test about its own package would make build scripts believe that their world has changed
     // (ring's asks for CARGO_PKG_NAME), and then that script and all above it are built anew, here and at the next test.
     for (name, _) in std::env::vars_os() {

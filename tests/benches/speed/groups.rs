@@ -1,6 +1,6 @@
 //! What is measured, by groups that can run alone, with what is promised of each figure.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, StreamExt};
@@ -9,19 +9,20 @@ use volume::bucket::Bucket;
 use crate::loads::{self, Budget};
 use crate::systems::{System, forget_caches};
 use crate::table::{Limit, Metric};
-use crate::{Bench, mounting, small_files};
+use crate::{Bench, databases, mounting, small_files};
 
 /// A group.
 pub type Group = fn(&mut Bench);
 
 /// All of them, in order.
-pub const ALL: [(&str, Group); 6] = [
+pub const ALL: [(&str, Group); 7] = [
     ("files", small_files::group),
     ("find", find),
     ("fsync", fsync),
     ("large", large),
     ("tree", tree),
     ("mount", mounting::group),
+    ("databases", databases::group),
 ];
 
 /// 10 s for any load of single operations: the slowest systems do what they can in it.
@@ -91,7 +92,8 @@ fn fsync(bench: &mut Bench) {
         (8, metric("append + fsync, 8", "/s", None)),
         (32, metric("append + fsync, 32", "/s", None)),
     ];
-    plain_puts(bench, median);
+    let plain = put_median(bench).as_secs_f64() * 1e3;
+    bench.table.note(median, System::Plain, plain);
     for at in 0..bench.systems.len() {
         let (system, dir) = (bench.systems[at].system, bench.systems[at].dir.join("fsync"));
         std::fs::create_dir_all(&dir).unwrap();
@@ -129,13 +131,15 @@ fn fsync(bench: &mut Bench) {
     }
 }
 
-fn plain_puts(bench: &mut Bench, metric: Metric) {
+/// What a bare PUT of 4 KiB takes, the median of a hundred.
+pub fn put_median(bench: &Bench) -> Duration {
     let bucket = bench.store(&bench.proxy.endpoint()).bucket("bench");
+    let run = format!("{:?}", Instant::now());
     let mut times: Vec<Duration> = (0..100)
         .map(|n| {
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             let body = Bytes::from(vec![7; loads::SMALL_BYTES]);
-            let key = format!("plain/{n}");
+            let key = format!("plain/{run}/{n}");
             bench
                 .runtime
                 .block_on(bucket.put_if_absent(&key, body))
@@ -145,9 +149,7 @@ fn plain_puts(bench: &mut Bench, metric: Metric) {
         })
         .collect();
     times.sort();
-    bench
-        .table
-        .note(metric, System::Plain, times[times.len() / 2].as_secs_f64() * 1e3);
+    times[times.len() / 2]
 }
 
 /// One large file.
@@ -206,8 +208,8 @@ fn plain_large(bench: &mut Bench, blocks: &[Vec<u8>], (write, read): (Metric, Me
     let bucket = bench.store(&bench.proxy.endpoint()).bucket("bench");
     let bodies: Vec<Bytes> = blocks.chunks(8).map(|chunk| chunk.concat().into()).collect();
     let megabytes = blocks.len() as f64 * 1.048_576;
-    let folder = format!("plain/{:?}", std::time::Instant::now());
-    let begun = std::time::Instant::now();
+    let folder = format!("plain/{:?}", Instant::now());
+    let begun = Instant::now();
     bench.runtime.block_on(async {
         let puts = bodies
             .iter()
@@ -221,7 +223,7 @@ fn plain_large(bench: &mut Bench, blocks: &[Vec<u8>], (write, read): (Metric, Me
     bench
         .table
         .note(write, System::Plain, megabytes / begun.elapsed().as_secs_f64());
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     bench.runtime.block_on(async {
         let gets = (0..bodies.len()).map(|n| bucket.get_at(&folder, n));
         let bytes: Vec<usize> = stream::iter(gets).buffer_unordered(PLAIN_AT_ONCE).collect().await;

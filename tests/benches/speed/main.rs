@@ -5,12 +5,13 @@
 //! never those of two. `ratio` is the figure as a share of what was promised: 1 and above where more is better, 1 and below
 //! where less is, keeps the promise.
 //!
-//! `cargo test --workspace --bench speed -- [GROUP ...] [--rounds N] [--files N] [--mib N] [--million N] [--no-peers] [--strict]`,
-//! where a group is `files`, `find`, `fsync`, `large`, `tree` or `mount`. `--strict` fails if a promise is not kept.
+//! `cargo bench --workspace --bench speed -- [GROUP ...] [--rounds N] [--files N] [--mib N] [--million N] [--no-peers] [--strict]`,
+//! where a group is `files`, `find`, `fsync`, `large`, `tree`, `mount` or `databases`. `--strict` fails if a promise is not kept.
 
 #![allow(clippy::disallowed_macros, reason = "a bench prints its table")]
 #![allow(clippy::unwrap_used, reason = "each step of a bench must succeed")]
 
+mod databases;
 mod groups;
 mod loads;
 mod mounting;

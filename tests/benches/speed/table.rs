@@ -11,6 +11,8 @@ use crate::systems::System;
 pub enum Limit {
     /// At least this share of what another system reaches.
     ShareOf(System, f64),
+    /// At least this share of what the slower of two reaches.
+    ShareOfLesser([System; 2], f64),
     /// At most this many times what another system takes.
     TimesOf(System, f64),
     /// At least this.
@@ -26,18 +28,20 @@ impl Limit {
     fn bound(self, values: &BTreeMap<System, f64>) -> Option<f64> {
         match self {
             Limit::ShareOf(system, share) | Limit::TimesOf(system, share) => Some(values.get(&system)? * share),
+            Limit::ShareOfLesser([one, other], share) => Some(values.get(&one)?.min(*values.get(&other)?) * share),
             Limit::TimesOfPlus(system, times, plus) => Some(values.get(&system)? * times + plus),
             Limit::AtLeast(bound) | Limit::AtMost(bound) => Some(bound),
         }
     }
 
     fn is_least(self) -> bool {
-        matches!(self, Limit::ShareOf(..) | Limit::AtLeast(_))
+        matches!(self, Limit::ShareOf(..) | Limit::ShareOfLesser(..) | Limit::AtLeast(_))
     }
 
     fn words(self) -> String {
         match self {
             Limit::ShareOf(system, share) => format!(">= {share} x {}", system.name()),
+            Limit::ShareOfLesser([one, other], share) => format!(">= {share} x {}, {}", one.name(), other.name()),
             Limit::TimesOf(system, times) => format!("<= {times} x {}", system.name()),
             Limit::TimesOfPlus(system, times, plus) => format!("<= {times} x {} + {plus}", system.name()),
             Limit::AtLeast(bound) => format!(">= {bound}"),
