@@ -130,7 +130,8 @@ async fn a_volume_belongs_to_whom_its_file_or_its_job_says() {
     nomad.stop(&plain).await.expect("it ends");
     for (name, value) in [
         ("uid", "root"),
-        ("umask", "022"),
+        ("umask", "0700"),
+        ("s3_outage", "eio"),
         ("bucket", "other"),
         ("durability", "maybe"),
     ] {

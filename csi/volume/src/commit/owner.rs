@@ -11,9 +11,6 @@ use crate::bucket::BucketRef;
 use crate::format::seal::{Seal, is_seal};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
 
-/// 64 objects: more than can be in flight, so the seal stands among them.
-const LOOKS_MAX: u32 = 64;
-
 /// 10 s, looked at every 100 ms: who takes a volume claims its tree before it seals the journal, a few requests apart.
 const SEAL_WITHIN: Duration = Duration::from_secs(10);
 /// See `SEAL_WITHIN`.
@@ -21,25 +18,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The owner that the seal of `epoch` names, looked for from `seq` on; `None` if there is none before long.
 pub(super) async fn owner_by_seal(bucket: &BucketRef, volume: Uuid, epoch: Epoch, seq: JournalSeq) -> Option<String> {
-    let begun = Instant::now();
-    loop {
-        let owner = look(bucket, volume, epoch, seq).await;
-        if owner.is_some() || begun.elapsed() >= SEAL_WITHIN {
-            return owner;
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-async fn look(bucket: &BucketRef, volume: Uuid, epoch: Epoch, seq: JournalSeq) -> Option<String> {
-    let mut seq = seq;
-    for _ in 0..LOOKS_MAX {
+    let (begun, mut seq) = (Instant::now(), seq);
+    while begun.elapsed() < SEAL_WITHIN {
         let object = ObjectId::Journal(epoch, seq);
-        let found = bucket.get(&object.key(), None).await.ok()?;
-        if is_seal(&found.body) {
-            return Some(Seal::decode(&found.body, volume, object).ok()?.owner);
+        match bucket.get(&object.key(), None).await {
+            Ok(found) if is_seal(&found.body) => {
+                return Some(Seal::decode(&found.body, volume, object).ok()?.owner);
+            }
+            // Until the seal is there our commits go on, any number of them: the search follows.
+            Ok(_) => seq = seq.next(),
+            Err(_) => tokio::time::sleep(LOOK_EVERY).await,
         }
-        seq = seq.next();
     }
     None
 }
@@ -69,6 +58,31 @@ mod tests {
         };
         memory.put_if_absent(&object.key(), seal.encode()).await.unwrap();
         assert_eq!(looking.await.unwrap().as_deref(), Some("node-2"));
+    }
+
+    /// Between the claim of the tree and the seal a quick writer commits hundreds of times.
+    #[tokio::test(start_paused = true)]
+    async fn regression_the_owner_is_named_by_a_seal_behind_many_commits() {
+        let memory = Arc::new(MemoryBucket::new());
+        let (bucket, volume, epoch): (BucketRef, _, _) = (memory.clone(), Uuid::from_u128(1), Epoch(3));
+        for seq in 1..300 {
+            let key = ObjectId::Journal(epoch, JournalSeq(seq)).key();
+            memory
+                .put_if_absent(&key, bytes::Bytes::from(format!("commit {seq}")))
+                .await
+                .unwrap();
+        }
+        let object = ObjectId::Journal(epoch, JournalSeq(300));
+        let seal = Seal {
+            volume,
+            object,
+            next_epoch: Epoch(4),
+            writer: Uuid::from_u128(2),
+            owner: "node-2".to_owned(),
+        };
+        memory.put_if_absent(&object.key(), seal.encode()).await.unwrap();
+        let owner = owner_by_seal(&bucket, volume, epoch, JournalSeq(1)).await;
+        assert_eq!(owner.as_deref(), Some("node-2"));
     }
 
     #[tokio::test(start_paused = true)]
