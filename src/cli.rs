@@ -8,6 +8,7 @@ use std::process::ExitCode;
 pub mod csi;
 pub mod doctor;
 pub mod engine;
+pub mod keeper;
 pub mod log;
 pub mod mount;
 pub mod mounts;

@@ -3,7 +3,10 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pannier::cli::{Failure, csi, doctor, engine, log, mount, mounts, try_job, volume};
+use pannier::cli::{Failure, csi, doctor, engine, keeper, log, mount, mounts, try_job, volume};
+
+#[global_allocator]
+static MEMORY: pannier::memory::RequestsStay = pannier::memory::RequestsStay;
 
 /// Volumes in S3, mounted as POSIX file systems.
 #[derive(Parser)]
@@ -24,8 +27,10 @@ enum Command {
     Volume(volume::VolumeCommand),
     /// Serve the CSI plugin that Nomad runs: identity, and controller, node or both
     Csi(Box<csi::CsiArgs>),
-    /// Serve the mounts of a node (started by `pannier csi`)
+    /// Serve the mounts of a node (started by `pannier keeper`)
     Engine(engine::EngineArgs),
+    /// Hold the mounts of a node while engines come and go (started by `pannier csi`)
+    Keeper(keeper::KeeperArgs),
     /// Look whether this node can run Pannier, and say what to do where it cannot
     Doctor(doctor::DoctorArgs),
     /// Run a Nomad job and its volume on this machine, over Nomad's own protocols
@@ -58,6 +63,10 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Engine(args) => {
             log::to_file_or_stderr(args.log_file.as_deref(), "info,slatedb=warn")?;
             on_runtime(engine::run(args))
+        }
+        Command::Keeper(args) => {
+            log::to_stderr("info")?;
+            keeper::run(args)
         }
         Command::Mounts(args) => {
             log::to_stderr("error")?;

@@ -69,6 +69,9 @@ pub struct CsiArgs {
     /// Whether to start an engine if none listens; yes.
     #[arg(long, env = "PANNIER_ENGINE_START", value_name = "true|false")]
     engine_start: Option<bool>,
+    /// Whether a keeper starts the engine, so that mounts outlive it; no.
+    #[arg(long, env = "PANNIER_KEEPER", value_name = "true|false")]
+    keeper: Option<bool>,
     /// Where to serve metrics over HTTP: an address with a port, or unix:///PATH; nowhere if not given.
     #[arg(long, env = "PANNIER_METRICS")]
     metrics: Option<String>,
@@ -196,6 +199,7 @@ impl CsiArgs {
             staging_root: self.staging_root,
             engine_socket: self.engine_socket,
             engine_start: self.engine_start,
+            keeper: self.keeper,
             metrics: self.metrics,
             engine_metrics: self.engine_metrics,
             storage_class: self.storage_class,

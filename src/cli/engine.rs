@@ -41,6 +41,9 @@ pub struct EngineArgs {
     /// their fsync waits for the bucket
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Where the keeper listens that has started this engine
+    #[arg(long, value_name = "PATH", hide = true)]
+    pub keeper: Option<PathBuf>,
 }
 
 /// Runs until told to end.
@@ -60,6 +63,7 @@ pub async fn run(args: EngineArgs) -> Result<(), Failure> {
         cache,
         memory_bytes: args.memory_bytes,
         state_dir: args.state_dir,
+        keeper: args.keeper,
         look_every: Duration::from_secs(args.look_every.max(1)),
         version: env!("CARGO_PKG_VERSION"),
     };

@@ -201,13 +201,22 @@ impl CsiPlugin {
 
     /// Ids of the engines that serve for this plugin's state folder.
     pub fn engines(&self) -> Vec<Pid> {
+        self.processes("engine")
+    }
+
+    /// Ids of the keepers of those engines.
+    pub fn keepers(&self) -> Vec<Pid> {
+        self.processes("keeper")
+    }
+
+    fn processes(&self, command: &str) -> Vec<Pid> {
         let socket = self.state.join("engine.sock").to_string_lossy().into_owned();
         let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let ours = ids.filter(|id| {
             let line = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
             let words: Vec<_> = line.split(|byte| *byte == 0).collect();
-            words.get(1) == Some(&b"engine".as_slice()) && words.contains(&socket.as_bytes())
+            words.get(1) == Some(&command.as_bytes()) && words.contains(&socket.as_bytes())
         });
         ours.map(Pid::from_raw).collect()
     }
@@ -216,6 +225,10 @@ impl CsiPlugin {
 impl Drop for CsiPlugin {
     fn drop(&mut self) {
         self.kill_only_plugin();
+        // First: it would start another engine.
+        for keeper in self.keepers() {
+            let _ = kill(keeper, Signal::SIGKILL);
+        }
         self.kill_only_engine();
     }
 }

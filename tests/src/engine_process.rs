@@ -86,10 +86,37 @@ impl EngineProcess {
     /// # Panics
     /// As `start`.
     pub fn start_with(environment: &[(String, String)], folder: &Path) -> Self {
+        Self::start_as(environment, folder, &["engine"])
+    }
+
+    /// Starts a keeper with an engine, whose sockets and log are in `folder`, and waits until the engine answers. The process is the
+    /// keeper's.
+    ///
+    /// # Panics
+    /// As `start`.
+    pub fn start_kept(store: &LocalStore, folder: &Path) -> Self {
+        Self::start_kept_for(store, folder, 30)
+    }
+
+    /// The same with a keeper that waits so many seconds for an engine.
+    ///
+    /// # Panics
+    /// As `start`.
+    pub fn start_kept_for(store: &LocalStore, folder: &Path, seconds: u64) -> Self {
+        let socket = folder.join("engine.sock").to_string_lossy().into_owned();
+        let seconds = seconds.to_string();
+        Self::start_as(
+            &store.environment(),
+            folder,
+            &["keeper", "--abort-after", &seconds, "--socket", &socket, "--"],
+        )
+    }
+
+    fn start_as(environment: &[(String, String)], folder: &Path, words: &[&str]) -> Self {
         let (socket, log) = (folder.join("engine.sock"), folder.join("engine.log"));
         let errors = File::options().create(true).append(true).open(&log).expect("the log");
         let mut command = Command::new(built(Program::Binary("pannier")));
-        command.arg("engine").arg("--socket").arg(&socket);
+        command.args(words).arg("--socket").arg(&socket);
         command.arg("--log-file").arg(&log);
         command.arg("--cache-dir").arg(folder.join("cache"));
         command.arg("--state-dir").arg(folder.join("state"));
@@ -229,6 +256,37 @@ impl EngineProcess {
         Pid::from_raw(self.process.id().try_into().expect("a pid is positive"))
     }
 
+    /// The engine that its keeper has started last; `None` while there is none.
+    pub fn kept_engine(&self) -> Option<Pid> {
+        let keeper = self.pid();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
+        children.split_whitespace().last()?.parse().ok().map(Pid::from_raw)
+    }
+
+    /// Lets its keeper replace the engine by another one of the same program, with these arguments as well.
+    ///
+    /// # Panics
+    /// If the keeper refuses.
+    pub fn replace_engine(&self, more: &[&str]) {
+        let folder = self.socket.parent().expect("a folder of ours");
+        let mut command = Command::new(built(Program::Binary("pannier")));
+        command
+            .arg("keeper")
+            .arg("--socket")
+            .arg(&self.socket)
+            .arg("--replace-engine")
+            .arg("--");
+        command
+            .arg("--socket")
+            .arg(&self.socket)
+            .arg("--log-file")
+            .arg(&self.log);
+        command.arg("--cache-dir").arg(folder.join("cache"));
+        command.arg("--state-dir").arg(folder.join("state")).args(more);
+        let done = command.output().expect("pannier runs");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket
@@ -265,9 +323,13 @@ impl EngineProcess {
 
 impl Drop for EngineProcess {
     fn drop(&mut self) {
-        // Both fail where the test has ended it already.
+        let kept = self.kept_engine();
+        // All fail where the test has ended them already. A keeper goes first: it would start another engine.
         drop(self.process.kill());
         drop(self.process.wait());
+        if let Some(engine) = kept {
+            drop(kill(engine, Signal::SIGKILL));
+        }
         for path in &self.mountpoints {
             while umount2(path, MntFlags::MNT_DETACH).is_ok() {}
         }

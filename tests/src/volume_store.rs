@@ -61,6 +61,7 @@ pub fn options() -> OpenOptions {
         claim: None,
         cache: CacheConfig::default(),
         state_dir: None,
+        spill: None,
         limits: Limits::default(),
         commits: CommitLimits::default(),
         clock: SetClock::at(1_800_000_000),

@@ -3,14 +3,14 @@
 //! Invariant: all mistakes are told at once, each by the name of its key. Callers: the command line, which fills a
 //! `RawConfig` from flags, environment and file, in this order of precedence. Absent: reading any of the three.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use volume::budget::MEMORY_BYTES_MIN;
 use volume::volume_id::NodeId;
 use volume_s3::{PutOptions, S3Location, S3Options};
 
-use crate::mounter::engine::{EngineCommand, EngineConfig};
+use crate::mounter::engine::{EngineCommand, EngineConfig, KEEPER};
 use crate::targets::Folders;
 
 /// 107 bytes: what the kernel takes as the path of a unix socket, sun_path without its final zero.
@@ -92,6 +92,8 @@ pub struct RawConfig {
     pub engine_socket: Option<PathBuf>,
     /// Whether to start an engine if none listens. Default: yes.
     pub engine_start: Option<bool>,
+    /// Whether a keeper starts the engine, so that mounts outlive it. Default: no.
+    pub keeper: Option<bool>,
     /// Where the plugin serves metrics: `HOST:PORT` or `unix:///PATH`. Default: nowhere.
     pub metrics: Option<String>,
     /// Where an engine that the plugin starts serves metrics. Default: nowhere.
@@ -170,6 +172,7 @@ impl RawConfig {
             staging_root: self.staging_root.or(lower.staging_root),
             engine_socket: self.engine_socket.or(lower.engine_socket),
             engine_start: self.engine_start.or(lower.engine_start),
+            keeper: self.keeper.or(lower.keeper),
             metrics: self.metrics.or(lower.metrics),
             engine_metrics: self.engine_metrics.or(lower.engine_metrics),
             storage_class: self.storage_class.or(lower.storage_class),
@@ -216,7 +219,7 @@ impl RawConfig {
 }
 
 impl Config {
-    /// Checks all options. `program` is what runs the engine, with the argument `engine`.
+    /// Checks all options. `program` is what runs the engine, by way of its keeper.
     ///
     /// # Errors
     /// Every mistake there is, in the order of the options.
@@ -248,19 +251,7 @@ impl Config {
         ) else {
             return Err(mistakes.0);
         };
-        let mut command = EngineCommand {
-            program,
-            args: vec![
-                "engine".into(),
-                "--socket".into(),
-                engine_socket.to_string_lossy().into_owned(),
-                "--log-file".into(),
-                state.join("engine.log").to_string_lossy().into_owned(),
-                "--state-dir".into(),
-                state.to_string_lossy().into_owned(),
-            ],
-            log: state.join("engine.log"),
-        };
+        let mut command = engine_command((program, &engine_socket), &state, raw.keeper.unwrap_or(KEEPER_DEFAULT));
         if let Some(address) = raw.engine_metrics {
             command.args.extend(["--metrics".into(), address]);
         }
@@ -301,6 +292,23 @@ impl Config {
             },
         })
     }
+}
+
+/// Whether mounts outlive their engine where nobody says.
+const KEEPER_DEFAULT: bool = false;
+
+/// What starts an engine that listens at `socket`, by way of a keeper or not.
+fn engine_command((program, socket): (PathBuf, &Path), state: &Path, by_keeper: bool) -> EngineCommand {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let log = state.join("engine.log");
+    let keeper = ["keeper".into(), "--socket".into(), text(socket), "--".into()];
+    let mut args: Vec<String> = match by_keeper {
+        true => keeper.into(),
+        false => vec!["engine".into()],
+    };
+    let options = [("--socket", socket), ("--log-file", &log), ("--state-dir", state)];
+    args.extend(options.into_iter().flat_map(|(name, path)| [name.into(), text(path)]));
+    EngineCommand { program, args, log }
 }
 
 #[derive(Debug, Default)]
@@ -345,7 +353,8 @@ fn socket_of(endpoint: &str) -> Result<PathBuf, ConfigError> {
 }
 
 fn short_enough(key: &'static str, path: PathBuf) -> Result<PathBuf, ConfigError> {
-    let bytes = path.as_os_str().len();
+    // Its keeper's lies beside it, with a longer name.
+    let bytes = path.as_os_str().len() + if key == "engine_socket" { KEEPER.len() } else { 0 };
     if bytes > SOCKET_PATH_BYTES_MAX {
         let detail = format!(
             "{} has {bytes} bytes, a socket can have {SOCKET_PATH_BYTES_MAX}",

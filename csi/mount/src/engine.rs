@@ -4,9 +4,10 @@
 //! would each believe their own caches). A mount that cannot be flushed in time stays and serves. When the last
 //! mountpoint is gone the volume is closed, whoever unmounted it.
 //! Locks: `table` is held for moments only; a volume's own lock (`Table::locks`) is held across a mount or unmount, and is
-//! taken before `table`. Callers: `engine/server.rs` (gRPC), `engine/process.rs`. Absent: survival of this process's death.
+//! taken before `table`. Callers: `engine/server.rs` (gRPC), `engine/process.rs`. What outlives this process is in `engine/kept.rs`.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,12 +27,14 @@ use volume::volume_id::NodeId;
 use volume_s3::{ConnectError, S3Location};
 
 use crate::clock::{SystemClock, unix_ms};
+use crate::keeper::KeeperClient;
 use crate::mountpoint::{self, AttachOptions, MountpointError};
-use crate::open::{OpenFailed, OpenSpec, Opened, open};
+use crate::open::{Connection, OpenFailed, OpenSpec, Opened, open};
 use crate::session::{Session, SessionError, blocking, flush, unmount};
 use crate::store::{Access, Keys, Stores};
 
-mod leftovers;
+mod kept;
+pub(crate) mod leftovers;
 mod look;
 mod metrics;
 pub mod process;
@@ -39,6 +42,7 @@ mod server;
 mod status;
 mod table;
 
+use kept::Left;
 use leftovers::Ledger;
 pub use look::LOOK_EVERY;
 use table::{Served, ServedKey, Shown, Table, infos};
@@ -186,17 +190,20 @@ struct Inner {
     look_every: Duration,
     /// Memory for all volumes.
     budget: Budget,
+    /// What holds the connections when this process ends.
+    keeper: Option<KeeperClient>,
 }
 
 impl Engine {
     /// An engine without mounts; `ledger` is where it notes them for its successor, `budget` what they may have in memory.
-    fn new(ledger: Ledger, look_every: Duration, budget: Budget) -> Self {
+    fn new(ledger: Ledger, look_every: Duration, budget: Budget, keeper: Option<KeeperClient>) -> Self {
         let inner = Inner {
             table: Mutex::default(),
             stores: Stores::default(),
             ledger,
             look_every,
             budget,
+            keeper,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -251,6 +258,7 @@ impl Engine {
             Err(_) => return Err(deadline(&key, &served)),
         }
         self.remove(&key, path);
+        self.keep_again(&key);
         self.note();
         if self.has_mountpoints(&key) {
             return Ok(Unmounted { count: 1, lost });
@@ -368,6 +376,7 @@ impl Engine {
                 ..served.spec.access
             };
             served.bucket.replace(&self.inner.stores.store(&access).await?);
+            self.take_access(volume_id, &access);
         }
         Ok(())
     }
@@ -376,32 +385,50 @@ impl Engine {
 /// The parts of a mount.
 impl Engine {
     async fn serve(&self, spec: &MountSpec, path: PathBuf) -> Result<(), EngineError> {
-        let Opened { volume, bucket } = open(&spec.open, (&self.inner.stores, &self.inner.budget)).await?;
+        let connection = Connection::begin(self.inner.keeper.is_some());
+        let Opened { volume, bucket } = open(&spec.open, connection, (&self.inner.stores, &self.inner.budget)).await?;
         let options = AttachOptions {
             source: spec.open.location.to_string(),
             read_only: spec.open.read_only,
             noexec: spec.noexec,
             nosuid: spec.nosuid,
         };
-        let (served, runtime) = (volume.clone(), Handle::current());
-        let started = blocking(&path, move |path| Session::start(served, path, &options, &runtime)).await;
-        let session = match started {
-            Ok(session) => session,
-            Err(error) => {
-                close(&spec.volume_id, &volume).await;
-                return Err(error.into());
-            }
-        };
-        let key = ServedKey {
-            volume_id: spec.volume_id.clone(),
-            read_only: spec.open.read_only,
-        };
-        let closed = self.close_at_end(key.clone(), session.clone(), volume.clone());
         let since_unix_ms = unix_ms(SystemClock.now());
         let shown = Shown {
             read_only: spec.open.read_only,
             since_unix_ms,
         };
+        let mountpoints = BTreeMap::from([(path.clone(), shown)]);
+        let started = {
+            let (of, engine, runtime) = (volume.clone(), self.clone(), Handle::current());
+            let (spec, mountpoints) = (spec.clone(), mountpoints.clone());
+            blocking(&path, move |path| {
+                let attached = Session::attach(of.clone(), path, &options, &runtime)?;
+                let left = Left {
+                    spec,
+                    mountpoints,
+                    connection: connection.id,
+                    greeting: attached.greeting.clone(),
+                    since_unix_ms,
+                };
+                engine.keep_new(&left, attached.device.as_fd(), of.survives());
+                attached.serve(path)
+            })
+            .await
+        };
+        let key = ServedKey {
+            volume_id: spec.volume_id.clone(),
+            read_only: spec.open.read_only,
+        };
+        let session = match started {
+            Ok(session) => session,
+            Err(error) => {
+                close(&spec.volume_id, &volume).await;
+                self.keep_no_more(&key);
+                return Err(error.into());
+            }
+        };
+        let closed = self.close_at_end(key.clone(), session.clone(), volume.clone());
         let served = Served {
             volume,
             bucket,
@@ -409,11 +436,25 @@ impl Engine {
             closed,
             spec: spec.open.clone(),
             since_unix_ms,
-            mountpoints: BTreeMap::from([(path, shown)]),
+            mountpoints,
         };
         self.keep_looking(key.clone(), served.closed.clone());
         self.table().served.insert(key, served);
         Ok(())
+    }
+
+    /// What the requests of a volume are signed with is what its next engine signs them with.
+    fn take_access(&self, volume_id: &str, access: &Access) {
+        for read_only in [false, true] {
+            let key = ServedKey {
+                volume_id: volume_id.to_owned(),
+                read_only,
+            };
+            if let Some(served) = self.table().served.get_mut(&key) {
+                served.spec.access = access.clone();
+            }
+            self.keep_again(&key);
+        }
     }
 
     async fn show_again(
@@ -439,6 +480,7 @@ impl Engine {
         if let Some(served) = self.table().served.get_mut(&key) {
             served.mountpoints.insert(path, shown);
         }
+        self.keep_again(&key);
         Ok(())
     }
 
@@ -450,6 +492,7 @@ impl Engine {
             session.ended().await;
             close(&key.volume_id, &volume).await;
             engine.table().served.remove(&key);
+            engine.keep_no_more(&key);
             engine.note();
             tell.send_replace(true);
         });

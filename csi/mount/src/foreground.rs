@@ -14,7 +14,7 @@ use volume::volume::VolumeInfo;
 use volume_s3::S3Location;
 
 use crate::mountpoint::{self, AttachOptions, MountpointError};
-use crate::open::{OpenFailed, OpenSpec, open};
+use crate::open::{Connection, OpenFailed, OpenSpec, open};
 use crate::session::{Session, SessionError, flush, unmount};
 use crate::store::Stores;
 
@@ -76,16 +76,21 @@ pub async fn mount_foreground(
     // Before anything is taken over: a typing error must not disturb the volume's present writer.
     let path = mountpoint::check(&request.mountpoint)?;
     let location = request.open.location.clone();
-    let volume = open(&request.open, (&Stores::default(), &Budget::default()))
-        .await?
-        .volume;
+    let volume = open(
+        &request.open,
+        Connection::begin(false),
+        (&Stores::default(), &Budget::default()),
+    )
+    .await?
+    .volume;
     let options = AttachOptions {
         source: location.to_string(),
         read_only: request.open.read_only,
         noexec: false,
         nosuid: false,
     };
-    let session = match Session::start(volume.clone(), &path, &options, &Handle::current()) {
+    let attached = Session::attach(volume.clone(), &path, &options, &Handle::current());
+    let session = match attached.and_then(|attached| attached.serve(&path)) {
         Ok(session) => session,
         Err(error) => {
             if let Err(error) = volume.close().await {

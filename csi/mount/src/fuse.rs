@@ -2,7 +2,8 @@
 //!
 //! What is in RAM is answered on the thread that read the request: a call is polled once in place, and only if it has to
 //! wait does it become a task. Invariant: every request gets exactly one reply, also after a panic (a reply that is dropped
-//! unsent says EIO). nodeid = inode number; file handles are always 0, so a successor has nothing to rebuild.
+//! unsent says EIO). nodeid = inode number; file handles are always 0, so a successor has nothing to rebuild, and what must
+//! not be done twice is done once (`once.rs`).
 //! Absent on purpose: any meaning of an operation (`volume::ops`), error numbers (`errno.rs`), permission checks and
 //! flock/fcntl locks (the kernel does both by itself, the locks because a volume has one writer).
 
@@ -27,6 +28,7 @@ use volume::volume::Volume;
 mod answer;
 mod flags;
 mod listing;
+mod once;
 mod seeking;
 mod stat;
 
@@ -199,41 +201,41 @@ impl Filesystem for Skin {
             rdev,
         };
         let (volume, name, caller) = (self.volume.clone(), bytes(name), caller(request, umask));
-        self.make(About("mknod", parent), reply, async move {
+        self.make((request, About("mknod", parent)), reply, async move {
             volume.make_node(inode_no(parent), &name, node, caller).await
         });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (volume, name, caller) = (self.volume.clone(), bytes(name), caller(request, umask));
-        self.make(About("mkdir", parent), reply, async move {
+        self.make((request, About("mkdir", parent)), reply, async move {
             volume.mkdir(inode_no(parent), &name, permissions(mode), caller).await
         });
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (volume, name) = (self.volume.clone(), bytes(name));
         let work = async move { volume.unlink(inode_no(parent), &name).await };
-        self.answer(About("unlink", parent), work, reply, |reply, ()| reply.ok());
+        self.once((request, About("unlink", parent)), work, reply);
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (volume, name) = (self.volume.clone(), bytes(name));
         let work = async move { volume.rmdir(inode_no(parent), &name).await };
-        self.answer(About("rmdir", parent), work, reply, |reply, ()| reply.ok());
+        self.once((request, About("rmdir", parent)), work, reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (volume, name, target) = (self.volume.clone(), bytes(name), bytes(target.as_os_str()));
         let caller = caller(request, 0);
-        self.make(About("symlink", parent), reply, async move {
+        self.make((request, About("symlink", parent)), reply, async move {
             volume.symlink(inode_no(parent), &name, &target, caller).await
         });
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -257,12 +259,12 @@ impl Filesystem for Skin {
             };
             volume.rename(from, to, mode).await
         };
-        self.answer(About("rename", parent), work, reply, |reply, ()| reply.ok());
+        self.once((request, About("rename", parent)), work, reply);
     }
 
-    fn link(&self, _request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (volume, name) = (self.volume.clone(), bytes(name));
-        self.make(About("link", ino), reply, async move {
+        self.make((request, About("link", ino)), reply, async move {
             volume.link(inode_no(ino), inode_no(parent), &name).await
         });
     }
@@ -293,18 +295,9 @@ impl Filesystem for Skin {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (volume, name, caller, open_flags) = (
-            self.volume.clone(),
-            bytes(name),
-            caller(request, umask),
-            self.open_flags(),
-        );
-        let flusher = self.flusher.clone();
+        let (volume, name, caller) = (self.volume.clone(), bytes(name), caller(request, umask));
         let work = async move { volume.create(inode_no(parent), &name, permissions(mode), caller).await };
-        self.answer(About("create", parent), work, reply, move |reply, attr| {
-            flusher.opened(attr.ino, OpenFlags(flags));
-            reply.created(&FOREVER, &file_attr(&attr), GENERATION, HANDLE, open_flags);
-        });
+        self.make_open((request, About("create", parent)), flags, reply, work);
     }
 
     fn read(
@@ -433,7 +426,7 @@ impl Filesystem for Skin {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -448,7 +441,7 @@ impl Filesystem for Skin {
         };
         let (volume, name, value) = (self.volume.clone(), bytes(name), Bytes::copy_from_slice(value));
         let work = async move { volume.setxattr(inode_no(ino), &name, value, mode).await };
-        self.answer(About("setxattr", ino), work, reply, |reply, ()| reply.ok());
+        self.once((request, About("setxattr", ino)), work, reply);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -468,10 +461,10 @@ impl Filesystem for Skin {
         });
     }
 
-    fn removexattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (volume, name) = (self.volume.clone(), bytes(name));
         let work = async move { volume.removexattr(inode_no(ino), &name).await };
-        self.answer(About("removexattr", ino), work, reply, |reply, ()| reply.ok());
+        self.once((request, About("removexattr", ino)), work, reply);
     }
 
     fn fallocate(

@@ -18,7 +18,7 @@ use volume::ids::{InodeNo, Lease};
 use volume::limits::Limits;
 use volume::open::OpenError;
 use volume::probe::{ProbeError, Trial, probe};
-use volume::volume::{CacheConfig, OpenOptions, Volume};
+use volume::volume::{CacheConfig, OpenOptions, SpillOptions, Volume};
 use volume::volume_id::{NameError, NodeId, VolumeId};
 use volume_s3::{ConnectError, S3Location};
 
@@ -62,6 +62,28 @@ pub struct RootOwner {
     pub gid: Option<u32>,
     /// Permission bits.
     pub mode: Option<u16>,
+}
+
+/// A connection with the kernel, across the processes that serve it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// Its identity.
+    pub id: Uuid,
+    /// An earlier process has served it.
+    pub adopted: bool,
+    /// A later process may serve it.
+    pub outlives: bool,
+}
+
+impl Connection {
+    /// One that begins; `outlives` this process if somebody keeps it.
+    pub fn begin(outlives: bool) -> Self {
+        Self {
+            id: Uuid::new_v4(),
+            adopted: false,
+            outlives,
+        }
+    }
 }
 
 /// An open volume, and the bucket below it.
@@ -139,18 +161,18 @@ impl From<OpenError> for Refusal {
     }
 }
 
-/// Opens a volume.
+/// Opens a volume for a connection.
 ///
 /// # Errors
 /// `OpenFailed`; then nothing was taken over, or what was taken over is without a writer until the next opening.
-pub async fn open(spec: &OpenSpec, shared: (&Stores, &Budget)) -> Result<Opened, OpenFailed> {
-    open_in(spec, shared).await.map_err(|refusal| OpenFailed {
+pub async fn open(spec: &OpenSpec, of: Connection, shared: (&Stores, &Budget)) -> Result<Opened, OpenFailed> {
+    open_in(spec, of, shared).await.map_err(|refusal| OpenFailed {
         location: spec.location.clone(),
         refusal,
     })
 }
 
-async fn open_in(spec: &OpenSpec, (stores, budget): (&Stores, &Budget)) -> Result<Opened, Refusal> {
+async fn open_in(spec: &OpenSpec, of: Connection, (stores, budget): (&Stores, &Budget)) -> Result<Opened, Refusal> {
     let store = stores.store(&spec.access).await?;
     let bucket = Arc::new(ReplaceableBucket::new(&store, &spec.location.bucket));
     let root = bucket.root(&spec.location);
@@ -177,6 +199,12 @@ async fn open_in(spec: &OpenSpec, (stores, budget): (&Stores, &Budget)) -> Resul
         claim: spec.lease,
         cache: cache_of(spec, &found.parameters.settings),
         state_dir: spec.state_dir.clone(),
+        spill: boot_id().map(|boot| SpillOptions {
+            boot,
+            connection: of.id,
+            adopts: of.adopted,
+            leaves: of.outlives,
+        }),
         limits: Limits {
             budget: budget.clone(),
             ..Limits::default()
@@ -185,10 +213,16 @@ async fn open_in(spec: &OpenSpec, (stores, budget): (&Stores, &Budget)) -> Resul
         clock: Arc::new(SystemClock),
     };
     let volume = Volume::open(root, options).await?;
-    if !spec.read_only {
+    if !spec.read_only && !of.adopted {
         own_root(&volume, owner_of(spec.root, &found.parameters.settings)).await?;
     }
     Ok(Opened { volume, bucket })
+}
+
+/// Which start of this machine it is.
+fn boot_id() -> Option<Uuid> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Uuid::parse_str(text.trim()).ok()
 }
 
 /// What the volume was created with goes before what this node gives all volumes.

@@ -5,10 +5,11 @@
 //! Absent: the volume's own life, and what a request means (`fuse.rs`).
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use fuser::{Config, SessionACL};
+use fuser::Config;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use tokio::runtime::Handle;
@@ -18,6 +19,10 @@ use volume::volume::Volume;
 
 use crate::fuse::{Flusher, Skin};
 use crate::mountpoint::{self, AttachOptions, MountpointError};
+
+mod greeting;
+
+pub use greeting::Greeting;
 
 /// At most 8 threads read requests of one mount: each has 16 MiB of address space for its buffer, and what they do is
 /// short. At least 2, so that a copy of 1 MiB on one never keeps a stat waiting.
@@ -49,51 +54,77 @@ pub enum SessionError {
     },
 }
 
-/// A live connection. Dropping it does not end it.
-#[derive(Debug, Clone)]
-pub struct Session {
-    ended: watch::Receiver<bool>,
+/// A connection that is not served yet.
+#[derive(Debug)]
+pub struct Attached {
+    session: fuser::Session<Skin>,
+    flusher: Flusher,
+    /// The connection.
+    pub device: OwnedFd,
+    /// What the kernel said when it was made.
+    pub greeting: Greeting,
+    new: bool,
 }
 
-impl Session {
-    /// Mounts `volume` at `path`, which `mountpoint::check` has approved, and serves it. Blocks for the greeting.
+impl Attached {
+    fn new(
+        volume: Volume,
+        (device, greeting): (OwnedFd, Greeting),
+        runtime: &Handle,
+        new: bool,
+    ) -> Result<Self, SessionError> {
+        let flusher = Flusher::default();
+        if !new {
+            flusher.inherit();
+        }
+        let skin = Skin::new(volume, runtime.clone(), flusher.clone());
+        let mut config = Config::default();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        config.n_threads = Some(cores.clamp(*THREADS.start(), *THREADS.end()));
+        let session = greeting::greet(skin, (&device, &greeting), config, new)
+            .map_err(|source| SessionError::Greeting { source })?;
+        Ok(Self {
+            session,
+            flusher,
+            device,
+            greeting,
+            new,
+        })
+    }
+
+    /// Serves it, at `path`. Requests that a predecessor has not answered come again.
     ///
     /// # Errors
-    /// `SessionError`; then nothing is mounted.
-    pub fn start(
-        volume: Volume,
-        path: &Path,
-        options: &AttachOptions,
-        runtime: &Handle,
-    ) -> Result<Session, SessionError> {
-        let device = mountpoint::attach(path, options)?;
-        Self::serve(volume, path, device, runtime).inspect_err(|_| {
-            if let Err(error) = mountpoint::detach(path) {
+    /// `Thread`; `Greeting` where the kernel cannot send them again. A new connection is taken off `path` then.
+    pub fn serve(self, path: &Path) -> Result<Session, SessionError> {
+        let new = self.new;
+        self.start(path).inspect_err(|_| {
+            if let Some(Err(error)) = new.then(|| mountpoint::detach(path)) {
                 tracing::error!(%error, "the mount that nobody serves could not be taken off");
             }
         })
     }
 
-    fn serve(
-        volume: Volume,
-        path: &Path,
-        device: std::os::fd::OwnedFd,
-        runtime: &Handle,
-    ) -> Result<Session, SessionError> {
-        let flusher = Flusher::default();
-        let skin = Skin::new(volume, runtime.clone(), flusher.clone());
-        let mut config = Config::default();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        config.n_threads = Some(cores.clamp(*THREADS.start(), *THREADS.end()));
-        // The kernel has checked who may (`allow_other`, `default_permissions`); a second check here would only differ.
-        let session = fuser::Session::from_fd(skin, device, SessionACL::All, config)
-            .map_err(|source| SessionError::Greeting { source })?;
+    fn start(self, path: &Path) -> Result<Session, SessionError> {
+        let Self {
+            session,
+            flusher,
+            device,
+            new,
+            ..
+        } = self;
         flusher
             .start(session.notifier())
             .map_err(|source| SessionError::Thread { source })?;
-        if let Ok(Some(mounted)) = mountpoint::mounted_at(path) {
-            mountpoint::widen_read_ahead(&mounted);
+        match new {
+            true => {
+                if let Ok(Some(mounted)) = mountpoint::mounted_at(path) {
+                    mountpoint::widen_read_ahead(&mounted);
+                }
+            }
+            false => greeting::ask_again(&device).map_err(|source| SessionError::Greeting { source })?,
         }
+        drop(device);
         let (end, ended) = watch::channel(false);
         let place = path.to_path_buf();
         std::thread::Builder::new()
@@ -106,6 +137,44 @@ impl Session {
             })
             .map_err(|source| SessionError::Thread { source })?;
         Ok(Session { ended })
+    }
+}
+
+/// A live connection. Dropping it does not end it.
+#[derive(Debug, Clone)]
+pub struct Session {
+    ended: watch::Receiver<bool>,
+}
+
+impl Session {
+    /// Mounts `volume` at `path`, which `mountpoint::check` has approved. Nothing is served before `Attached::serve`. Blocks
+    /// for the greeting.
+    ///
+    /// # Errors
+    /// `SessionError`; then nothing is mounted.
+    pub fn attach(
+        volume: Volume,
+        path: &Path,
+        options: &AttachOptions,
+        runtime: &Handle,
+    ) -> Result<Attached, SessionError> {
+        let device = mountpoint::attach(path, options)?;
+        let greeting = greeting::hear(&device).map_err(|source| SessionError::Greeting { source });
+        greeting
+            .and_then(|greeting| Attached::new(volume, (device, greeting), runtime, true))
+            .inspect_err(|_| {
+                if let Err(error) = mountpoint::detach(path) {
+                    tracing::error!(%error, "the mount that nobody serves could not be taken off");
+                }
+            })
+    }
+
+    /// Goes on with a connection that another process has served.
+    ///
+    /// # Errors
+    /// `SessionError`; the connection stays as it is.
+    pub fn adopt(volume: Volume, kept: (OwnedFd, Greeting), runtime: &Handle) -> Result<Attached, SessionError> {
+        Attached::new(volume, kept, runtime, false)
     }
 
     /// Returns when the kernel has given the connection up: no program can reach the volume any more.

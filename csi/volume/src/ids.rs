@@ -55,6 +55,9 @@ number! {
 impl InodeNo {
     /// The root directory.
     pub const ROOT: InodeNo = InodeNo(1);
+
+    /// No inode at all.
+    pub const NONE: InodeNo = InodeNo(0);
 }
 
 /// An immutable object of the volume that holds frames. Unique by (epoch, counter): a writer that lost its epoch can

@@ -7,6 +7,7 @@ pub mod attr;
 pub mod bucket;
 pub mod budget;
 mod cache;
+pub mod calls;
 pub mod check;
 pub mod clock;
 pub mod commit;

@@ -12,13 +12,14 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::bucket::BucketRef;
+use crate::calls;
 use crate::clock::{Clock, Timestamp};
 use crate::commit::{CommitHandle, DirtyState, Lost, SealedGeneration};
 use crate::error::FsError;
 use crate::fetch::Fetcher;
 use crate::format::codec::Compression;
 use crate::head::Durability;
-use crate::ids::{Epoch, Generation};
+use crate::ids::{Epoch, Generation, InodeNo};
 use crate::limits::CollectLimits;
 use crate::lineage::Lineage;
 use crate::metrics::Histogram;
@@ -26,7 +27,7 @@ use crate::neighbours::Neighbours;
 use crate::outage::{Watch, Way};
 use crate::readahead::Readahead;
 use crate::table::{Need, Stop, Tables};
-use crate::tail::{Batch, Changes, TailLog};
+use crate::tail::{Answer, Batch, Changes, SpillLog, Spilled, TailLog, Taken};
 use crate::tree::{Tree, TreeError};
 
 mod age;
@@ -158,11 +159,23 @@ pub(crate) struct Mount {
     pub umask: u16,
     /// What is on this node's disk before it is in the bucket; only with durability `local`.
     pub tail: Option<TailLog>,
+    /// What this process leaves to its successor; not with durability `local`.
+    pub spill: Option<SpillLog>,
     /// When fsync returns.
     pub durability: Durability,
     pub collect: CollectLimits,
     /// Told when there is an orphan to purge.
     pub purge: Notify,
+}
+
+/// How far an operation came at one try.
+enum Attempt<R> {
+    /// It is done.
+    Done(R, Spilled),
+    /// It needs rows.
+    Missing(Need),
+    /// Too much is dirty.
+    Full(u64),
 }
 
 /// A look-up in the tree under way; ends with this value, also if the operation is given up.
@@ -212,42 +225,57 @@ impl Mount {
         Err(overrun())
     }
 
-    /// Runs an operation that changes something; waits before it while too much is dirty.
+    /// Runs an operation that changes something; waits before it while too much is dirty. To run it twice is to run it once.
     ///
     /// # Errors
     /// `ReadOnly`, `Lost`, `Closed`, and the operation's own.
     pub async fn change<R>(
         &self,
+        operation: impl FnMut(&mut Tables, Timestamp) -> Result<R, Stop>,
+    ) -> Result<R, FsError> {
+        self.run(operation, |_| None).await
+    }
+
+    /// As `change`, for an operation that must not be run twice: its call is recorded with what it changes. `named` is the inode
+    /// that the answer names.
+    ///
+    /// # Errors
+    /// As of `change`.
+    pub async fn change_once<R>(
+        &self,
+        operation: impl FnMut(&mut Tables, Timestamp) -> Result<R, Stop>,
+        named: impl Fn(&R) -> InodeNo,
+    ) -> Result<R, FsError> {
+        let answer = |result: &R| {
+            calls::number().map(|call| Answer {
+                call,
+                ino: named(result),
+            })
+        };
+        self.run(operation, answer).await
+    }
+
+    async fn run<R>(
+        &self,
         mut operation: impl FnMut(&mut Tables, Timestamp) -> Result<R, Stop>,
+        answer: impl Fn(&R) -> Option<Answer>,
     ) -> Result<R, FsError> {
         let now = self.clock.now();
         let mut loads = 0;
         while loads < LOADS_MAX {
-            let (need, unsealed) = {
-                let mut tables = self.lock();
-                tables.check_writable()?;
-                if tables.is_full() {
-                    (None, tables.unsealed_bytes())
-                } else {
-                    match operation(&mut tables, now) {
-                        Ok(result) => {
-                            let unsealed = tables.unsealed_bytes();
-                            tables.shrink();
-                            drop(tables);
-                            self.dirtied(unsealed);
-                            return Ok(result);
-                        }
-                        Err(Stop::Failed(error)) => return Err(error),
-                        Err(Stop::Need(need)) => (Some(need), 0),
+            match self.attempt(|tables| operation(tables, now), &answer)? {
+                Attempt::Done(result, spilled) => {
+                    spilled.open.into_iter().for_each(calls::keep);
+                    if let Some(generation) = spilled.waits_for {
+                        self.wait_for_bucket(generation).await?;
                     }
+                    return Ok(result);
                 }
-            };
-            match need {
-                Some(need) => {
+                Attempt::Missing(need) => {
                     loads += 1;
                     self.load(need).await?;
                 }
-                None => {
+                Attempt::Full(unsealed) => {
                     let room = async {
                         self.wait_for_room(unsealed).await;
                         Ok(())
@@ -257,6 +285,32 @@ impl Mount {
             }
         }
         Err(overrun())
+    }
+
+    /// Tries an operation once, and writes what it has changed to the spill.
+    fn attempt<R>(
+        &self,
+        operation: impl FnOnce(&mut Tables) -> Result<R, Stop>,
+        answer: impl Fn(&R) -> Option<Answer>,
+    ) -> Result<Attempt<R>, FsError> {
+        let mut tables = self.lock();
+        tables.check_writable()?;
+        if tables.is_full() {
+            return Ok(Attempt::Full(tables.unsealed_bytes()));
+        }
+        match operation(&mut tables) {
+            Ok(result) => {
+                let unsealed = tables.unsealed_bytes();
+                let taken = self.take_for_spill(&mut tables);
+                tables.shrink();
+                drop(tables);
+                let spilled = taken.map_or_else(Spilled::default, |taken| taken.write(answer(&result)));
+                self.dirtied(unsealed);
+                Ok(Attempt::Done(result, spilled))
+            }
+            Err(Stop::Failed(error)) => Err(error),
+            Err(Stop::Need(need)) => Ok(Attempt::Missing(need)),
+        }
     }
 
     /// Loads rows into the tables.
@@ -288,6 +342,20 @@ impl Mount {
             self.state.ages().dirtied();
             commit.dirtied(unsealed_bytes);
         }
+    }
+
+    /// What was just changed, for the spill, if there is one.
+    fn take_for_spill(&self, tables: &mut Tables) -> Option<Taken<'_>> {
+        let spill = self.spill.as_ref()?;
+        let state = (tables.newest_generation(), tables.durable());
+        Some(spill.take(state, || tables.take_unlogged()))
+    }
+
+    /// The spill does not have it: the bucket must, before anybody is told.
+    async fn wait_for_bucket(&self, generation: Generation) -> Result<(), FsError> {
+        let Some(commit) = &self.commit else { return Ok(()) };
+        commit.request_sync();
+        commit.wait_durable(generation).await.map_err(FsError::Lost)
     }
 
     async fn wait_for_room(&self, unsealed_bytes: u64) {

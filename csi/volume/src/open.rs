@@ -4,6 +4,7 @@
 //! never replayed by anyone, what stands before it is replayed by everyone. A reader writes nothing at all.
 //! Callers: `volume.rs`. Absent: the RAM tables, and the making of the root directory of an empty volume.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -17,7 +18,7 @@ use crate::head::{Claim, Head, HeadError, HeadFile, HeadWriter, TakenOver};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
 use crate::lineage::{Lineage, TreeAt, data_of};
 use crate::row::{Applied, Counters, Key, Row};
-use crate::tail::TailError;
+use crate::tail::{TailError, may_have_spill};
 use crate::tree::blocks::BlockCache;
 use crate::tree::overlay::OverlayTree;
 use crate::tree::slate::{NOTHING, SeenWriter, SlateReader, SlateTree, newest_manifest, seen_writer};
@@ -152,7 +153,8 @@ pub enum OpenError {
     },
 }
 
-/// Takes the volume at `root` (the bucket seen through the volume's root) over: CAS of the head, seals, replay.
+/// Takes the volume at `root` (the bucket seen through the volume's root) over: CAS of the head, seals, replay. `state_dir` is
+/// where this node may hold more of it.
 ///
 /// # Durability
 /// After `Ok` no older writer can acknowledge anything any more, and all that one ever did is in the tree, or in the
@@ -160,8 +162,13 @@ pub enum OpenError {
 ///
 /// # Errors
 /// `OpenError`.
-pub async fn open_writer(root: BucketRef, claim: Claim, config: TreeConfig) -> Result<OpenedWriter, OpenError> {
-    open_writer_over(root, claim, config, None).await
+pub async fn open_writer(
+    root: BucketRef,
+    claim: Claim,
+    config: TreeConfig,
+    state_dir: Option<&Path>,
+) -> Result<OpenedWriter, OpenError> {
+    open_writer_over(root, claim, config, (state_dir, None)).await
 }
 
 /// As `open_writer`; with `over` a journal that is damaged ends before the damage, which is noted there: what follows is given up.
@@ -172,7 +179,7 @@ pub(crate) async fn open_writer_over(
     root: BucketRef,
     claim: Claim,
     config: TreeConfig,
-    over: Option<&mut Vec<Damaged>>,
+    (state_dir, over): (Option<&Path>, Option<&mut Vec<Damaged>>),
 ) -> Result<OpenedWriter, OpenError> {
     let head = HeadFile::new(root.clone(), HeadWriter::new(claim.session));
     let known = head.read_versioned().await?;
@@ -222,9 +229,10 @@ pub(crate) async fn open_writer_over(
         epoch,
         seq: JournalSeq(0),
     };
-    // Later walks begin here, instead of following a seal for each mount that wrote nothing. While a tail waits to be
-    // replayed, the tree goes on telling where the journal that it continues has ended.
-    if taken.head.tail.is_none() {
+    // Later walks begin here, instead of following a seal for each mount that wrote nothing. While a tail or a spill waits to
+    // be replayed, the tree goes on telling where the journal that it continues has ended.
+    let waits = taken.head.tail.is_some() || state_dir.is_some_and(|dir| may_have_spill(dir, volume));
+    if !waits {
         tree.apply(ours, Vec::new()).await?;
     }
     let durable = match replayed >= REPLAYED_FLUSH {

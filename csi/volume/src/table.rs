@@ -156,6 +156,8 @@ pub(crate) struct Tables {
     orphans_stored: BTreeSet<InodeNo>,
     /// Orphans that nobody holds and that `purge.rs` must take apart.
     purgeable: VecDeque<InodeNo>,
+    /// The kernel may hold what was never told here.
+    inherited: bool,
     refs: HashMap<InodeNo, Refs>,
     counters: Counters,
     capacity_bytes: Option<u64>,
@@ -198,6 +200,7 @@ impl Tables {
             orphans: BTreeSet::new(),
             orphans_stored: BTreeSet::new(),
             purgeable: VecDeque::new(),
+            inherited: false,
             refs: HashMap::new(),
             counters,
             capacity_bytes: None,

@@ -13,7 +13,9 @@
 //!   the bucket has all that came before.
 //! - The last record of all may be torn by a crash and is dropped then; anything else that cannot be read is an error.
 //!
-//! Callers: `volume/mounting.rs`, `ops/sync.rs`. Absent: which change belongs into a record (`table/unlogged.rs`), and what
+//! Beside them lie the spills (`spill.rs`) of volumes of the other durabilities, which a process leaves to its successor.
+//!
+//! Callers: `volume/mounting.rs`, `ops/sync.rs`, `mount.rs`. Absent: which change belongs into a record (`table/unlogged.rs`), and what
 //! a record does to the tables (`table/replay.rs`).
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -24,16 +26,20 @@ use uuid::Uuid;
 
 use crate::ids::Epoch;
 
+mod answers;
 mod file;
 mod log;
 mod read;
 mod record;
+mod spill;
 #[cfg(test)]
 mod tests;
 
+pub use answers::Answer;
 pub(crate) use log::{Changes, TailLog};
-pub(crate) use read::TailReader;
+pub(crate) use read::{Logged, TailReader};
 pub(crate) use record::{Batch, Piece, Record};
+pub(crate) use spill::{OpenCall, SpillLog, SpillName, Spilled, Taken};
 
 /// Why the tail of a volume cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +127,22 @@ pub(crate) struct TailDir {
 }
 
 impl TailDir {
+    /// As `open`, where it is known that who used it is dead: a thread of it that waits in the kernel may hold its lock still, so a
+    /// new one takes its place.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn open_after_death(state: &Path, volume: Uuid) -> Result<Self, TailError> {
+        match Self::open(state, volume) {
+            Err(TailError::Busy { dir }) => {
+                let lock = dir.join("lock");
+                fs::remove_file(&lock).map_err(io_error("remove", &lock))?;
+                Self::open(state, volume)
+            }
+            done => done,
+        }
+    }
+
     /// Opens or makes the folder of a volume in `state`.
     ///
     /// # Errors
@@ -167,7 +189,7 @@ impl TailDir {
     /// # Errors
     /// `Io`.
     pub fn begin(&self, name: TailName) -> Result<file::LogFiles, TailError> {
-        let files = file::LogFiles::create(self.path.join(name.folder()), name)?;
+        let files = file::LogFiles::create(self.path.join(name.folder()), name, file::Against::PowerLoss)?;
         sync_folder(&self.path)?;
         Ok(files)
     }
@@ -180,6 +202,47 @@ impl TailDir {
         remove_folder(&self.path.join(name.folder()))
     }
 
+    /// The spills in it, oldest reign first.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn spills(&self, volume: Uuid) -> Result<Vec<SpillName>, TailError> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(io_error("list", &self.path))? {
+            let entry = entry.map_err(io_error("list", &self.path))?;
+            found.extend(SpillName::parse(volume, &entry.file_name().to_string_lossy()));
+        }
+        found.sort_by_key(|name: &SpillName| name.tail.epoch);
+        Ok(found)
+    }
+
+    /// The spill of this name, and the answers that its writer was handed.
+    ///
+    /// # Errors
+    /// `Damaged`, `Io`.
+    pub fn find_spill(&self, name: SpillName) -> Result<(TailReader, Vec<Answer>), TailError> {
+        let folder = self.path.join(name.folder());
+        let answers = spill::handed_on(&folder)?;
+        Ok((TailReader::open(&folder, name.tail)?, answers))
+    }
+
+    /// Removes a spill: the bucket has all of it, or nobody wants it any more.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn remove_spill(&self, name: SpillName) -> Result<(), TailError> {
+        remove_folder(&self.path.join(name.folder()))
+    }
+
+    /// Puts a spill aside that cannot be read.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn put_spill_aside(&self, name: SpillName) -> Result<(), TailError> {
+        let (from, to) = (name.folder(), format!("{ASIDE}{}", name.folder()));
+        fs::rename(self.path.join(&from), self.path.join(to)).map_err(io_error("rename", &self.path.join(from)))
+    }
+
     /// Puts aside every tail but that of `kept`: the head does not name it, so it is never replayed. One without a record
     /// goes.
     ///
@@ -190,8 +253,8 @@ impl TailDir {
         for entry in fs::read_dir(&self.path).map_err(io_error("list", &self.path))? {
             let entry = entry.map_err(io_error("list", &self.path))?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            let aside = name.starts_with(ASIDE);
-            if aside || kept.as_ref() == Some(&name) || !entry.path().is_dir() {
+            let other = name.starts_with(ASIDE) || name.starts_with(spill::SPILL);
+            if other || kept.as_ref() == Some(&name) || !entry.path().is_dir() {
                 continue;
             }
             if !read::has_records(&entry.path()) {
@@ -207,6 +270,15 @@ impl TailDir {
         }
         sync_folder(&self.path)
     }
+}
+
+/// True if a process may have left a spill of this volume in `state`, whatever is in it.
+pub(crate) fn may_have_spill(state: &Path, volume: Uuid) -> bool {
+    let path = state.join("tails").join(volume.simple().to_string());
+    let Ok(entries) = fs::read_dir(path) else { return false };
+    entries
+        .flatten()
+        .any(|entry| entry.file_name().to_string_lossy().starts_with(spill::SPILL))
 }
 
 /// What the name of a folder begins with whose tail was refused.

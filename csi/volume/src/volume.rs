@@ -26,12 +26,14 @@ use crate::metrics::HistogramSnapshot;
 use crate::open::OpenError;
 use crate::ops;
 use crate::outage::Outage;
+use crate::tail::Answer;
 use crate::volume_id::NodeId;
 
 pub use crate::fetch::FrameCounts;
 
 mod mounting;
 mod recovery;
+mod spilled;
 
 use mounting::Inner;
 
@@ -70,12 +72,27 @@ pub struct OpenOptions {
     /// Folder on a disk that survives a reboot, for what fsync leaves there in volumes of durability `local`; without one their
     /// fsync waits for the bucket.
     pub state_dir: Option<PathBuf>,
+    /// Take in what an earlier process has left in `state_dir`, and leave every change there for a successor.
+    pub spill: Option<SpillOptions>,
     /// How much may be in RAM.
     pub limits: Limits,
     /// How much a commit gathers, and when it leaves.
     pub commits: CommitLimits,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+}
+
+/// What a process leaves to its successor is for whom.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpillOptions {
+    /// Identity of this start of the machine: what was left before it is worth nothing.
+    pub boot: Uuid,
+    /// Identity of the connection with the kernel: calls are numbered in it.
+    pub connection: Uuid,
+    /// The connection is an earlier process's: programs have files open and wait for answers.
+    pub adopts: bool,
+    /// Leave every change as well. Without it what an earlier process has left is taken in, and that is all.
+    pub leaves: bool,
 }
 
 /// What a volume is.
@@ -133,6 +150,16 @@ impl Volume {
     /// `FsError::Lost` if the volume was lost before.
     pub async fn close(&self) -> Result<(), FsError> {
         mounting::close(&self.inner).await
+    }
+
+    /// What an earlier process of this connection has answered to a call, or was about to: it must not be done again.
+    pub fn answer_of(&self, call: u64) -> Option<Answer> {
+        self.inner.mount.spill.as_ref()?.answer_of(call)
+    }
+
+    /// True if a successor of this process would find every change that programs were told of.
+    pub fn survives(&self) -> bool {
+        self.inner.mount.spill.is_some()
     }
 
     /// What the volume is.

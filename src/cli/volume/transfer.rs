@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use volume::budget::Budget;
 use volume::head::Parameters;
 use volume::volume::{CacheConfig, Volume};
-use volume_mount::open::{OpenSpec, RootOwner, open};
+use volume_mount::open::{Connection, OpenSpec, RootOwner, open};
 use volume_mount::store::{Access, Stores};
 use volume_s3::{S3Bucket, S3Location};
 
@@ -274,7 +274,9 @@ async fn open_volume(
         state_dir: None,
         root: RootOwner::default(),
     };
-    Ok(open(&spec, (stores, &Budget::default())).await?.volume)
+    Ok(open(&spec, Connection::begin(false), (stores, &Budget::default()))
+        .await?
+        .volume)
 }
 
 /// The first signal asks for an end between two objects; the second ends the process.

@@ -15,7 +15,7 @@ use volume::ids::InodeNo;
 use volume::volume::{CacheConfig, Volume};
 use volume::volume_id::NodeId;
 use volume_mount::mountpoint::{self, AttachOptions};
-use volume_mount::open::{OpenSpec, RootOwner, open};
+use volume_mount::open::{Connection, OpenSpec, RootOwner, open};
 use volume_mount::session::Session;
 use volume_mount::store::{Access, Keys, Stores};
 use volume_s3::{Credentials, S3Location};
@@ -89,10 +89,14 @@ pub fn group(bench: &mut Bench) {
     let folders = bench.arguments.million / FOLDER;
     let near = spec(bench.server.endpoint());
     bench.runtime.block_on(async {
-        let volume = open(&near, (&Stores::default(), &Budget::default()))
-            .await
-            .unwrap()
-            .volume;
+        let volume = open(
+            &near,
+            Connection::begin(false),
+            (&Stores::default(), &Budget::default()),
+        )
+        .await
+        .unwrap()
+        .volume;
         let folders = (0..folders).map(|folder| fill(&volume, folder));
         stream::iter(folders).buffer_unordered(4).collect::<Vec<()>>().await;
         volume.close().await.unwrap();
@@ -125,7 +129,11 @@ pub fn group(bench: &mut Bench) {
         let (before, begun) = (bench.proxy.counts(), Instant::now());
         let opened = bench
             .runtime
-            .block_on(open(&far, (&Stores::default(), &Budget::default())))
+            .block_on(open(
+                &far,
+                Connection::begin(false),
+                (&Stores::default(), &Budget::default()),
+            ))
             .unwrap();
         let attach = AttachOptions {
             source: "bench".to_owned(),
@@ -133,7 +141,8 @@ pub fn group(bench: &mut Bench) {
             noexec: false,
             nosuid: false,
         };
-        let session = Session::start(opened.volume.clone(), &dir, &attach, bench.runtime.handle()).unwrap();
+        let attached = Session::attach(opened.volume.clone(), &dir, &attach, bench.runtime.handle()).unwrap();
+        let session = attached.serve(&dir).unwrap();
         let took = begun.elapsed();
         let counts = bench.proxy.counts().since(&before);
         bench.table.note(opening, System::Pannier, took.as_secs_f64() * 1e3);

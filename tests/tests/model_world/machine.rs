@@ -192,6 +192,7 @@ pub async fn open(
             ..CacheConfig::default()
         },
         state_dir: disk.map(|disk| disk.0.path().to_path_buf()),
+        spill: None,
         limits: Limits {
             table_bytes_max,
             dirty_bytes_max: 100_000 + dice.below(1_000_000),

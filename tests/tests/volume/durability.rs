@@ -67,6 +67,7 @@ fn on(node: &str, disk: &Path) -> OpenOptions {
     OpenOptions {
         node_id: NodeId::new(node).unwrap(),
         state_dir: Some(disk.to_path_buf()),
+        spill: None,
         ..options()
     }
 }
@@ -124,6 +125,7 @@ async fn a_local_fsync_survives_a_crash_and_keeps_other_nodes_out() {
         store.memory.clone(),
         OpenOptions {
             state_dir: None,
+            spill: None,
             ..on("node-1", other.path())
         },
     );

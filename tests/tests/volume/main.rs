@@ -8,6 +8,7 @@ mod hours;
 mod settings;
 mod snapshots;
 mod space;
+mod spill;
 mod trouble;
 
 /// Measured numbers, for whoever runs a test by hand.

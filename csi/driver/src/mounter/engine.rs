@@ -1,16 +1,19 @@
 //! The real mounter: `pannier engine` over its unix socket, and the kernel.
 //!
-//! Invariant: an engine is started only when none listens, and only to mount. Asking what is served, or unmounting,
-//! finds "nothing" where no engine runs. Callers: `targets.rs` through the port. Absent: status codes (`grpc.rs`) and
+//! Invariant: an engine is started, by way of a keeper, only when none listens and no keeper lives, and only to mount. Asking what
+//! is served, or unmounting, finds "nothing" where neither runs; where a keeper lives its next engine is waited for, because
+//! its mounts live too. Callers: `targets.rs` through the port. Absent: status codes (`grpc.rs`) and
 //! how the process is made (`spawn.rs`).
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use proto::engine::v1 as wire;
 use tokio::net::UnixStream;
 use tokio::sync::{Mutex, Notify};
@@ -47,6 +50,9 @@ const LOOK_MAX: Duration = Duration::from_secs(30);
 
 /// 3 s: what an engine answers from memory.
 const ASK_MAX: Duration = Duration::from_secs(3);
+
+/// What the name of a keeper's socket has behind that of its engine's.
+pub(crate) const KEEPER: &str = ".keeper";
 
 const _: () = assert!(
     START_MAX.as_secs() + MOUNT_MAX.as_secs() < crate::deadlines::NODE_MAX.as_secs(),
@@ -106,14 +112,34 @@ impl EngineMounter {
         }
     }
 
-    /// A client of the engine that listens; `None` if none does.
-    async fn running(&self) -> Option<EngineClient<Channel>> {
+    /// A client of the engine that listens; `None` if there is none.
+    async fn running(&self) -> Result<Option<EngineClient<Channel>>, MountError> {
         let mut client = self.client.lock().await;
-        self.find(&mut client).await
+        if let Some(found) = self.find(&mut client).await {
+            return Ok(Some(found));
+        }
+        let until = Instant::now() + START_MAX;
+        while keeper_listens(&self.config.socket) {
+            if Instant::now() > until {
+                return Err(MountError::NoEngine {
+                    socket: self.config.socket.clone(),
+                    detail: "its keeper lives and has no engine that listens".into(),
+                });
+            }
+            tokio::time::sleep(START_LOOK).await;
+            if let Some(found) = self.find(&mut client).await {
+                return Ok(Some(found));
+            }
+        }
+        // It may have begun to listen just when its keeper ended.
+        Ok(self.find(&mut client).await)
     }
 
     /// A client of an engine, which is started if need be.
     async fn started(&self) -> Result<EngineClient<Channel>, MountError> {
+        if let Some(found) = self.running().await? {
+            return Ok(found);
+        }
         let mut client = self.client.lock().await;
         if let Some(found) = self.find(&mut client).await {
             return Ok(found);
@@ -201,7 +227,7 @@ impl Mounter for EngineMounter {
     }
 
     async fn unmount(&self, opening: &Opening) -> Result<(), MountError> {
-        let Some(mut engine) = self.running().await else {
+        let Some(mut engine) = self.running().await? else {
             return Ok(());
         };
         let request = wire::UnmountRequest {
@@ -224,7 +250,7 @@ impl Mounter for EngineMounter {
     }
 
     async fn renew(&self, opening: &Opening, credentials: &Credentials) -> Result<(), MountError> {
-        let Some(mut engine) = self.running().await else {
+        let Some(mut engine) = self.running().await? else {
             return Ok(());
         };
         let request = wire::SetCredentialsRequest {
@@ -244,7 +270,7 @@ impl Mounter for EngineMounter {
     }
 
     async fn look(&self, opening: &Opening) -> Result<Option<u64>, MountError> {
-        let Some(mut engine) = self.running().await else {
+        let Some(mut engine) = self.running().await? else {
             let detail = format!("no engine serves volume {opening}");
             return Err(MountError::NoVolume { detail });
         };
@@ -261,7 +287,7 @@ impl Mounter for EngineMounter {
     }
 
     async fn served(&self) -> Result<Vec<Served>, MountError> {
-        let Some(mut engine) = self.running().await else {
+        let Some(mut engine) = self.running().await? else {
             return Ok(Vec::new());
         };
         let request = timed(wire::ListMountsRequest {}, ASK_MAX);
@@ -287,7 +313,7 @@ impl Mounter for EngineMounter {
     }
 
     async fn flush(&self, path: &Path, limit: Duration) -> Result<(), MountError> {
-        let Some(mut engine) = self.running().await else {
+        let Some(mut engine) = self.running().await? else {
             return self.kernel.flush(path, limit).await;
         };
         // Not an fsync: what that promises is the volume's own choice, and this is for the next node.
@@ -314,6 +340,17 @@ impl Mounter for EngineMounter {
     async fn detach(&self, path: &Path) -> Result<(), MountError> {
         self.kernel.detach(path).await
     }
+}
+
+/// True if a keeper lives beside the engine's socket. It listens with packets, so a connection says so; it is ended at once.
+fn keeper_listens(engine_socket: &Path) -> bool {
+    let mut path = engine_socket.as_os_str().to_owned();
+    path.push(KEEPER);
+    let tried = UnixAddr::new(Path::new(&path)).and_then(|address| {
+        let socket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        connect(socket.as_raw_fd(), &address)
+    });
+    tried.is_ok()
 }
 
 fn wire_credentials(keys: &Credentials) -> wire::Credentials {

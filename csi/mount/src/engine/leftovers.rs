@@ -35,19 +35,24 @@ impl Ledger {
         }
     }
 
-    /// Takes dead mounts of the engine before off the tree. Call it while holding the lock.
-    pub fn clean(&self) {
+    /// Takes dead mounts of the engine before off the tree, but for those that were `kept`: they only wait. Call it while holding
+    /// the lock.
+    pub fn clean(&self, kept: &[PathBuf]) {
         let listed = fs::read(&self.path)
             .ok()
             .and_then(|text| serde_json::from_slice::<Vec<PathBuf>>(&text).ok());
-        for path in listed.unwrap_or_default() {
+        let dead = listed
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|path| !kept.contains(path));
+        for path in dead {
             match remove_if_dead(&path) {
                 Ok(true) => tracing::warn!(mountpoint = %path.display(), "took off a mount whose engine had died"),
                 Ok(false) => {}
                 Err(error) => tracing::error!(%error, "a dead mount stays"),
             }
         }
-        self.write(&[]);
+        self.write(kept);
     }
 }
 
@@ -79,6 +84,21 @@ pub fn lock(socket: &Path) -> io::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| error.into())
 }
 
+/// The same, where it is known that the engine before is dead: a thread of it that waits in the kernel may hold its lock still,
+/// so a new one takes its place.
+///
+/// # Errors
+/// What the system refuses.
+pub fn lock_after_death(socket: &Path) -> io::Result<Flock<File>> {
+    match lock(socket) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            fs::remove_file(with_suffix(socket, ".lock"))?;
+            lock(socket)
+        }
+        done => done,
+    }
+}
+
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
@@ -103,13 +123,13 @@ mod tests {
     fn cleaning_leaves_alone_what_is_not_a_dead_mount() {
         let dir = tempfile::tempdir().unwrap();
         let ledger = Ledger::beside(&dir.path().join("engine.sock"));
-        ledger.clean();
+        ledger.clean(&[]);
         ledger.write(&[
             dir.path().to_path_buf(),
             PathBuf::from("/proc"),
             dir.path().join("absent"),
         ]);
-        ledger.clean();
+        ledger.clean(&[]);
         assert!(mounted_at(Path::new("/proc")).unwrap().is_some());
         assert!(dir.path().exists());
     }

@@ -18,10 +18,12 @@ use volume::budget::Budget;
 use volume::clock::Clock;
 use volume::volume::CacheConfig;
 
-use super::leftovers::{Ledger, lock};
+use super::kept;
+use super::leftovers::{Ledger, lock, lock_after_death};
 use super::server::Service;
 use super::{Engine, EngineError};
 use crate::clock::{SystemClock, unix_ms};
+use crate::keeper::{KeeperClient, KeeperError};
 
 /// 10 s between two tries to end while the store does not take what is dirty.
 const STOP_ROUND: Duration = Duration::from_secs(10);
@@ -39,6 +41,8 @@ pub struct EngineConfig {
     pub state_dir: Option<PathBuf>,
     /// How often the head of an open volume is looked at; see `LOOK_EVERY`.
     pub look_every: Duration,
+    /// Where the keeper listens that has started this engine.
+    pub keeper: Option<PathBuf>,
     /// Version of the program, for `Health`.
     pub version: &'static str,
 }
@@ -62,6 +66,9 @@ pub enum ProcessError {
         /// Why it failed.
         source: io::Error,
     },
+    /// The keeper.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     /// The control service ended.
     #[error("the control service failed: {source}")]
     Serve {
@@ -91,14 +98,29 @@ fn io_error(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Process
 pub async fn run_engine(config: EngineConfig, ready: impl FnOnce(Engine)) -> Result<(), ProcessError> {
     leave_parent();
     let socket = &config.socket;
-    let _lock = lock(socket).map_err(|source| match source.kind() {
+    // First: it returns when the engine before has ended, and with it has let go of everything below.
+    let (keeper, kept) = match config.keeper.clone() {
+        None => (None, Vec::new()),
+        Some(at) => {
+            let taken = tokio::task::spawn_blocking(move || KeeperClient::take_over(&at, kept::FORMAT));
+            let (keeper, kept) = taken.await.expect("asking the keeper does not panic")?;
+            (Some(keeper), kept)
+        }
+    };
+    let locked = match keeper {
+        Some(_) => lock_after_death(socket),
+        None => lock(socket),
+    };
+    let _lock = locked.map_err(|source| match source.kind() {
         io::ErrorKind::WouldBlock => ProcessError::Taken { socket: socket.clone() },
         _ => io_error("cannot lock", socket)(source),
     })?;
     let ledger = Ledger::beside(socket);
-    ledger.clean();
+    ledger.clean(&kept::mountpoints_of(&kept));
+    // Whoever calls from now on waits until everything is served again, instead of finding less than there is.
     let listener = listen(socket)?;
-    let engine = Engine::new(ledger, config.look_every, Budget::new(config.memory_bytes));
+    let engine = Engine::new(ledger, config.look_every, Budget::new(config.memory_bytes), keeper);
+    engine.adopt(kept, config.state_dir.as_deref()).await;
     let (stop, stopped) = watch::channel(false);
     let since_unix_ms = unix_ms(SystemClock.now());
     let service = Service::new(engine.clone(), &config, since_unix_ms, stop.clone());

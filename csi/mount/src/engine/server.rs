@@ -55,45 +55,12 @@ impl Service {
         EngineServer::new(self)
     }
 
-    fn spec(&self, request: wire::MountRequest) -> Result<MountSpec, Status> {
-        if request.volume_id.is_empty() || request.volume_id.chars().any(char::is_control) {
-            return Err(Status::invalid_argument(
-                "volume_id is empty or holds control characters",
-            ));
-        }
-        let mountpoint = PathBuf::from(&request.mountpoint);
-        if !mountpoint.is_absolute() {
-            return Err(Status::invalid_argument(format!(
-                "mountpoint {:?} is not an absolute path",
-                request.mountpoint
-            )));
-        }
-        let place = request
-            .location
-            .ok_or_else(|| Status::invalid_argument("location is missing"))?;
-        let options = request.options.unwrap_or_default();
-        let node_id =
-            NodeId::new(&request.node_id).map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
-        let open = OpenSpec {
-            location: location(&place)?,
-            access: access(&place, request.credentials)?,
-            node_id,
-            read_only: request.read_only,
-            lease: (request.lease != 0).then_some(Lease(request.lease)),
-            take_over: request.take_over,
-            create: None,
-            cache: self.cache_of(request.cache.unwrap_or_default()),
-            state_dir: self.state_dir.clone(),
-            root: root_owner(&options)?,
-        };
-        let (noexec, nosuid) = (options.noexec, options.nosuid);
-        Ok(MountSpec {
-            volume_id: request.volume_id,
-            open,
-            mountpoint,
-            noexec,
-            nosuid,
-        })
+    fn spec(&self, mut request: wire::MountRequest) -> Result<MountSpec, Status> {
+        let cache = self.cache_of(request.cache.take().unwrap_or_default());
+        let mut spec = spec_of(request)?;
+        spec.open.cache = cache;
+        spec.open.state_dir = self.state_dir.clone();
+        Ok(spec)
     }
 
     fn cache_of(&self, asked: wire::CacheSettings) -> CacheConfig {
@@ -107,6 +74,112 @@ impl Service {
             ram_bytes: or(asked.ram_bytes, self.cache.ram_bytes),
             disk_bytes: or(asked.disk_bytes, self.cache.disk_bytes),
         }
+    }
+}
+
+/// What a request says by itself.
+pub(super) fn spec_of(request: wire::MountRequest) -> Result<MountSpec, Status> {
+    if request.volume_id.is_empty() || request.volume_id.chars().any(char::is_control) {
+        return Err(Status::invalid_argument(
+            "volume_id is empty or holds control characters",
+        ));
+    }
+    let mountpoint = PathBuf::from(&request.mountpoint);
+    if !mountpoint.is_absolute() {
+        return Err(Status::invalid_argument(format!(
+            "mountpoint {:?} is not an absolute path",
+            request.mountpoint
+        )));
+    }
+    let place = request
+        .location
+        .ok_or_else(|| Status::invalid_argument("location is missing"))?;
+    let options = request.options.unwrap_or_default();
+    let node_id =
+        NodeId::new(&request.node_id).map_err(|error| Status::invalid_argument(format!("node_id: {error}")))?;
+    let cache = request.cache.unwrap_or_default();
+    let open = OpenSpec {
+        location: location(&place)?,
+        access: access(&place, request.credentials)?,
+        node_id,
+        read_only: request.read_only,
+        lease: (request.lease != 0).then_some(Lease(request.lease)),
+        take_over: request.take_over,
+        create: None,
+        cache: CacheConfig {
+            dir: (!cache.dir.is_empty()).then(|| PathBuf::from(cache.dir)),
+            ram_bytes: cache.ram_bytes,
+            disk_bytes: cache.disk_bytes,
+        },
+        state_dir: None,
+        root: root_owner(&options)?,
+    };
+    let (noexec, nosuid) = (options.noexec, options.nosuid);
+    Ok(MountSpec {
+        volume_id: request.volume_id,
+        open,
+        mountpoint,
+        noexec,
+        nosuid,
+    })
+}
+
+/// The request that asks for this again, with what the engine has added to it, but for its state folder.
+pub(super) fn request_of(spec: &MountSpec) -> wire::MountRequest {
+    let open = &spec.open;
+    let mountpoint = spec.mountpoint.to_string_lossy().into_owned();
+    let folder = |path: &Option<PathBuf>| {
+        path.as_deref()
+            .map(Path::to_string_lossy)
+            .unwrap_or_default()
+            .into_owned()
+    };
+    wire::MountRequest {
+        volume_id: spec.volume_id.clone(),
+        location: Some(place_of(&open.location, &open.access)),
+        credentials: open.access.keys.clone().map(|keys| wire::Credentials {
+            access_key_id: keys.id,
+            secret_access_key: keys.secret,
+            session_token: keys.session_token.unwrap_or_default(),
+        }),
+        mountpoint,
+        read_only: open.read_only,
+        node_id: open.node_id.to_string(),
+        lease: open.lease.map_or(0, |lease| lease.0),
+        take_over: open.take_over,
+        cache: Some(wire::CacheSettings {
+            dir: folder(&open.cache.dir),
+            disk_bytes: open.cache.disk_bytes,
+            ram_bytes: open.cache.ram_bytes,
+        }),
+        options: Some(wire::MountOptions {
+            uid: open.root.uid,
+            gid: open.root.gid,
+            mode: open.root.mode.map(u32::from),
+            noexec: spec.noexec,
+            nosuid: spec.nosuid,
+        }),
+    }
+}
+
+fn place_of(location: &S3Location, access: &Access) -> wire::VolumeLocation {
+    let put = &access.put;
+    let text = |given: &Option<String>| given.clone().unwrap_or_default();
+    wire::VolumeLocation {
+        bucket: location.bucket.clone(),
+        prefix: location.prefix.trim_end_matches('/').to_owned(),
+        endpoint: text(&access.endpoint),
+        region: text(&access.region),
+        path_style: access.path_style.unwrap_or(false),
+        storage_class: text(&put.storage_class),
+        sse: text(&put.sse),
+        sse_kms_key_id: text(&put.sse_kms_key_id),
+        ca_bundle: access
+            .ca_bundle
+            .as_deref()
+            .map(Path::to_string_lossy)
+            .unwrap_or_default()
+            .into_owned(),
     }
 }
 
@@ -177,21 +250,7 @@ fn info(mount: MountInfo) -> wire::MountInfo {
         outage: mount.outage.map(|outage| outage.to_string()).unwrap_or_default(),
         since_unix_ms: mount.since_unix_ms,
         capacity_bytes: mount.volume.capacity_bytes.unwrap_or(0),
-        location: Some(wire::VolumeLocation {
-            bucket: mount.location.bucket,
-            prefix: mount.location.prefix.trim_end_matches('/').to_owned(),
-            endpoint: mount.access.endpoint.unwrap_or_default(),
-            region: mount.access.region.unwrap_or_default(),
-            path_style: mount.access.path_style.unwrap_or(false),
-            storage_class: mount.access.put.storage_class.unwrap_or_default(),
-            sse: mount.access.put.sse.unwrap_or_default(),
-            sse_kms_key_id: mount.access.put.sse_kms_key_id.unwrap_or_default(),
-            ca_bundle: mount
-                .access
-                .ca_bundle
-                .map(|path| path.to_string_lossy().into_owned())
-                .unwrap_or_default(),
-        }),
+        location: Some(place_of(&mount.location, &mount.access)),
         node_id: mount.node_id.to_string(),
         lease: mount.lease.map_or(0, |lease| lease.0),
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, MutexGuard};
 use tokio::sync::{OwnedMutexGuard, watch};
 use volume::volume::Volume;
 
+use super::kept::Left;
 use super::{Engine, EngineError, MountInfo, MountSpec};
 use crate::mountpoint;
 use crate::open::OpenSpec;
@@ -57,6 +58,8 @@ pub struct Table {
     pub served: BTreeMap<ServedKey, Served>,
     /// One lock per volume that somebody mounts or unmounts.
     pub locks: BTreeMap<String, Arc<tokio::sync::Mutex<()>>>,
+    /// What the keeper holds beside each connection.
+    pub left: BTreeMap<ServedKey, Left>,
 }
 
 impl Engine {

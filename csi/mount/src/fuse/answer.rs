@@ -10,11 +10,9 @@ use fuser::{
     Errno, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyLseek, ReplyOpen, ReplyWrite, ReplyXattr,
 };
-use volume::attr::Attr;
 use volume::error::FsError;
 
-use super::stat::file_attr;
-use super::{FOREVER, GENERATION, Skin};
+use super::Skin;
 use crate::errno::{errno_of, errno_of_sync, is_fault};
 
 /// A reply that can say no.
@@ -74,16 +72,6 @@ impl Skin {
                 Ok(value) => give(reply, value),
                 Err(error) => refuse(reply, about, &error),
             }
-        });
-    }
-
-    /// `answer` for what makes or finds an entry.
-    pub(super) fn make<F>(&self, about: About, reply: ReplyEntry, work: F)
-    where
-        F: Future<Output = Result<Attr, FsError>> + Send + 'static,
-    {
-        self.answer(about, work, reply, |reply, attr| {
-            reply.entry(&FOREVER, &file_attr(&attr), GENERATION)
         });
     }
 }

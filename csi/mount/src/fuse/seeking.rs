@@ -8,6 +8,7 @@
 //! The same thread tells the kernel of a mode that changed without its knowing.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -30,6 +31,8 @@ pub struct Flusher {
 struct Inner {
     /// How many descriptors may write, by file; no entry means none. Never held across anything that waits.
     writers: Mutex<BTreeMap<InodeNo, u64>>,
+    /// Programs have files open that were never told here: any of them may be written.
+    inherited: AtomicBool,
     requests: OnceLock<Sender<FlushRequest>>,
 }
 
@@ -58,6 +61,11 @@ impl Flusher {
         Ok(())
     }
 
+    /// This process goes on with a connection of another.
+    pub fn inherit(&self) {
+        self.inner.inherited.store(true, Ordering::Relaxed);
+    }
+
     /// A descriptor was opened.
     pub fn opened(&self, ino: InodeNo, flags: OpenFlags) {
         if writes(flags) {
@@ -81,7 +89,7 @@ impl Flusher {
 
     /// Returns when everything that programs wrote to the file before has reached the volume.
     pub async fn flush(&self, ino: InodeNo) {
-        if self.writers().contains_key(&ino) {
+        if self.inner.inherited.load(Ordering::Relaxed) || self.writers().contains_key(&ino) {
             self.ask(ino, 0).await;
         }
     }

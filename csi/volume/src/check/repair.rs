@@ -264,7 +264,7 @@ async fn apply(
     };
     let mut damaged = Vec::new();
     let over = options.accept_loss.then_some(&mut damaged);
-    let opened = open_writer_over(root.clone(), claim, config, over).await?;
+    let opened = open_writer_over(root.clone(), claim, config, (None, over)).await?;
     let mut report = RepairReport::default();
     for damage in damaged {
         told_journal(damage, &options, (&mut report, &mut *tell));

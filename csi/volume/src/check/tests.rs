@@ -45,6 +45,7 @@ pub(super) async fn open(memory: &Arc<MemoryBucket>) -> Volume {
         claim: None,
         cache: CacheConfig::default(),
         state_dir: None,
+        spill: None,
         limits: Limits::default(),
         commits: CommitLimits::default(),
         clock: Arc::new(StillClock),

@@ -60,6 +60,7 @@ impl World {
                 ..CacheConfig::default()
             },
             state_dir: None,
+            spill: None,
             limits: Limits::default(),
             commits: CommitLimits {
                 cut_after: Duration::from_secs(3_600),

@@ -13,30 +13,33 @@ use crate::row::{DirentRow, FileKind};
 pub(crate) async fn link(mount: &Mount, ino: InodeNo, parent: InodeNo, name: &[u8]) -> Result<Attr, FsError> {
     check_new_name(name)?;
     mount
-        .change(|tables, now| {
-            let row = tables.inode(ino)?;
-            let (kind, nlink) = (row.kind, row.nlink);
-            if kind == FileKind::Directory {
-                return Err(FsError::NotPermitted.into());
-            }
-            living_directory(tables, parent)?;
-            if tables.dirent(parent, name)?.is_some() {
-                return Err(FsError::Exists.into());
-            }
-            if nlink >= LINKS_MAX {
-                return Err(FsError::TooManyLinks.into());
-            }
-            // A file that lost its last name while it was open gets none again: Linux, link(2), ENOENT.
-            if nlink == 0 {
-                return Err(FsError::NotFound.into());
-            }
-            add_entry(tables, parent, name, DirentRow { ino, kind }, now);
-            tables.change_inode(ino, |row| {
-                row.nlink += 1;
-                row.ctime = now;
-            });
-            tables.remember(ino);
-            tables.attr(ino)
-        })
+        .change_once(
+            |tables, now| {
+                let row = tables.inode(ino)?;
+                let (kind, nlink) = (row.kind, row.nlink);
+                if kind == FileKind::Directory {
+                    return Err(FsError::NotPermitted.into());
+                }
+                living_directory(tables, parent)?;
+                if tables.dirent(parent, name)?.is_some() {
+                    return Err(FsError::Exists.into());
+                }
+                if nlink >= LINKS_MAX {
+                    return Err(FsError::TooManyLinks.into());
+                }
+                // A file that lost its last name while it was open gets none again: Linux, link(2), ENOENT.
+                if nlink == 0 {
+                    return Err(FsError::NotFound.into());
+                }
+                add_entry(tables, parent, name, DirentRow { ino, kind }, now);
+                tables.change_inode(ino, |row| {
+                    row.nlink += 1;
+                    row.ctime = now;
+                });
+                tables.remember(ino);
+                tables.attr(ino)
+            },
+            |attr| attr.ino,
+        )
         .await
 }

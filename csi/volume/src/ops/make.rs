@@ -176,7 +176,9 @@ pub(crate) async fn make_node(
         target: None,
         caller: under_umask(mount, caller),
     };
-    mount.change(|tables, now| make(tables, &new, now)).await
+    mount
+        .change_once(|tables, now| make(tables, &new, now), |attr| attr.ino)
+        .await
 }
 
 /// See `Volume::create`.
@@ -201,11 +203,14 @@ pub(crate) async fn create(
         caller: under_umask(mount, caller),
     };
     mount
-        .change(|tables, now| {
-            let attr = make(tables, &new, now)?;
-            tables.open_inode(attr.ino);
-            Ok(attr)
-        })
+        .change_once(
+            |tables, now| {
+                let attr = make(tables, &new, now)?;
+                tables.open_inode(attr.ino);
+                Ok(attr)
+            },
+            |attr| attr.ino,
+        )
         .await
 }
 
@@ -230,7 +235,9 @@ pub(crate) async fn mkdir(
         target: None,
         caller: under_umask(mount, caller),
     };
-    mount.change(|tables, now| make(tables, &new, now)).await
+    mount
+        .change_once(|tables, now| make(tables, &new, now), |attr| attr.ino)
+        .await
 }
 
 /// See `Volume::symlink`.
@@ -260,5 +267,7 @@ pub(crate) async fn symlink(
         target: Some(Bytes::copy_from_slice(target)),
         caller,
     };
-    mount.change(|tables, now| make(tables, &new, now)).await
+    mount
+        .change_once(|tables, now| make(tables, &new, now), |attr| attr.ino)
+        .await
 }

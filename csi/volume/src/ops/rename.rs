@@ -23,26 +23,29 @@ pub(crate) async fn rename(mount: &Mount, from: Place<'_>, to: Place<'_>, mode: 
         check_new_name(name).map_err(|_| FsError::Invalid("that is no name that can be moved"))?;
     }
     let purge = mount
-        .change(|tables, now| {
-            living_directory(tables, from.dir)?;
-            living_directory(tables, to.dir)?;
-            let moved = tables.dirent(from.dir, from.name)?.ok_or(FsError::NotFound)?;
-            let other = tables.dirent(to.dir, to.name)?;
-            tables.inode(moved.ino)?;
-            if let Some(other) = other {
-                tables.inode(other.ino)?;
-            }
-            match (mode, other) {
-                (RenameMode::NoReplace, Some(_)) => Err(FsError::Exists.into()),
-                (RenameMode::Exchange, None) => Err(FsError::NotFound.into()),
-                (RenameMode::Exchange, Some(other)) => {
-                    exchange(tables, (from, moved), (to, other), now).map(|()| false)
+        .change_once(
+            |tables, now| {
+                living_directory(tables, from.dir)?;
+                living_directory(tables, to.dir)?;
+                let moved = tables.dirent(from.dir, from.name)?.ok_or(FsError::NotFound)?;
+                let other = tables.dirent(to.dir, to.name)?;
+                tables.inode(moved.ino)?;
+                if let Some(other) = other {
+                    tables.inode(other.ino)?;
                 }
-                (RenameMode::Replace | RenameMode::NoReplace, other) => {
-                    replace(tables, (from, moved), (to, other), now)
+                match (mode, other) {
+                    (RenameMode::NoReplace, Some(_)) => Err(FsError::Exists.into()),
+                    (RenameMode::Exchange, None) => Err(FsError::NotFound.into()),
+                    (RenameMode::Exchange, Some(other)) => {
+                        exchange(tables, (from, moved), (to, other), now).map(|()| false)
+                    }
+                    (RenameMode::Replace | RenameMode::NoReplace, other) => {
+                        replace(tables, (from, moved), (to, other), now)
+                    }
                 }
-            }
-        })
+            },
+            |_| InodeNo::NONE,
+        )
         .await?;
     if purge {
         mount.purge.notify_one();

@@ -47,19 +47,22 @@ pub(super) fn check_empty(tables: &mut Tables, dir: InodeNo) -> Result<(), Stop>
 pub(crate) async fn unlink(mount: &Mount, parent: InodeNo, name: &[u8]) -> Result<(), FsError> {
     check_length(name)?;
     let purge = mount
-        .change(|tables, now| {
-            tables.directory(parent)?;
-            if matches!(name, b"." | b"..") {
-                return Err(FsError::IsDirectory.into());
-            }
-            let entry = tables.dirent(parent, name)?.ok_or(FsError::NotFound)?;
-            if entry.kind == FileKind::Directory {
-                return Err(FsError::IsDirectory.into());
-            }
-            tables.inode(entry.ino)?;
-            remove_entry(tables, parent, name, entry.kind, now);
-            Ok(lose_name(tables, entry, now))
-        })
+        .change_once(
+            |tables, now| {
+                tables.directory(parent)?;
+                if matches!(name, b"." | b"..") {
+                    return Err(FsError::IsDirectory.into());
+                }
+                let entry = tables.dirent(parent, name)?.ok_or(FsError::NotFound)?;
+                if entry.kind == FileKind::Directory {
+                    return Err(FsError::IsDirectory.into());
+                }
+                tables.inode(entry.ino)?;
+                remove_entry(tables, parent, name, entry.kind, now);
+                Ok(lose_name(tables, entry, now))
+            },
+            |_| InodeNo::NONE,
+        )
         .await?;
     if purge {
         mount.purge.notify_one();
@@ -71,21 +74,24 @@ pub(crate) async fn unlink(mount: &Mount, parent: InodeNo, name: &[u8]) -> Resul
 pub(crate) async fn rmdir(mount: &Mount, parent: InodeNo, name: &[u8]) -> Result<(), FsError> {
     check_length(name)?;
     let purge = mount
-        .change(|tables, now| {
-            tables.directory(parent)?;
-            match name {
-                b"." => return Err(FsError::Invalid("a directory cannot remove itself").into()),
-                b".." => return Err(FsError::NotEmpty.into()),
-                _ => {}
-            }
-            let entry = tables.dirent(parent, name)?.ok_or(FsError::NotFound)?;
-            if entry.kind != FileKind::Directory {
-                return Err(FsError::NotDirectory.into());
-            }
-            check_empty(tables, entry.ino)?;
-            remove_entry(tables, parent, name, entry.kind, now);
-            Ok(lose_name(tables, entry, now))
-        })
+        .change_once(
+            |tables, now| {
+                tables.directory(parent)?;
+                match name {
+                    b"." => return Err(FsError::Invalid("a directory cannot remove itself").into()),
+                    b".." => return Err(FsError::NotEmpty.into()),
+                    _ => {}
+                }
+                let entry = tables.dirent(parent, name)?.ok_or(FsError::NotFound)?;
+                if entry.kind != FileKind::Directory {
+                    return Err(FsError::NotDirectory.into());
+                }
+                check_empty(tables, entry.ino)?;
+                remove_entry(tables, parent, name, entry.kind, now);
+                Ok(lose_name(tables, entry, now))
+            },
+            |_| InodeNo::NONE,
+        )
         .await?;
     if purge {
         mount.purge.notify_one();

@@ -52,41 +52,47 @@ pub(crate) async fn setxattr(
         None
     };
     mount
-        .change(|tables, now| {
-            let values = tables.xattrs(ino)?;
-            let exists = values.contains_key(name);
-            match mode {
-                XattrMode::Create if exists => return Err(FsError::Exists.into()),
-                XattrMode::Replace if !exists => return Err(FsError::NoAttribute.into()),
-                XattrMode::Any | XattrMode::Create | XattrMode::Replace => {}
-            }
-            let listed: usize = values.keys().map(|name| name.len() + 1).sum();
-            if !exists && listed + name.len() + 1 > XATTR_LIST_BYTES_MAX {
-                return Err(FsError::NoSpace.into());
-            }
-            let access = list.as_ref().filter(|_| name == acl::ACCESS);
-            // What the mode says all of is not kept twice.
-            let kept = access.is_none_or(|list| !list.is_mode());
-            tables.set_xattr(ino, name, kept.then(|| value.clone()));
-            tables.change_inode(ino, |row| {
-                row.ctime = now;
-                row.mode = access.map_or(row.mode, |list| acl::mode_with(row.mode, list));
-            });
-            Ok(())
-        })
+        .change_once(
+            |tables, now| {
+                let values = tables.xattrs(ino)?;
+                let exists = values.contains_key(name);
+                match mode {
+                    XattrMode::Create if exists => return Err(FsError::Exists.into()),
+                    XattrMode::Replace if !exists => return Err(FsError::NoAttribute.into()),
+                    XattrMode::Any | XattrMode::Create | XattrMode::Replace => {}
+                }
+                let listed: usize = values.keys().map(|name| name.len() + 1).sum();
+                if !exists && listed + name.len() + 1 > XATTR_LIST_BYTES_MAX {
+                    return Err(FsError::NoSpace.into());
+                }
+                let access = list.as_ref().filter(|_| name == acl::ACCESS);
+                // What the mode says all of is not kept twice.
+                let kept = access.is_none_or(|list| !list.is_mode());
+                tables.set_xattr(ino, name, kept.then(|| value.clone()));
+                tables.change_inode(ino, |row| {
+                    row.ctime = now;
+                    row.mode = access.map_or(row.mode, |list| acl::mode_with(row.mode, list));
+                });
+                Ok(())
+            },
+            |()| InodeNo::NONE,
+        )
         .await
 }
 
 /// See `Volume::removexattr`.
 pub(crate) async fn removexattr(mount: &Mount, ino: InodeNo, name: &[u8]) -> Result<(), FsError> {
     mount
-        .change(|tables, now| {
-            if !tables.xattrs(ino)?.contains_key(name) {
-                return Err(FsError::NoAttribute.into());
-            }
-            tables.set_xattr(ino, name, None);
-            tables.change_inode(ino, |row| row.ctime = now);
-            Ok(())
-        })
+        .change_once(
+            |tables, now| {
+                if !tables.xattrs(ino)?.contains_key(name) {
+                    return Err(FsError::NoAttribute.into());
+                }
+                tables.set_xattr(ino, name, None);
+                tables.change_inode(ino, |row| row.ctime = now);
+                Ok(())
+            },
+            |()| InodeNo::NONE,
+        )
         .await
 }

@@ -71,6 +71,7 @@ impl World {
                 ..CommitLimits::default()
             },
             state_dir: None,
+            spill: None,
             clock: Arc::new(Steps::default()),
         };
         Volume::open(root, options).await.unwrap()

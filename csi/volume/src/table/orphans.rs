@@ -1,5 +1,8 @@
 //! Inodes without a name, and who still holds them.
 //!
+//! A mount that goes on with a connection of the kernel does not know what the kernel holds. There an inode that loses its last
+//! name, or has none, is held until the kernel says that it has forgotten it: it says so once, with all its references.
+//!
 //! An inode that lost its last name stays, with an `Orphan` row, until nobody has it open and the kernel has forgotten
 //! it; then it is taken apart: at once where that is little work, otherwise by `purge.rs`.
 
@@ -10,6 +13,20 @@ use crate::ids::InodeNo;
 pub(crate) const PURGE_EXTENTS_MAX: usize = 1_024;
 
 impl Tables {
+    /// From now on the kernel may hold what was never told here.
+    pub fn inherit(&mut self) {
+        self.inherited = true;
+    }
+
+    /// True if somebody holds the inode, as far as that is known.
+    pub(super) fn is_held(&mut self, ino: InodeNo) -> bool {
+        if self.inherited {
+            let refs = self.refs.entry(ino).or_default();
+            refs.lookups = refs.lookups.max(1);
+        }
+        self.refs.contains_key(&ino)
+    }
+
     /// The kernel has one more reference.
     pub fn remember(&mut self, ino: InodeNo) {
         self.refs.entry(ino).or_default().lookups += 1;
@@ -56,13 +73,13 @@ impl Tables {
         self.note_orphan(ino);
         self.open.orphans.insert(ino);
         self.open.bytes += ROW_BYTES;
-        !self.refs.contains_key(&ino) && self.purge_or_queue(ino)
+        !self.is_held(ino) && self.purge_or_queue(ino)
     }
 
     /// Notes an orphan that an earlier mount has left.
     pub fn load_orphan(&mut self, ino: InodeNo) {
         self.orphans_stored.insert(ino);
-        if self.orphans.insert(ino) && !self.refs.contains_key(&ino) {
+        if self.orphans.insert(ino) && !self.is_held(ino) {
             self.purgeable.push_back(ino);
         }
     }

@@ -112,7 +112,7 @@ impl Tables {
 
     fn replay_orphan(&mut self, ino: InodeNo, present: bool) {
         if present {
-            if self.orphans.insert(ino) {
+            if self.orphans.insert(ino) && !self.is_held(ino) {
                 self.purgeable.push_back(ino);
             }
         } else {

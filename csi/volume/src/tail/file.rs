@@ -2,8 +2,9 @@
 //! syncing a record writes nothing but the record.
 //!
 //! A file begins with a block of its own: magic 8, version 1, zero 7, volume 16, session 16, epoch 8, number of the file 8,
-//! number of its first record 8, crc32c of the 72 bytes before 4. Records follow, each at a block.
-//! Callers: `log.rs` writes, `read.rs` reads.
+//! number of its first record 8, crc32c of the 72 bytes before 4. Records follow: in version 1 each at a block, in version 2,
+//! which is a spill's, each at a multiple of 64 bytes and with the answers of calls before what changed.
+//! Callers: `log.rs` and `spill.rs` write, `read.rs` reads.
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::record::{Batch, RECORD_HEADER_BYTES, RecordHeader};
+use super::record::{RECORD_HEADER_BYTES, Record, RecordHeader};
 use super::{TailError, TailName, io_error, sync_folder};
 use crate::ids::{Epoch, Generation};
 use crate::wire::Reader;
@@ -27,18 +28,73 @@ const FILE_BYTES: u64 = 8 * 1024 * 1024;
 /// 256 MiB in all files of a tail. Above it an fsync waits for the bucket, until that has caught up.
 const TAIL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// 512 MiB in all files of a spill: five times what may be dirty, because what is written again and again is in it each time.
+/// Above it a change waits for the bucket.
+const SPILL_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// 64 bytes: no write of a process that dies touches the record before, so a spill need not waste a block for each.
+const SPILL_ALIGN_BYTES: u64 = 64;
+
 /// 1 MiB is gathered for one write.
 const GATHER_BYTES: usize = 1024 * 1024;
 
 const _: () = assert!(FILE_BYTES.is_multiple_of(BLOCK_BYTES) && FILE_BYTES <= TAIL_BYTES_MAX / 8);
 
 const MAGIC: &[u8; 8] = b"PnrTail\n";
-const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 76;
+
+/// What a log is kept against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Against {
+    /// The end of the machine: each record is synced.
+    PowerLoss,
+    /// The end of the process: the kernel has it, that is enough.
+    ProcessDeath,
+}
+
+impl Against {
+    fn version(self) -> u8 {
+        match self {
+            Self::PowerLoss => 1,
+            Self::ProcessDeath => 2,
+        }
+    }
+
+    fn of_version(version: u8) -> Option<Self> {
+        match version {
+            1 => Some(Self::PowerLoss),
+            2 => Some(Self::ProcessDeath),
+            _ => None,
+        }
+    }
+
+    /// Records begin at multiples of it.
+    pub(super) fn align(self) -> u64 {
+        match self {
+            Self::PowerLoss => BLOCK_BYTES,
+            Self::ProcessDeath => SPILL_ALIGN_BYTES,
+        }
+    }
+
+    fn bytes_max(self) -> u64 {
+        match self {
+            Self::PowerLoss => TAIL_BYTES_MAX,
+            Self::ProcessDeath => SPILL_BYTES_MAX,
+        }
+    }
+
+    fn sync(self, file: &File) -> io::Result<()> {
+        match self {
+            Self::PowerLoss => file.sync_data(),
+            Self::ProcessDeath => Ok(()),
+        }
+    }
+}
 
 /// What the first block of a file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileHeader {
+    pub against: Against,
     pub name: TailName,
     /// Files are numbered as they are begun, also when one is used again.
     pub number: u64,
@@ -49,7 +105,7 @@ impl FileHeader {
     fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut out = [0; HEADER_BYTES];
         out[..8].copy_from_slice(MAGIC);
-        out[8] = VERSION;
+        out[8] = self.against.version();
         out[16..32].copy_from_slice(self.name.volume.as_bytes());
         out[32..48].copy_from_slice(self.name.session.as_bytes());
         out[48..56].copy_from_slice(&self.name.epoch.0.to_le_bytes());
@@ -73,18 +129,19 @@ impl FileHeader {
     fn decode(bytes: &[u8; HEADER_BYTES]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
         let magic = reader.array::<8>("magic").ok()?;
-        let version = reader.byte("version").ok()?;
+        let against = Against::of_version(reader.byte("version").ok()?)?;
         reader.array::<7>("zero").ok()?;
         let volume = Uuid::from_bytes(reader.array("volume").ok()?);
         let session = Uuid::from_bytes(reader.array("session").ok()?);
         let epoch = Epoch(reader.u64_le("epoch").ok()?);
         let header = Self {
+            against,
             name: TailName { volume, epoch, session },
             number: reader.u64_le("number").ok()?,
             first_record: reader.u64_le("first record").ok()?,
         };
         let sum = reader.u32_le("checksum").ok()?;
-        (magic == *MAGIC && version == VERSION && sum == crc32c::crc32c(&bytes[..72])).then_some(header)
+        (magic == *MAGIC && sum == crc32c::crc32c(&bytes[..72])).then_some(header)
     }
 }
 
@@ -96,11 +153,51 @@ struct LogFile {
     len: u64,
     /// The last commit that any of its records waits for.
     newest: Generation,
+    /// The last record in it.
+    last_record: u64,
+}
+
+impl LogFile {
+    /// True if nobody needs any of its records.
+    fn is_free(&self, needs: &Needs) -> bool {
+        self.newest <= needs.durable && self.last_record < needs.first_record
+    }
+}
+
+/// What must stay in a log: everything that is younger than a commit, and everything from a record on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Needs {
+    /// The last commit that the bucket has.
+    pub durable: Generation,
+    /// The first record that is needed whatever the bucket has.
+    pub first_record: u64,
+}
+
+impl Needs {
+    /// Of a log whose records tell nothing but what changed.
+    pub fn after(durable: Generation) -> Self {
+        Self {
+            durable,
+            first_record: u64::MAX,
+        }
+    }
+}
+
+/// A record to be written.
+#[derive(Debug)]
+pub(super) struct Entry<'a> {
+    /// The commit that will contain what it says.
+    pub generation: Generation,
+    /// What comes before what changed.
+    pub prefix: &'a [u8],
+    /// What changed.
+    pub record: &'a Record,
 }
 
 /// The files of the tail that this mount writes.
 #[derive(Debug)]
 pub(crate) struct LogFiles {
+    against: Against,
     dir: PathBuf,
     name: TailName,
     /// Oldest first; the last one is written to.
@@ -128,9 +225,10 @@ impl From<TailError> for Refused {
 
 impl LogFiles {
     /// A new tail in `dir`, with room for the first records.
-    pub(super) fn create(dir: PathBuf, name: TailName) -> Result<Self, TailError> {
+    pub(super) fn create(dir: PathBuf, name: TailName, against: Against) -> Result<Self, TailError> {
         fs::create_dir_all(&dir).map_err(io_error("make", &dir))?;
         let mut files = Self {
+            against,
             dir,
             name,
             files: VecDeque::new(),
@@ -142,24 +240,26 @@ impl LogFiles {
         Ok(files)
     }
 
-    /// Writes a record and syncs it. `durable` is the last commit that the bucket has.
+    /// Writes a record, and syncs it where that is what the log is for. Returns its number.
     ///
     /// # Durability
-    /// After `Ok` the record is found after a crash of this machine.
-    pub(super) fn append(&mut self, batch: &Batch, durable: Generation) -> Result<(), Refused> {
-        let head = batch.record.encode();
-        let content_bytes: u64 = batch.record.content().map(|part| part.len() as u64).sum();
+    /// After `Ok` the record is found after a crash of this machine, or of this process.
+    pub(super) fn append(&mut self, entry: &Entry<'_>, needs: Needs) -> Result<u64, Refused> {
+        let mut head = entry.prefix.to_vec();
+        entry.record.encode_into(&mut head);
+        let content_bytes: u64 = entry.record.content().map(|part| part.len() as u64).sum();
         let body_bytes = head.len() as u64 + content_bytes;
-        let sum = batch
+        let sum = entry
             .record
             .content()
             .fold(crc32c::crc32c(&head), |sum, part| crc32c::crc32c_append(sum, part));
-        let len = (RECORD_HEADER_BYTES as u64 + body_bytes).next_multiple_of(BLOCK_BYTES);
-        self.make_room(len, durable)?;
+        let len = (RECORD_HEADER_BYTES as u64 + body_bytes).next_multiple_of(self.against.align());
+        self.make_room(len, needs)?;
+        let number = self.next_record;
         let header = RecordHeader {
             session: self.name.session,
-            number: self.next_record,
-            generation: batch.generation,
+            number,
+            generation: entry.generation,
             body_bytes,
             body_sum: sum,
         };
@@ -169,14 +269,15 @@ impl LogFiles {
         write_parts(
             &last.file,
             self.position,
-            parts.chain(batch.record.content().map(|part| &part[..])),
+            parts.chain(entry.record.content().map(|part| &part[..])),
         )
-        .and_then(|()| last.file.sync_data())
+        .and_then(|()| self.against.sync(&last.file))
         .map_err(io_error("write", &last.path))?;
-        last.newest = batch.generation;
+        last.newest = entry.generation;
+        last.last_record = number;
         self.position += len;
         self.next_record += 1;
-        Ok(())
+        Ok(number)
     }
 
     /// Forgets all records: the bucket has them. What may be wrong with the files goes with them.
@@ -216,7 +317,7 @@ impl LogFiles {
     }
 
     /// Lets the last file have `len` bytes of room.
-    fn make_room(&mut self, len: u64, durable: Generation) -> Result<(), Refused> {
+    fn make_room(&mut self, len: u64, needs: Needs) -> Result<(), Refused> {
         let room = self
             .files
             .back()
@@ -227,11 +328,11 @@ impl LogFiles {
         let wanted = (BLOCK_BYTES + len).max(FILE_BYTES);
         // The last one as well: where all of it is in the bucket, nothing is lost with it.
         match self.files.front() {
-            Some(oldest) if oldest.newest <= durable && oldest.len >= wanted => Ok(self.use_again()?),
+            Some(oldest) if oldest.is_free(&needs) && oldest.len >= wanted => Ok(self.use_again()?),
             Some(_) | None => {
-                self.drop_drained(durable)?;
+                self.drop_drained(needs)?;
                 let all: u64 = self.files.iter().map(|file| file.len).sum();
-                if all + wanted > TAIL_BYTES_MAX {
+                if all + wanted > self.against.bytes_max() {
                     return Err(Refused::Full);
                 }
                 Ok(self.add(wanted)?)
@@ -240,8 +341,8 @@ impl LogFiles {
     }
 
     /// Removes long files that the bucket has all of: others of the usual length are used again.
-    fn drop_drained(&mut self, durable: Generation) -> Result<(), TailError> {
-        while self.files.len() > 1 && self.files.front().is_some_and(|file| file.newest <= durable) {
+    fn drop_drained(&mut self, needs: Needs) -> Result<(), TailError> {
+        while self.files.len() > 1 && self.files.front().is_some_and(|file| file.is_free(&needs)) {
             let file = self.files.pop_front().expect("looked at above");
             fs::remove_file(&file.path).map_err(io_error("remove", &file.path))?;
         }
@@ -254,9 +355,10 @@ impl LogFiles {
         let begun = oldest
             .file
             .write_all_at(&header.encode(), 0)
-            .and_then(|()| oldest.file.sync_data());
+            .and_then(|()| self.against.sync(&oldest.file));
         begun.map_err(io_error("write", &oldest.path))?;
         oldest.newest = Generation(0);
+        oldest.last_record = 0;
         self.files.rotate_left(1);
         self.next_file += 1;
         self.position = BLOCK_BYTES;
@@ -265,6 +367,7 @@ impl LogFiles {
 
     fn next_header(&self) -> FileHeader {
         FileHeader {
+            against: self.against,
             name: self.name,
             number: self.next_file,
             first_record: self.next_record,
@@ -278,12 +381,15 @@ impl LogFiles {
         let new = self.dir.join("new");
         let file = make_file(&new, &header, len).map_err(io_error("make", &new))?;
         fs::rename(&new, &path).map_err(io_error("rename", &new))?;
-        sync_folder(&self.dir)?;
+        if self.against == Against::PowerLoss {
+            sync_folder(&self.dir)?;
+        }
         self.files.push_back(LogFile {
             path,
             file,
             len,
             newest: Generation(0),
+            last_record: 0,
         });
         self.next_file += 1;
         self.position = BLOCK_BYTES;
@@ -297,6 +403,11 @@ pub(super) const FILE_PREFIX: &str = "log-";
 fn make_file(path: &Path, header: &FileHeader, len: u64) -> io::Result<File> {
     let mut options = OpenOptions::new();
     let file = options.create(true).truncate(true).read(true).write(true).open(path)?;
+    if header.against == Against::ProcessDeath {
+        file.set_len(len)?;
+        file.write_all_at(&header.encode(), 0)?;
+        return Ok(file);
+    }
     let zeros = vec![0; GATHER_BYTES];
     let mut at = 0;
     while at < len {

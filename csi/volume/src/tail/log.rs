@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::watch;
 
-use super::file::{LogFiles, Refused};
+use super::file::{Entry, LogFiles, Needs, Refused};
 use super::record::Batch;
 use super::{TailDir, TailError, TailName};
 use crate::ids::Generation;
@@ -229,7 +229,12 @@ impl Writer {
                 return false;
             }
         };
-        let Err(refused) = self.files.append(&batch, durable) else {
+        let entry = Entry {
+            generation: batch.generation,
+            prefix: &[],
+            record: &batch.record,
+        };
+        let Err(refused) = self.files.append(&entry, Needs::after(durable)) else {
             return true;
         };
         self.waits_for = Some(batch.generation);

@@ -8,12 +8,14 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
-use super::file::{BLOCK_BYTES, FILE_PREFIX, FileHeader};
+use super::answers::Answers;
+use super::file::{Against, BLOCK_BYTES, FILE_PREFIX, FileHeader};
 use super::record::{RECORD_HEADER_BYTES, Record, RecordHeader};
 use super::{TailError, TailName, io_error};
 use crate::ids::Generation;
+use crate::wire::WireError;
 
 #[derive(Debug)]
 struct Found {
@@ -23,10 +25,24 @@ struct Found {
     header: FileHeader,
 }
 
+/// A record as it was found.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Logged {
+    /// Its number.
+    pub number: u64,
+    /// The commit that contains it.
+    pub generation: Generation,
+    /// Which calls it answers; empty but for a spill.
+    pub answers: Answers,
+    /// What changed.
+    pub record: Record,
+}
+
 /// A tail that is read from its oldest record on.
 #[derive(Debug)]
 pub(crate) struct TailReader {
     name: TailName,
+    against: Against,
     /// In the order in which they were begun.
     files: Vec<Found>,
     at: usize,
@@ -63,8 +79,13 @@ impl TailReader {
                 detail: "its files are missing".to_owned(),
             });
         };
+        let against = first.header.against;
+        if let Some(other) = files.iter().find(|found| found.header.against != against) {
+            return Err(damaged(other, "it is of another kind than the files before it"));
+        }
         Ok(Self {
             name,
+            against,
             next_record: first.header.first_record,
             files,
             at: 0,
@@ -76,7 +97,7 @@ impl TailReader {
     ///
     /// # Errors
     /// `Damaged`, `Io`.
-    pub fn next(&mut self, durable: Generation) -> Result<Option<Record>, TailError> {
+    pub fn next(&mut self, durable: Generation) -> Result<Option<Logged>, TailError> {
         loop {
             let Some(header) = self.header_at(self.at, self.position)? else {
                 match self.files.get(self.at + 1) {
@@ -91,19 +112,24 @@ impl TailReader {
             };
             let position = self.position;
             if header.generation > durable {
-                let record = match self.body(&header, position)? {
-                    Ok(record) => record,
+                let (answers, record) = match self.body(&header, position)? {
+                    Ok(body) => body,
                     Err(detail) => return self.end(&detail),
                 };
                 self.pass(&header);
-                return Ok(Some(record));
+                return Ok(Some(Logged {
+                    number: header.number,
+                    generation: header.generation,
+                    answers,
+                    record,
+                }));
             }
             self.pass(&header);
         }
     }
 
     fn pass(&mut self, header: &RecordHeader) {
-        self.position += (RECORD_HEADER_BYTES as u64 + header.body_bytes).next_multiple_of(BLOCK_BYTES);
+        self.position += (RECORD_HEADER_BYTES as u64 + header.body_bytes).next_multiple_of(self.against.align());
         self.next_record += 1;
     }
 
@@ -130,7 +156,7 @@ impl TailReader {
     }
 
     /// The record of a header, or what is wrong with it.
-    fn body(&self, header: &RecordHeader, position: u64) -> Result<Result<Record, String>, TailError> {
+    fn body(&self, header: &RecordHeader, position: u64) -> Result<Result<(Answers, Record), String>, TailError> {
         let found = &self.files[self.at];
         let mut body = BytesMut::zeroed(header.body_bytes as usize);
         let read = found
@@ -144,16 +170,26 @@ impl TailReader {
                 header.number, header.body_sum
             )));
         }
-        let record = Record::decode(&body.freeze());
+        let record = self.decode(body.freeze());
         // Whole, and yet nothing that this program writes: no crash does that.
         record.map(Ok).map_err(|error| self.damaged(&error.to_string()))
     }
 
+    fn decode(&self, mut body: Bytes) -> Result<(Answers, Record), WireError> {
+        let answers = match self.against {
+            Against::PowerLoss => Answers::default(),
+            Against::ProcessDeath => Answers::decode_front(&mut body)?,
+        };
+        Ok((answers, Record::decode(&body)?))
+    }
+
     /// Here the tail ends, unless anything follows that was written later.
-    fn end(&self, detail: &str) -> Result<Option<Record>, TailError> {
+    fn end(&self, detail: &str) -> Result<Option<Logged>, TailError> {
         let mut position = self.position + BLOCK_BYTES;
         let mut later = self.at + 1 < self.files.len();
-        while !later && position < self.files[self.at].len {
+        // No power is lost between the records of a spill: what cannot be read is the last one, which its writer did not finish.
+        let looks = self.against == Against::PowerLoss;
+        while looks && !later && position < self.files[self.at].len {
             later = self
                 .any_header_at(self.at, position)?
                 .is_some_and(|header| header.number > self.next_record);

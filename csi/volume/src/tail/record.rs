@@ -94,33 +94,32 @@ impl RecordHeader {
 }
 
 impl Record {
-    /// The body but for the content that follows it.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64 + 256 * self.rows.len() + 32 * self.pieces.len());
+    /// Adds the body but for the content that follows it.
+    pub fn encode_into(&self, out: &mut Vec<u8>) {
+        out.reserve(64 + 256 * self.rows.len() + 32 * self.pieces.len());
         let mut buffer = Vec::with_capacity(256);
-        put_varint(&mut out, self.rows.len() as u64);
+        put_varint(out, self.rows.len() as u64);
         for (key, row) in &self.rows {
             buffer.clear();
             put_key(&mut buffer, key);
-            put_bytes(&mut out, &buffer);
+            put_bytes(out, &buffer);
             match row {
                 None => out.push(0),
                 Some(row) => {
                     buffer.clear();
                     put_row(&mut buffer, row);
                     out.push(1);
-                    put_bytes(&mut out, &buffer);
+                    put_bytes(out, &buffer);
                 }
             }
         }
-        put_varint(&mut out, self.pieces.len() as u64);
+        put_varint(out, self.pieces.len() as u64);
         for piece in &self.pieces {
-            put_varint(&mut out, piece.ino.0);
-            put_varint(&mut out, piece.start);
-            put_varint(&mut out, piece.end);
+            put_varint(out, piece.ino.0);
+            put_varint(out, piece.start);
+            put_varint(out, piece.end);
             out.push(u8::from(!piece.content.is_empty()));
         }
-        out
     }
 
     /// The content of all pieces, in order.
@@ -215,7 +214,8 @@ mod tests {
     }
 
     fn body(record: &Record) -> Bytes {
-        let mut body = record.encode();
+        let mut body = Vec::new();
+        record.encode_into(&mut body);
         record.content().for_each(|bytes| body.extend_from_slice(bytes));
         body.into()
     }

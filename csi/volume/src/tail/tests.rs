@@ -4,7 +4,7 @@ use std::fs;
 
 use bytes::Bytes;
 
-use super::file::BLOCK_BYTES;
+use super::file::{BLOCK_BYTES, Entry, LogFiles, Needs, Refused};
 use super::*;
 use crate::ids::{Generation, InodeNo};
 use crate::row::{Counters, Key, Row};
@@ -37,11 +37,20 @@ fn batch(n: u64, content_bytes: usize) -> Batch {
     }
 }
 
+fn append(files: &mut LogFiles, batch: &Batch, durable: u64) -> Result<u64, Refused> {
+    let entry = Entry {
+        generation: batch.generation,
+        prefix: &[],
+        record: &batch.record,
+    };
+    files.append(&entry, Needs::after(Generation(durable)))
+}
+
 fn written(state: &Path, sizes: &[usize]) -> TailDir {
     let dir = TailDir::open(state, NAME.volume).unwrap();
     let mut files = dir.begin(NAME).unwrap();
     for (n, size) in sizes.iter().enumerate() {
-        files.append(&batch(n as u64 + 1, *size), Generation(0)).unwrap();
+        append(&mut files, &batch(n as u64 + 1, *size), 0).unwrap();
     }
     dir
 }
@@ -49,7 +58,8 @@ fn written(state: &Path, sizes: &[usize]) -> TailDir {
 fn read(dir: &TailDir, durable: u64) -> Result<Vec<u64>, TailError> {
     let mut reader = dir.find(NAME)?;
     let mut found = Vec::new();
-    while let Some(record) = reader.next(Generation(durable))? {
+    while let Some(logged) = reader.next(Generation(durable))? {
+        let record = logged.record;
         let Some((_, Some(Row::Counters(counters)))) = record.rows.first() else {
             panic!("{record:?}");
         };
@@ -149,19 +159,19 @@ fn a_tail_that_the_bucket_follows_stays_small_and_one_that_it_does_not_is_bounde
     let mut n = 200;
     let refused = loop {
         n += 1;
-        if let Err(refused) = files.append(&batch(n, 4_000_000), Generation(170)) {
+        if let Err(refused) = append(&mut files, &batch(n, 4_000_000), 170) {
             break refused;
         }
         assert!(n < 300, "it grows without end");
     };
     assert!(matches!(refused, super::file::Refused::Full), "{refused:?}");
     assert_eq!(read(&dir, 170).unwrap(), (171..n).collect::<Vec<_>>());
-    files.append(&batch(n, 4_000_000), Generation(n - 1)).unwrap();
+    append(&mut files, &batch(n, 4_000_000), n - 1).unwrap();
     assert_eq!(read(&dir, n - 1).unwrap(), [n]);
     files.reset().unwrap();
     assert_eq!((read(&dir, 0).unwrap(), files.count()), (vec![], 1));
-    files.append(&batch(n, 100), Generation(0)).unwrap();
-    files.append(&batch(n + 1, 9_000_000), Generation(0)).unwrap();
+    append(&mut files, &batch(n, 100), 0).unwrap();
+    append(&mut files, &batch(n + 1, 9_000_000), 0).unwrap();
     assert_eq!(read(&dir, 0).unwrap(), [n, n + 1]);
     files.clear().unwrap();
     assert_eq!((read(&dir, 0).unwrap(), files.count()), (vec![], 1));

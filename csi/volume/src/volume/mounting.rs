@@ -7,13 +7,13 @@ use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 use uuid::Uuid;
 
-use super::{CacheConfig, OpenOptions, recovery};
+use super::{CacheConfig, OpenOptions, recovery, spilled};
 use crate::bucket::BucketRef;
 use crate::budget::Budget;
 use crate::cache::RamCache;
 use crate::cache::disk::DiskCache;
 use crate::clock::Timestamp;
-use crate::commit::{self, CommitContext, DirtyState};
+use crate::commit::{self, CommitContext, CommitHandle, CommitLimits, DirtyState};
 use crate::error::FsError;
 use crate::fetch::Fetcher;
 use crate::gc::Collector;
@@ -23,7 +23,7 @@ use crate::limits::{CollectLimits, Limits};
 use crate::lineage::Lineage;
 use crate::mount::{Follow, Mount, State};
 use crate::neighbours::Neighbours;
-use crate::open::{OpenError, TreeConfig, open_reader, open_writer};
+use crate::open::{OpenError, OpenedWriter, TreeConfig, open_reader, open_writer};
 use crate::outage::Watch;
 use crate::readahead::Readahead;
 use crate::row::Counters;
@@ -56,6 +56,9 @@ impl Drop for Inner {
         // Tasks that are just ending hold the mount for a moment longer; its folder is free at once.
         if let Some(tail) = &self.mount.tail {
             tail.abandon();
+        }
+        if let Some(spill) = &self.mount.spill {
+            spill.abandon();
         }
     }
 }
@@ -109,6 +112,7 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         compression: head.parameters.compression,
         read_only: true,
         tail: None,
+        spill: None,
         durability: head.parameters.durability,
         collect: CollectLimits::default(),
         purge: Notify::new(),
@@ -138,37 +142,27 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         blocks: budget.blocks().clone(),
     };
     let family = bucket.above().map(|(family, _)| family);
-    let opened = open_writer(bucket, claim, config).await?;
+    let opened = open_writer(bucket, claim, config, options.state_dir.as_deref()).await?;
     let (head, after_crash) = (opened.taken.head.clone(), !opened.taken.clean);
     let settings = head.parameters.settings;
     watch.obey(settings.on_outage);
     let collect = options.limits.collect.clone();
-    let tables = tables_of(
+    let mut tables = tables_of(
         opened.counters,
         (options.limits, false),
         head.capacity_bytes,
         options.clock.now(),
     );
+    if options.spill.is_some_and(|spill| spill.adopts) {
+        tables.inherit();
+    }
     let state = Arc::new(State::new(tables));
+    let left = spilled::recover(&opened, (options.spill, options.state_dir.as_deref()), &state).await?;
     let dir = recovery::recover(&opened, options.state_dir.as_deref(), &state).await?;
     let fetcher = fetcher(&opened.bucket, head.lineage(), (&options.cache, &budget));
-    let commit = commit::start(
-        CommitContext {
-            bucket: opened.bucket.clone(),
-            tree: Arc::clone(&opened.tree),
-            volume: head.uuid,
-            writer: opened.writer,
-            epoch: opened.epoch,
-            next_seq: opened.next_seq,
-            durable: opened.durable,
-            compression: head.parameters.compression,
-            limits: options.commits,
-            budget: budget.clone(),
-            kept: Some(Arc::new(fetcher.clone())),
-        },
-        Arc::clone(&state) as Arc<dyn DirtyState>,
-    );
+    let commit = commits(&opened, &state, &fetcher, (options.commits, &budget));
     let tail = recovery::begin(&opened, dir, (&state, &commit)).await?;
+    let spill = spilled::begin(&opened, left, (&state, &commit)).await?;
     let mount = Arc::new(Mount {
         state,
         tree: opened.tree,
@@ -189,6 +183,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         compression: head.parameters.compression,
         read_only: false,
         tail,
+        spill,
         durability: head.parameters.durability,
         collect,
         purge: Notify::new(),
@@ -212,6 +207,31 @@ fn begin(mount: Arc<Mount>, head: HeadFile, after_crash: bool) -> Inner {
         stop,
         collector: Mutex::new(Some(collecting)),
     }
+}
+
+fn commits(
+    opened: &OpenedWriter,
+    state: &Arc<State>,
+    kept: &Fetcher,
+    (limits, budget): (CommitLimits, &Budget),
+) -> CommitHandle {
+    let head = &opened.taken.head;
+    commit::start(
+        CommitContext {
+            bucket: opened.bucket.clone(),
+            tree: Arc::clone(&opened.tree),
+            volume: head.uuid,
+            writer: opened.writer,
+            epoch: opened.epoch,
+            next_seq: opened.next_seq,
+            durable: opened.durable,
+            compression: head.parameters.compression,
+            limits,
+            budget: budget.clone(),
+            kept: Some(Arc::new(kept.clone())),
+        },
+        Arc::clone(state) as Arc<dyn DirtyState>,
+    )
 }
 
 /// See `Volume::close`.
@@ -246,12 +266,13 @@ pub(super) async fn close(inner: &Inner) -> Result<(), FsError> {
     );
     if let Some(head) = &inner.head {
         // Of a tree that could be flushed only now nobody has seen how far it came.
-        let flushed = mount.commit.as_ref().map(commit::CommitHandle::durable_applied);
+        let flushed = mount.commit.as_ref().map(CommitHandle::durable_applied);
         let end = flushed.filter(|flushed| *flushed == mount.tree.applied());
         let released = head.release(mount.epoch, end).await;
         released.map_err(|error| FsError::Head(Arc::new(error)))?;
     }
     tell(mount.tail.as_ref().map_or(Ok(()), |tail| tail.remove(tail.name())));
+    tell(mount.spill.as_ref().map_or(Ok(()), |spill| spill.remove(spill.name())));
     Ok(())
 }
 
@@ -370,6 +391,7 @@ mod by_hand {
                 compression: Compression::default(),
                 read_only: false,
                 tail: None,
+                spill: None,
                 durability: Durability::Remote,
                 collect: CollectLimits::default(),
                 purge: Notify::new(),

@@ -13,7 +13,7 @@ use crate::ids::{Generation, JournalSeq};
 use crate::mount::State;
 use crate::open::{OpenError, OpenedWriter};
 use crate::table::Tables;
-use crate::tail::{Changes, Record, TailDir, TailError, TailLog, TailName, TailReader};
+use crate::tail::{Changes, Logged, Record, TailDir, TailError, TailLog, TailName, TailReader};
 use crate::tree::Tree;
 
 /// The name of the tail that the head names.
@@ -67,31 +67,59 @@ pub(super) async fn recover(
             true => Generation(opened.last.seq.0),
             false => Generation(0),
         };
-        let records = replay(dir.find(old)?, durable, (&*opened.tree, state)).await?;
+        let mut tail = dir.find(old)?;
+        let mut records = 0;
+        loop {
+            let (rest, some) = read_some(tail, durable).await?;
+            tail = rest;
+            if some.is_empty() {
+                break;
+            }
+            records += some.len();
+            for logged in some {
+                replay(logged.record, (opened, state)).await?;
+            }
+        }
         tracing::info!(volume = %head.uuid, epoch = %old.epoch, after = %durable, records, "the volume's tail was replayed");
     }
     Ok(Some(dir))
 }
 
-async fn replay(
+/// 512 records, or 8 MiB of them, are read at a time.
+const READ_RECORDS: usize = 512;
+const READ_BYTES: u64 = 8 * 1024 * 1024;
+
+/// The next records of a tail that a commit after `durable` would contain; none at its end.
+///
+/// # Errors
+/// `Tail`.
+pub(super) async fn read_some(
     mut tail: TailReader,
     durable: Generation,
-    (tree, state): (&dyn Tree, &State),
-) -> Result<u64, OpenError> {
-    let fresh = state.lock().counters().next_ino;
-    let mut records = 0;
-    loop {
-        let read = tokio::task::spawn_blocking(move || {
-            let record = tail.next(durable);
-            (tail, record)
-        });
-        let (rest, record) = read.await.expect("reading a tail does not panic");
-        tail = rest;
-        let Some(record) = record? else { return Ok(records) };
-        load(&record, fresh, (tree, state)).await?;
-        state.lock().replay(record).map_err(OpenError::Replay)?;
-        records += 1;
-    }
+) -> Result<(TailReader, Vec<Logged>), TailError> {
+    let read = move || {
+        let (mut some, mut bytes) = (Vec::new(), 0);
+        while some.len() < READ_RECORDS && bytes < READ_BYTES {
+            let Some(logged) = tail.next(durable)? else { break };
+            bytes += logged.record.content().map(|part| part.len() as u64).sum::<u64>();
+            some.push(logged);
+        }
+        Ok((tail, some))
+    };
+    tokio::task::spawn_blocking(read)
+        .await
+        .expect("reading a tail does not panic")
+}
+
+/// Makes the tables what a record says.
+///
+/// # Errors
+/// `Replay`, `Tree`.
+pub(super) async fn replay(record: Record, (opened, state): (&OpenedWriter, &State)) -> Result<(), OpenError> {
+    // The first number that the tree knows nothing of: what was replayed before may have used it since.
+    let fresh = opened.counters.map_or(0, |counters| counters.next_ino);
+    load(&record, fresh, (&*opened.tree, state)).await?;
+    state.lock().replay(record).map_err(OpenError::Replay)
 }
 
 async fn load(record: &Record, fresh: u64, (tree, state): (&dyn Tree, &State)) -> Result<(), OpenError> {
@@ -146,7 +174,11 @@ pub(super) async fn begin(
     Ok(begun)
 }
 
-async fn settle(state: &State, commit: &CommitHandle) -> Result<(), OpenError> {
+/// Waits until the bucket has all that the tables hold.
+///
+/// # Errors
+/// `Lost`, `Fenced`.
+pub(super) async fn settle(state: &State, commit: &CommitHandle) -> Result<(), OpenError> {
     let (newest, unsealed) = {
         let tables = state.lock();
         (tables.newest_generation(), tables.unsealed_bytes())

@@ -219,7 +219,7 @@ impl Mount {
             blocks: BlockCache::new(1 << 20),
             ..TreeConfig::default()
         };
-        let opened = open_writer(bucket, claim, config).await?;
+        let opened = open_writer(bucket, claim, config, None).await?;
         let found = found(&*opened.tree).await;
         let mut tables = Tables {
             op: found,

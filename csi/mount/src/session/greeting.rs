@@ -1,0 +1,105 @@
+//! The kernel's greeting of a connection: answered once, and remembered, so that a successor can be greeted in the kernel's place.
+//!
+//! fuser wants to be greeted before it serves. So it is greeted through a pair of sockets, with what the kernel said at the
+//! mount, and its socket is then replaced by the connection itself. At the mount its answer goes to the kernel; to a
+//! successor's answer nobody listens, because the kernel has its own since the mount: a successor must agree to the same.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use fuser::{Config, SessionACL};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+
+use crate::fuse::Skin;
+
+/// 8 KiB: what the kernel wants to have room for at least, whatever it says.
+const GREETING_BYTES_MAX: usize = 8192;
+
+/// Where the second word of flags lies in a greeting: after its header of 40 bytes, the version, the read-ahead and the first.
+const MORE_FLAGS_AT: usize = 56;
+
+/// Bit 39 of the flags: the kernel can send requests again that nobody has answered.
+const SENDS_AGAIN: u32 = 1 << (39 - 32);
+
+/// FUSE_NOTIFY_RESEND, as the kernel numbers its notifications.
+const NOTIFY_RESEND: u32 = 7;
+
+/// What the kernel said at the mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Greeting(Vec<u8>);
+
+impl Greeting {
+    /// What somebody kept.
+    pub fn kept(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// To be kept.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// True if the kernel can give a successor what was asked of its predecessor.
+    pub fn can_send_again(&self) -> bool {
+        let word = self.0.get(MORE_FLAGS_AT..MORE_FLAGS_AT + 4);
+        word.is_some_and(|word| u32::from_ne_bytes(word.try_into().expect("four bytes")) & SENDS_AGAIN != 0)
+    }
+}
+
+/// Reads the kernel's greeting of a new connection.
+///
+/// # Errors
+/// What the kernel says.
+pub fn hear(device: &OwnedFd) -> io::Result<Greeting> {
+    let mut device = std::fs::File::from(device.try_clone()?);
+    let mut bytes = vec![0; GREETING_BYTES_MAX];
+    loop {
+        match device.read(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => {
+                bytes.truncate(read?);
+                return Ok(Greeting(bytes));
+            }
+        }
+    }
+}
+
+/// Makes a session of `device`. `answers` where the kernel still waits for the answer.
+///
+/// # Errors
+/// What the kernel or fuser says.
+pub fn greet(
+    skin: Skin,
+    (device, greeting): (&OwnedFd, &Greeting),
+    config: Config,
+    answers: bool,
+) -> io::Result<fuser::Session<Skin>> {
+    let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+    send(ours.as_raw_fd(), greeting.as_bytes(), MsgFlags::empty())?;
+    // The kernel has checked who may (`allow_other`, `default_permissions`); a second check here would only differ.
+    let session = fuser::Session::from_fd(skin, theirs, SessionACL::All, config)?;
+    let mut answer = vec![0; GREETING_BYTES_MAX];
+    let len = recv(ours.as_raw_fd(), &mut answer, MsgFlags::MSG_DONTWAIT)?;
+    if answers {
+        let mut device = std::fs::File::from(device.try_clone()?);
+        device.write_all(&answer[..len])?;
+    }
+    // SAFETY: both descriptors are open: `device` is borrowed, and the other is the session's own, which lives on. dup3
+    // replaces what the number stands for at once, and the session reads and writes by that number only.
+    let replaced = unsafe { libc::dup3(device.as_raw_fd(), session.as_fd().as_raw_fd(), libc::O_CLOEXEC) };
+    if replaced < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(session)
+}
+
+/// Asks the kernel for every request that a predecessor has read and not answered.
+///
+/// # Errors
+/// `InvalidInput` from a kernel that cannot.
+pub fn ask_again(device: &OwnedFd) -> io::Result<()> {
+    let mut message = [0; 16];
+    message[..4].copy_from_slice(&16u32.to_ne_bytes());
+    message[4..8].copy_from_slice(&NOTIFY_RESEND.to_ne_bytes());
+    std::fs::File::from(device.try_clone()?).write_all(&message)
+}

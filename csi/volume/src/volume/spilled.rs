@@ -1,0 +1,227 @@
+//! The spill of a volume at its opening: what an earlier process of this node has told programs and the bucket lacks goes on.
+//!
+//! Invariants:
+//! - A spill is replayed only onto the very state that its writer continued: as long as no commit of a later reign stands.
+//!   Whoever else had the volume meanwhile and committed nothing has changed nothing.
+//! - All that is replayed becomes one commit, and nobody uses the volume before the bucket has it.
+//! - A spill that cannot be used never keeps a volume from being opened: it promises nothing beyond the end of a process.
+//!
+//! Caller: `mounting.rs`. Absent: volumes of durability `local`, whose log promises more (`recovery.rs`).
+
+use std::cmp::Ordering;
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::{SpillOptions, recovery};
+use crate::commit::CommitHandle;
+use crate::head::Durability;
+use crate::ids::Generation;
+use crate::mount::State;
+use crate::open::{OpenError, OpenedWriter};
+use crate::tail::{Answer, SpillLog, SpillName, TailDir, TailError, TailName, may_have_spill};
+
+/// What was left, and where this mount leaves its own.
+#[derive(Debug)]
+pub(super) struct Left {
+    dir: TailDir,
+    options: SpillOptions,
+    /// What goes when the bucket has it.
+    old: Vec<SpillName>,
+    answers: Vec<Answer>,
+    /// How many records were replayed.
+    records: u64,
+}
+
+/// What one spill held.
+#[derive(Debug, Default)]
+struct Held {
+    answers: Vec<Answer>,
+    records: u64,
+}
+
+/// Replays what an earlier process has left of the volume. `None` where this mount leaves nothing either.
+///
+/// # Errors
+/// `Tail` where another program has the folder; `Replay`, `Tree`.
+pub(super) async fn recover(
+    opened: &OpenedWriter,
+    (options, state_dir): (Option<SpillOptions>, Option<&Path>),
+    state: &State,
+) -> Result<Option<Left>, OpenError> {
+    let head = &opened.taken.head;
+    let (Some(options), Some(state_dir)) = (options, state_dir) else {
+        return Ok(None);
+    };
+    if head.parameters.durability == Durability::Local || head.tail.is_some() {
+        return Ok(None);
+    }
+    if !options.leaves && !may_have_spill(state_dir, head.uuid) {
+        return Ok(None);
+    }
+    let folder = match options.adopts {
+        true => TailDir::open_after_death(state_dir, head.uuid),
+        false => TailDir::open(state_dir, head.uuid),
+    };
+    let found = folder.and_then(|dir| Ok((dir.spills(head.uuid)?, dir)));
+    let (spills, dir) = match found {
+        Ok(found) => found,
+        Err(error @ TailError::Busy { .. }) => return Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, volume = %head.uuid, "what this process has not sent yet is not kept for a successor");
+            return Ok(None);
+        }
+    };
+    let mut left = Left {
+        dir,
+        options,
+        old: Vec::new(),
+        answers: Vec::new(),
+        records: 0,
+    };
+    for name in spills {
+        left.take_in(name, (opened, state)).await?;
+    }
+    Ok(Some(left))
+}
+
+impl Left {
+    async fn take_in(&mut self, name: SpillName, (opened, state): (&OpenedWriter, &State)) -> Result<(), OpenError> {
+        self.old.push(name);
+        let (volume, epoch) = (name.tail.volume, name.tail.epoch);
+        if name.boot != self.options.boot {
+            tracing::info!(%volume, %epoch, "what was not in the bucket before the machine started anew is given up");
+            return Ok(());
+        }
+        let durable = match opened.last.epoch.cmp(&epoch) {
+            Ordering::Less => Some(Generation(0)),
+            // The n-th commit of a mount is its n-th generation.
+            Ordering::Equal => Some(Generation(opened.last.seq.0)),
+            Ordering::Greater => None,
+        };
+        let read = self.dir.find_spill(name);
+        match self.replay(read, durable, (opened, state)).await {
+            Ok(held) => {
+                if held.records > 0 {
+                    tracing::info!(%volume, %epoch, after = ?durable, records = held.records, "a spill was replayed");
+                }
+                if self.options.adopts && name.connection == self.options.connection {
+                    self.answers.extend(held.answers);
+                }
+                Ok(())
+            }
+            Err(OpenError::Tail(error)) => {
+                tracing::error!(
+                    %error, %volume, %epoch,
+                    "changes of an engine that died could not be read: what was not fsynced of them may be lost"
+                );
+                self.old.pop();
+                Ok(self.dir.put_spill_aside(name)?)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Replays what a commit after `durable` would contain: nothing if `None`, where the bucket has all of it.
+    async fn replay(
+        &mut self,
+        read: Result<(crate::tail::TailReader, Vec<Answer>), TailError>,
+        durable: Option<Generation>,
+        to: (&OpenedWriter, &State),
+    ) -> Result<Held, OpenError> {
+        let (mut reader, handed_on) = read?;
+        let mut held = Held {
+            answers: handed_on,
+            ..Held::default()
+        };
+        let mut done = Vec::new();
+        let mut first_open = u64::MAX;
+        loop {
+            // From the first record on: the answers of calls that the bucket has are wanted as well.
+            let (rest, some) = recovery::read_some(reader, Generation(0)).await?;
+            reader = rest;
+            if some.is_empty() {
+                break;
+            }
+            for logged in some {
+                // The record's own call may wait, whatever was open when it was written.
+                first_open = logged.answers.first_open.min(logged.number);
+                let is_durable = durable.is_some_and(|durable| logged.generation <= durable);
+                // An answer alone holds if the bucket has its commit. Who replayed the rest has handed on those that hold.
+                let holds = !logged.record.rows.is_empty() || is_durable;
+                let answers = logged.answers.done.into_iter().filter(|_| holds);
+                done.extend(answers.map(|answer| (logged.number, answer)));
+                if durable.is_some() && !is_durable {
+                    recovery::replay(logged.record, to).await?;
+                    held.records += 1;
+                    self.records += 1;
+                }
+            }
+        }
+        let open = done.into_iter().filter(|(number, _)| *number >= first_open);
+        held.answers.extend(open.map(|(_, answer)| answer));
+        Ok(held)
+    }
+}
+
+/// Waits until the bucket has what was replayed, and begins the spill of this mount.
+///
+/// # Errors
+/// `Lost`, `Fenced` where the bucket does not take it.
+pub(super) async fn begin(
+    opened: &OpenedWriter,
+    left: Option<Left>,
+    (state, commit): (&Arc<State>, &CommitHandle),
+) -> Result<Option<SpillLog>, OpenError> {
+    let Some(left) = left else { return Ok(None) };
+    let Left {
+        dir,
+        options,
+        old,
+        answers,
+        records,
+    } = left;
+    if !options.leaves {
+        if records > 0 {
+            recovery::settle(state, commit).await?;
+        }
+        tell(old.into_iter().try_for_each(|name| dir.remove_spill(name)));
+        return Ok(None);
+    }
+    let name = own_name(opened, options, opened.writer);
+    let begun = tokio::task::spawn_blocking(move || SpillLog::begin(dir, name, answers))
+        .await
+        .expect("making files does not panic");
+    if records > 0 {
+        recovery::settle(state, commit).await?;
+    }
+    let log = match begun {
+        Ok(log) => log,
+        Err(error) => {
+            tracing::warn!(%error, volume = %name.tail.volume, "what this process has not sent yet is not kept for a successor");
+            return Ok(None);
+        }
+    };
+    state.lock().note_changes();
+    tell(old.into_iter().try_for_each(|name| log.remove(name)));
+    Ok(Some(log))
+}
+
+fn tell(removed: Result<(), TailError>) {
+    if let Err(error) = removed {
+        tracing::warn!(%error, "a spill that nobody needs any more was not removed");
+    }
+}
+
+fn own_name(opened: &OpenedWriter, options: SpillOptions, session: Uuid) -> SpillName {
+    SpillName {
+        tail: TailName {
+            volume: opened.taken.head.uuid,
+            epoch: opened.epoch,
+            session,
+        },
+        boot: options.boot,
+        connection: options.connection,
+    }
+}
