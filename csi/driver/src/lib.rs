@@ -23,6 +23,7 @@ pub mod node;
 pub mod opening;
 pub mod publish_context;
 pub mod registry;
+pub mod rights;
 pub mod server;
 mod state_file;
 pub mod targets;

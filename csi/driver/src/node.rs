@@ -23,6 +23,7 @@ use crate::error::DriverError;
 use crate::grpc::{Call, reply};
 use crate::publish_context;
 use crate::registry::Registry;
+use crate::rights::Rights;
 use crate::targets::{Left, Place, Right, Targets};
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -34,16 +35,24 @@ pub struct NodeService {
     targets: Arc<Targets>,
     registry: Registry,
     clusters: ClustersRef,
+    rights: Arc<Rights>,
 }
 
 impl NodeService {
-    /// `registry` makes this node known to controllers; `clusters` is where it gives rights back.
-    pub fn new(node_id: NodeId, targets: Arc<Targets>, registry: Registry, clusters: ClustersRef) -> Self {
+    /// `registry` makes this node known to controllers; `clusters` is where it gives rights back, and `rights` knows
+    /// those that Nomad should take back.
+    pub fn new(
+        node_id: NodeId,
+        targets: Arc<Targets>,
+        registry: Registry,
+        (clusters, rights): (ClustersRef, Arc<Rights>),
+    ) -> Self {
         Self {
             node_id,
             targets,
             registry,
             clusters,
+            rights,
         }
     }
 
@@ -68,6 +77,7 @@ impl NodeService {
                 credentials: Credentials::from_secrets(&request.secrets)?,
             },
         };
+        self.rights.taken(&place.volume, place.right.credentials.clone())?;
         self.targets.stage(place, &steps).await?;
         Ok(csi::NodeStageVolumeResponse {})
     }

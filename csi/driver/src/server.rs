@@ -29,6 +29,7 @@ use crate::keyring::Keyring;
 use crate::mounter::MounterRef;
 use crate::node::NodeService;
 use crate::registry::Registry;
+use crate::rights::Rights;
 use crate::targets::{Folders, Targets};
 
 /// What the services are made of.
@@ -90,7 +91,15 @@ pub async fn serve(parts: Parts) -> Result<(), ServeError> {
         let record = NodeRecord::new(parts.node_id.clone(), env!("CARGO_PKG_VERSION"), now_ms);
         let (registry, keeping) = Registry::new(Arc::clone(&parts.clusters), record);
         background.spawn(keeping);
-        let service = NodeService::new(parts.node_id.clone(), targets, registry, Arc::clone(&parts.clusters));
+        let rights = Rights::open(
+            parts.folders.state.join("given-up"),
+            parts.node_id.clone(),
+            Arc::clone(&parts.clusters),
+            Arc::clone(&parts.clock),
+        )?;
+        background.spawn(Arc::clone(&rights).watch(Arc::clone(&targets)));
+        let clusters = Arc::clone(&parts.clusters);
+        let service = NodeService::new(parts.node_id.clone(), targets, registry, (clusters, rights));
         server = server.add_service(NodeServer::new(service));
     }
     let listener = bind(&parts.endpoint).map_err(|source| ServeError::Bind {

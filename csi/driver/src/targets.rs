@@ -241,6 +241,14 @@ impl Targets {
         })
     }
 
+    /// True while anything on this node uses the volume, or should.
+    ///
+    /// # Errors
+    /// `File`, `Record`.
+    pub fn knows(&self, volume: &VolumeId) -> Result<bool, DriverError> {
+        Ok(!self.records_of(volume)?.is_empty())
+    }
+
     /// The keys that a volume on this node was mounted with; `None` for the plugin's own.
     ///
     /// # Errors

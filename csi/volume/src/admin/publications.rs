@@ -10,6 +10,9 @@ use crate::head::{AccessMode, Head, HeadError, Publication, check_tail, unix_ms}
 use crate::ids::Lease;
 use crate::volume_id::{NodeId, VolumeId};
 
+/// 60 s: what is asked for again later than that is no repetition of a call, whose deadline was over.
+const REPEAT_MS: i64 = 60_000;
+
 /// A publication asked for.
 #[derive(Debug, Clone)]
 pub struct PublishVolume {
@@ -67,6 +70,33 @@ impl Admin {
         };
         match self.head_file(volume).update(change).await {
             Ok(_) | Err(AdminError::Head(HeadError::Missing)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a right back that its node says it does not use: one that was last asked for before `until`, while the node has
+    /// the volume not open for writing. True if there was one.
+    ///
+    /// # Errors
+    /// As `unpublish`.
+    pub async fn unpublish_unused(
+        &self,
+        volume: &VolumeId,
+        node_id: &NodeId,
+        until: Timestamp,
+    ) -> Result<bool, AdminError> {
+        let change = |head: &mut Head| {
+            if head.rightful_leader().is_some_and(|leader| leader.node_id == *node_id) {
+                return Ok::<_, AdminError>(false);
+            }
+            let before = head.publications.len();
+            head.publications
+                .retain(|own| own.node_id != *node_id || own.published_unix_ms > unix_ms(until));
+            Ok(head.publications.len() < before)
+        };
+        match self.head_file(volume).update(change).await {
+            Ok((_, withdrawn)) => Ok(withdrawn),
+            Err(AdminError::Head(HeadError::Missing)) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -140,6 +170,11 @@ fn publish_in(head: &mut Head, request: &PublishVolume) -> Result<Lease, AdminEr
         if own.read_only && !request.read_only {
             own.read_only = false;
             own.mode = request.mode;
+        }
+        // So that the node can tell a right that is asked for again from one that was forgotten. Repetitions of one call are
+        // closer to each other, and write nothing.
+        if unix_ms(request.now).saturating_sub(own.published_unix_ms) > REPEAT_MS {
+            own.published_unix_ms = unix_ms(request.now);
         }
         return Ok(own.lease);
     }
