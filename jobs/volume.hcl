@@ -28,6 +28,11 @@ capability {
   attachment_mode = "file-system"
 }
 
+# Keep this block even where it is empty: without it Nomad refuses to expand the volume while it is in use.
+mount_options {
+  mount_flags = []
+}
+
 # The parameters that can be changed later, with their defaults; docs/csi.md has the others.
 parameters {
   durability  = "remote"
