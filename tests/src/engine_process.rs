@@ -328,7 +328,7 @@ impl Drop for EngineProcess {
         drop(self.process.kill());
         drop(self.process.wait());
         if let Some(engine) = kept {
-            drop(kill(engine, Signal::SIGKILL));
+            let _ = kill(engine, Signal::SIGKILL);
         }
         for path in &self.mountpoints {
             while umount2(path, MntFlags::MNT_DETACH).is_ok() {}

@@ -84,19 +84,18 @@ async fn fill(volume: &Volume, folder: u64) {
     volume.forget(dir.ino, 1);
 }
 
+async fn opened(spec: &OpenSpec) -> Volume {
+    let shared = (&Stores::default(), &Budget::default());
+    let opened = open(spec, Connection::begin(false), shared).await.unwrap();
+    opened.volume
+}
+
 /// Fills, opens, mounts, lists.
 pub fn group(bench: &mut Bench) {
     let folders = bench.arguments.million / FOLDER;
     let near = spec(bench.server.endpoint());
     bench.runtime.block_on(async {
-        let volume = open(
-            &near,
-            Connection::begin(false),
-            (&Stores::default(), &Budget::default()),
-        )
-        .await
-        .unwrap()
-        .volume;
+        let volume = opened(&near).await;
         let folders = (0..folders).map(|folder| fill(&volume, folder));
         stream::iter(folders).buffer_unordered(4).collect::<Vec<()>>().await;
         volume.close().await.unwrap();
@@ -127,21 +126,14 @@ pub fn group(bench: &mut Bench) {
     for round in 0..bench.arguments.rounds.max(3) {
         bench.settle(System::Pannier);
         let (before, begun) = (bench.proxy.counts(), Instant::now());
-        let opened = bench
-            .runtime
-            .block_on(open(
-                &far,
-                Connection::begin(false),
-                (&Stores::default(), &Budget::default()),
-            ))
-            .unwrap();
+        let volume = bench.runtime.block_on(opened(&far));
         let attach = AttachOptions {
             source: "bench".to_owned(),
             read_only: false,
             noexec: false,
             nosuid: false,
         };
-        let attached = Session::attach(opened.volume.clone(), &dir, &attach, bench.runtime.handle()).unwrap();
+        let attached = Session::attach(volume.clone(), &dir, &attach, bench.runtime.handle()).unwrap();
         let session = attached.serve(&dir).unwrap();
         let took = begun.elapsed();
         let counts = bench.proxy.counts().since(&before);
@@ -164,7 +156,7 @@ pub fn group(bench: &mut Bench) {
             tokio::time::timeout(Duration::from_secs(30), session.ended())
                 .await
                 .unwrap();
-            opened.volume.close().await.unwrap();
+            volume.close().await.unwrap();
         });
     }
 }

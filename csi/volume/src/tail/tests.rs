@@ -150,9 +150,7 @@ fn a_tail_that_the_bucket_follows_stays_small_and_one_that_it_does_not_is_bounde
     let dir = TailDir::open(state.path(), NAME.volume).unwrap();
     let mut files = dir.begin(NAME).unwrap();
     for n in 1..=200 {
-        files
-            .append(&batch(n, 400_000), Generation(n.saturating_sub(30)))
-            .unwrap();
+        append(&mut files, &batch(n, 400_000), n.saturating_sub(30)).unwrap();
     }
     assert!(files.count() <= 4, "{} files", files.count());
     assert_eq!(read(&dir, 170).unwrap(), (171..=200).collect::<Vec<_>>());
