@@ -187,8 +187,9 @@ pub const IN_FLIGHT_MAX: usize = 8;
 /// 8 MiB: content of a commit that travels inside the journal object. One with more goes out as segments, in parallel.
 pub const INLINE_DATA_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// 16 MiB of content in a segment: one run of the largest size, and few enough that they go out in parallel.
-pub const SEGMENT_DATA_BYTES_MAX: u64 = RUN_BYTES_MAX;
+/// 20 MiB of content in a segment: one run of the largest size and the rest of a commit that is a little larger, which as a
+/// segment of its own would be a request for a MiB or two; and few enough that they go out in parallel.
+pub const SEGMENT_DATA_BYTES_MAX: u64 = RUN_BYTES_MAX / 4 * 5;
 
 const _: () = assert!(INLINE_DATA_BYTES_MAX <= SEGMENT_DATA_BYTES_MAX);
 
