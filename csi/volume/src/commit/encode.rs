@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn much_content_goes_to_segments_that_the_journal_object_names() {
-        let runs: Vec<DirtyRun> = [5, 6, 5, 16, 1].iter().map(|mib| run(*mib as u64, mib * MIB)).collect();
+        let runs: Vec<DirtyRun> = [5, 6, 5, 16, 5].iter().map(|mib| run(*mib as u64, mib * MIB)).collect();
         let extents = runs.iter().map(whole).collect();
         let placed: Vec<_> = runs.iter().map(|run| run.placed.clone()).collect();
         let encoded = encoded(sealed(runs, extents));
