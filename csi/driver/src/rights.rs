@@ -9,7 +9,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -48,6 +48,8 @@ pub struct Rights {
     node_id: NodeId,
     clusters: ClustersRef,
     clock: Arc<dyn Clock>,
+    /// Held from the reading of a note to its writing.
+    turn: Mutex<()>,
 }
 
 impl Rights {
@@ -67,6 +69,7 @@ impl Rights {
             node_id,
             clusters,
             clock,
+            turn: Mutex::new(()),
         }))
     }
 
@@ -75,6 +78,7 @@ impl Rights {
     /// # Errors
     /// `File`, `Record`.
     pub fn taken(&self, volume: &VolumeId, credentials: Option<Credentials>) -> Result<(), DriverError> {
+        let _turn = self.turn();
         let known = self.load(volume)?;
         let credentials = credentials.or_else(|| known.as_ref()?.credentials.clone());
         let note = Note {
@@ -114,16 +118,7 @@ impl Rights {
     }
 
     async fn settle(&self, volume: &VolumeId, is_used: bool, now_s: i64) -> Result<(), DriverError> {
-        let Some(mut note) = self.load(volume)? else {
-            return Ok(());
-        };
-        let unused_since = note.unused_since_unix_s.filter(|_| !is_used);
-        let Some(since) = unused_since else {
-            let since = (!is_used).then_some(now_s);
-            if note.unused_since_unix_s != since {
-                note.unused_since_unix_s = since;
-                self.save(volume, &note)?;
-            }
+        let Some((note, since)) = self.unused(volume, is_used, now_s)? else {
             return Ok(());
         };
         let age_s = now_s.saturating_sub(since);
@@ -132,9 +127,34 @@ impl Rights {
         }
         let settled = self.withdraw(volume, (&note, since)).await;
         if settled.is_ok() || age_s > GIVE_UP.as_secs() as i64 {
-            state_file::remove(&self.path(volume))?;
+            let _turn = self.turn();
+            // It may have come back to this node meanwhile: then there is something to note again.
+            if self.load(volume)?.as_ref() == Some(&note) {
+                state_file::remove(&self.path(volume))?;
+            }
         }
         settled
+    }
+
+    /// The note of a volume that was unused at the last look too, and since when it is.
+    fn unused(&self, volume: &VolumeId, is_used: bool, now_s: i64) -> Result<Option<(Note, i64)>, DriverError> {
+        let _turn = self.turn();
+        let Some(mut note) = self.load(volume)? else {
+            return Ok(None);
+        };
+        if let Some(since) = note.unused_since_unix_s.filter(|_| !is_used) {
+            return Ok(Some((note, since)));
+        }
+        let since = (!is_used).then_some(now_s);
+        if note.unused_since_unix_s != since {
+            note.unused_since_unix_s = since;
+            self.save(volume, &note)?;
+        }
+        Ok(None)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().expect("nobody panics while holding the turn")
     }
 
     fn load(&self, volume: &VolumeId) -> Result<Option<Note>, DriverError> {
