@@ -95,8 +95,15 @@ fn main() -> ExitCode {
 fn try_out(arguments: &[String]) -> Result<(), StepError> {
     packages::install_missing(TRY_PACKAGES)?;
     build_binaries()?;
-    let pannier = workspace_root().join("target/debug/pannier");
-    Step::new("run the job", pannier).arg("try").args(arguments).exec()
+    // Cargo puts what it builds beside us, wherever its target folder is.
+    let xtask = std::env::current_exe().map_err(|error| StepError::Failed {
+        what: "find the folder of programs that were built".into(),
+        detail: error.to_string(),
+    })?;
+    Step::new("run the job", xtask.with_file_name("pannier"))
+        .arg("try")
+        .args(arguments)
+        .exec()
 }
 
 fn test(filter: &[String]) -> Result<(), StepError> {
