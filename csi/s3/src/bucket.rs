@@ -472,22 +472,7 @@ impl Bucket for S3Bucket {
     }
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError> {
-        let asked = self.asked(Operation::Head, key);
-        let send = |attempt| async move {
-            let _connection = self.connection().await;
-            let request = self.store.client.head_object().bucket(&self.name).key(key);
-            let answer = self
-                .once(&asked, attempt, 0, request.send())
-                .await?
-                .map_err(|error| failure(&asked, error))?;
-            Ok(ObjectMeta {
-                key: key.to_owned(),
-                size_bytes: length(&asked, answer.content_length())?,
-                etag: Some(etag(&asked, answer.e_tag())?),
-                modified_unix_ms: answer.last_modified().map_or(0, unix_ms),
-            })
-        };
-        self.run(send).await.map_err(|failed| failed.error)
+        self.head_plain(key).await.map(|(meta, _)| meta)
     }
 
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {

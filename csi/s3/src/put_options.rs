@@ -67,22 +67,26 @@ impl PutOptions {
     }
 
     pub(crate) fn on(&self, request: PutObjectFluentBuilder) -> PutObjectFluentBuilder {
-        let class = self.storage_class.as_deref().map(StorageClass::from);
-        let sse = self.sse.as_deref().map(ServerSideEncryption::from);
+        let (class, sse, key_id) = self.said();
         request
             .set_storage_class(class)
             .set_server_side_encryption(sse)
-            .set_ssekms_key_id(self.sse_kms_key_id.clone())
+            .set_ssekms_key_id(key_id)
+    }
+
+    fn said(&self) -> (Option<StorageClass>, Option<ServerSideEncryption>, Option<String>) {
+        let class = self.storage_class.as_deref().map(StorageClass::from);
+        let sse = self.sse.as_deref().map(ServerSideEncryption::from);
+        (class, sse, self.sse_kms_key_id.clone())
     }
 
     /// For an object in parts all is said at its beginning.
     pub(crate) fn on_upload(&self, request: CreateMultipartUploadFluentBuilder) -> CreateMultipartUploadFluentBuilder {
-        let class = self.storage_class.as_deref().map(StorageClass::from);
-        let sse = self.sse.as_deref().map(ServerSideEncryption::from);
+        let (class, sse, key_id) = self.said();
         request
             .set_storage_class(class)
             .set_server_side_encryption(sse)
-            .set_ssekms_key_id(self.sse_kms_key_id.clone())
+            .set_ssekms_key_id(key_id)
     }
 }
 
