@@ -64,6 +64,11 @@ func (w *world) run(checks []check, pattern *regexp.Regexp, atOnce int) int {
 	}
 	w.shared = &shared{root: root}
 	defer os.RemoveAll(root)
+	// As an agent's data folder is: a rootless service reaches what lies below.
+	if err := os.Chmod(root, 0o711); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	defer w.shared.end()
 	var count tally
 	var running sync.WaitGroup

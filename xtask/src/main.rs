@@ -54,6 +54,7 @@ const TEST_PACKAGES: &[packages::Package] = &[
     packages::Package::new("make", "/usr/bin/make"),
     packages::Package::new("openssl", "/usr/bin/openssl"),
     packages::Package::new("slirp4netns", "/usr/bin/slirp4netns"),
+    packages::Package::new("uidmap", "/usr/bin/newuidmap"),
     POSTGRES,
 ];
 

@@ -222,6 +222,9 @@ impl DriverError {
         } else if text.contains("broken pipe") {
             // What crun says when conmon is gone: it could not open its log file, or a mount of the allocation.
             "; conmon ended at once: does the Podman service see the allocation's directory, in its own mount namespace?"
+        } else if text.contains("statfs") && text.contains("permission denied") {
+            "; the user of a rootless service must be able to pass through each folder above the allocation: chmod o+x \
+             Nomad's data_dir and those above it"
         } else if text.contains("not a shared") {
             "; the host must share the mount: mount --make-rshared / (systemd does so by itself), or use propagation_mode \
              = \"private\""

@@ -7,14 +7,25 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
-use crate::podman::HostInfo;
+use crate::podman::{HostInfo, IdRange};
 use crate::rlimit::HostLimits;
+
+/// A user and group of the host, as which Podman and conmon run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogWriter {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
 
 /// The facts that decide how a container is made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Host {
     /// Podman runs without root.
     pub rootless: bool,
+    /// Whose process writes the output of a rootless service's containers.
+    pub writer: Option<LogWriter>,
     /// Containers live in cgroup v2.
     pub cgroup_v2: bool,
     /// systemd manages the cgroups.
@@ -36,8 +47,10 @@ impl Host {
     pub fn read(info: &HostInfo, socket: &Path, cpuset_cgroup: &str) -> Self {
         let major = |version: &String| version.split('.').next()?.parse().ok();
         let online = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let rootless = info.host.security.rootless.unwrap_or(false);
         Self {
-            rootless: info.host.security.rootless.unwrap_or(false),
+            rootless,
+            writer: writer(info).filter(|_| rootless),
             cgroup_v2: info.host.cgroup_version.as_deref() == Some("v2"),
             systemd_cgroups: info.host.cgroup_manager.as_deref() == Some("systemd"),
             podman_major: info.version.version.as_ref().and_then(major).unwrap_or(0),
@@ -63,6 +76,16 @@ impl Host {
             ..Self::default()
         }
     }
+}
+
+/// Root inside a rootless service's containers is the service's own user.
+fn writer(info: &HostInfo) -> Option<LogWriter> {
+    let root = |ranges: &[IdRange]| Some(ranges.iter().find(|range| range.container_id == 0)?.host_id);
+    let ids = &info.host.id_mappings;
+    Some(LogWriter {
+        uid: root(&ids.uidmap)?,
+        gid: root(&ids.gidmap)?,
+    })
 }
 
 /// The limits of the process behind the socket, from which containers inherit: it may have fewer than we, and Podman
@@ -147,7 +170,7 @@ fn shared_cpuset(cpuset_cgroup: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::podman::{HostFacts, SecurityFacts, VersionFacts};
+    use crate::podman::{HostFacts, HostIds, SecurityFacts, VersionFacts};
 
     #[test]
     fn a_service_that_says_nothing_is_a_rootful_host_with_cgroup_v1() {
@@ -159,11 +182,23 @@ mod tests {
 
     #[test]
     fn the_services_facts_are_taken_over() {
+        let ranges = |root| {
+            let range = |container_id, host_id, size| IdRange {
+                container_id,
+                host_id,
+                size,
+            };
+            vec![range(1, 200_000, 65_536), range(0, root, 1)]
+        };
         let info = HostInfo {
             host: HostFacts {
                 cgroup_version: Some("v2".into()),
                 cgroup_manager: Some("systemd".into()),
                 cpus: Some(64),
+                id_mappings: HostIds {
+                    uidmap: ranges(1_000),
+                    gidmap: ranges(100),
+                },
                 security: SecurityFacts {
                     rootless: Some(true),
                     ..SecurityFacts::default()
@@ -178,6 +213,7 @@ mod tests {
         };
         let host = Host::read(&info, Path::new("/nowhere"), "");
         assert!(host.rootless && host.cgroup_v2 && host.systemd_cgroups);
+        assert_eq!(host.writer, Some(LogWriter { uid: 1_000, gid: 100 }));
         assert_eq!((host.cpus, host.podman_major), (64, 5));
     }
 

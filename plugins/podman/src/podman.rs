@@ -31,8 +31,8 @@ use tokio::io::AsyncWrite;
 
 pub use answers::{
     ContainerConfig, ContainerInfo, ContainerListing, ContainerNetwork, ContainerNetworkSettings, ContainerState,
-    ExecInfo, HostConfig, HostFacts, HostInfo, HostPort, ImageConfig, ImageInfo, LogConfig, RuntimeFacts,
-    SecurityFacts, StoreFacts, VersionFacts,
+    ExecInfo, HostConfig, HostFacts, HostIds, HostInfo, HostPort, IdRange, ImageConfig, ImageInfo, LogConfig,
+    RuntimeFacts, SecurityFacts, StoreFacts, VersionFacts,
 };
 pub use client::Client;
 pub use container_spec::{

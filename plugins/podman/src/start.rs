@@ -113,7 +113,7 @@ struct Made {
 impl Recipe<'_> {
     /// Makes the container and starts it; what to recover it by, and the pid of its first process.
     async fn cook(&mut self, host: &Host) -> Result<(Handle, Option<i32>), DriverError> {
-        let logs = self.output()?;
+        let logs = self.output(host)?;
         let inputs = Inputs {
             task: self.task,
             options: self.options,
@@ -144,7 +144,7 @@ impl Recipe<'_> {
     }
 
     /// Where output goes, as the task says or else the plugin's options.
-    fn output(&self) -> Result<Output, DriverError> {
+    fn output(&self, host: &Host) -> Result<Output, DriverError> {
         let config = &self.settings.config;
         let choice = self.options.logging.as_ref().unwrap_or(&config.logging);
         let nowhere = Path::new("/dev/null");
@@ -157,6 +157,7 @@ impl Recipe<'_> {
             dir: log_dir(&self.task.alloc_dir, &self.task.name),
             stdout: self.task.stdout_path.clone(),
             stderr: self.task.stderr_path.clone(),
+            writer: host.writer,
             journal: None,
         };
         match choice {

@@ -11,9 +11,9 @@
 //! | `ended` | plugin | there once the container has ended |
 //! | `failure` | log process | why it gave up |
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::JournalPlan;
 use super::record::Cursor;
+use crate::host::LogWriter;
 
 /// Version 1: as the table above says.
 const VERSION: u32 = 1;
@@ -37,6 +38,9 @@ pub struct LogPlan {
     pub stdout: PathBuf,
     /// Nomad's FIFO for stderr.
     pub stderr: PathBuf,
+    /// Who writes the log, if not root. What is to be made is told by it; nobody reads it back.
+    #[serde(skip)]
+    pub writer: Option<LogWriter>,
     /// The journal that gets them as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalPlan>,
@@ -90,10 +94,16 @@ impl LogPlan {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)?;
+        // Only passed through: whoever could write here could make the log process, which is root, open what it should not.
+        let mode = if self.writer.is_some() { 0o711 } else { 0o700 };
+        std::fs::set_permissions(&self.dir, Permissions::from_mode(mode))?;
         for name in ["position", "journal", "ended", "failure", "container.log"] {
             remove_if_there(&self.dir.join(name))?;
         }
-        private().write(true).create_new(true).open(self.container_log())?;
+        let log = private().write(true).create_new(true).open(self.container_log())?;
+        if let Some(writer) = self.writer {
+            std::os::unix::fs::fchown(&log, Some(writer.uid), Some(writer.gid))?;
+        }
         let file = PlanFile {
             version: VERSION,
             plan: self.clone(),

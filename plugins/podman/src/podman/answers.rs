@@ -57,12 +57,39 @@ pub struct HostFacts {
     pub cgroup_controllers: Option<Vec<String>>,
     /// `netavark` or `cni`.
     pub network_backend: Option<String>,
+    /// Whom the users of containers are on the host; empty where they are themselves.
+    #[serde(deserialize_with = "null_is_default")]
+    pub id_mappings: HostIds,
     /// Security features.
     #[serde(deserialize_with = "null_is_default")]
     pub security: SecurityFacts,
     /// The OCI runtime.
     #[serde(deserialize_with = "null_is_default")]
     pub oci_runtime: RuntimeFacts,
+}
+
+/// How the ids of a rootless service's containers lie on the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct HostIds {
+    /// Users.
+    #[serde(deserialize_with = "null_is_default")]
+    pub uidmap: Vec<IdRange>,
+    /// Groups.
+    #[serde(deserialize_with = "null_is_default")]
+    pub gidmap: Vec<IdRange>,
+}
+
+/// A range of ids.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct IdRange {
+    /// The first one, inside.
+    pub container_id: u32,
+    /// The same on the host.
+    pub host_id: u32,
+    /// How many.
+    pub size: u32,
 }
 
 /// The OCI runtime of a service.

@@ -13,4 +13,5 @@ mod life;
 mod options;
 mod protocol;
 mod recovery;
+mod rootless;
 mod served_mounts;

@@ -24,6 +24,7 @@ fn plan(dir: &TempDir, socket: PathBuf) -> LogPlan {
         dir: log_dir(dir.path(), "web"),
         stdout: "/dev/null".into(),
         stderr: "/dev/null".into(),
+        writer: None,
         journal: Some(journal),
     }
 }
