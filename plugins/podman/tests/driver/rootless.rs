@@ -35,10 +35,9 @@ async fn a_rootless_service_runs_tasks_beside_the_rootful_one() {
     assert!(rootless("driver.podman.rootless").contains("false"));
     assert!(rootless("driver.podman.user.rootless").contains("true"));
 
-    let hidden = agent
-        .start_task(&Job::new("true").with("socket", "user"))
-        .await
-        .unwrap_err();
+    let hidden = Job::new("true").with("socket", "user");
+    std::fs::set_permissions(hidden.dir(), Permissions::from_mode(0o700)).unwrap();
+    let hidden = agent.start_task(&hidden).await.unwrap_err();
     assert!(hidden.message().contains("chmod o+x"), "{}", hidden.message());
 
     let script = "echo out; echo in >&2; cat /proc/self/uid_map; echo kept > /alloc/data/kept; exit 7";
