@@ -5,7 +5,7 @@
 //! is the same as having begun then. An operation that misses nothing never waits.
 //! Callers: `ops/`, `purge.rs`, `gc.rs`. Absent: what operations mean.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -53,6 +53,8 @@ pub(crate) struct State {
     ages: Mutex<Ages>,
     /// How long calls waited for durability.
     pub fsyncs: Histogram,
+    /// What this process leaves to its successor; not with durability `local`.
+    pub spill: OnceLock<SpillLog>,
 }
 
 impl State {
@@ -62,6 +64,7 @@ impl State {
             room: Notify::new(),
             ages: Mutex::default(),
             fsyncs: Histogram::default(),
+            spill: OnceLock::new(),
         }
     }
 
@@ -89,6 +92,11 @@ impl DirtyState for State {
     fn seal(&self) -> Option<SealedGeneration> {
         let sealed = self.lock().seal();
         if let Some(sealed) = &sealed {
+            // The bucket must not have a change before the spill has the answer to its call: a process that died between the
+            // two would leave a call that was done and that nobody knows of, and its successor would do it again.
+            if let Some(spill) = self.spill.get() {
+                spill.wait_for_taken();
+            }
             self.ages().sealed(sealed.generation);
         }
         sealed
@@ -159,8 +167,6 @@ pub(crate) struct Mount {
     pub umask: u16,
     /// What is on this node's disk before it is in the bucket; only with durability `local`.
     pub tail: Option<TailLog>,
-    /// What this process leaves to its successor; not with durability `local`.
-    pub spill: Option<SpillLog>,
     /// When fsync returns.
     pub durability: Durability,
     pub collect: CollectLimits,
@@ -346,7 +352,7 @@ impl Mount {
 
     /// What was just changed, for the spill, if there is one.
     fn take_for_spill(&self, tables: &mut Tables) -> Option<Taken<'_>> {
-        let spill = self.spill.as_ref()?;
+        let spill = self.state.spill.get()?;
         let state = (tables.newest_generation(), tables.durable());
         Some(spill.take(state, || tables.take_unlogged()))
     }

@@ -154,12 +154,12 @@ impl Volume {
 
     /// What an earlier process of this connection has answered to a call, or was about to: it must not be done again.
     pub fn answer_of(&self, call: u64) -> Option<Answer> {
-        self.inner.mount.spill.as_ref()?.answer_of(call)
+        self.inner.mount.state.spill.get()?.answer_of(call)
     }
 
     /// True if a successor of this process would find every change that programs were told of.
     pub fn survives(&self) -> bool {
-        self.inner.mount.spill.is_some()
+        self.inner.mount.state.spill.get().is_some()
     }
 
     /// What the volume is.

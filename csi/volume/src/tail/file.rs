@@ -32,6 +32,10 @@ const TAIL_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Above it a change waits for the bucket.
 const SPILL_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
+/// 16 MiB more for answers alone: their calls wait for the bucket, so there are no more of them than programs that wait, and
+/// without its answer a call that the bucket has would be done again.
+const ANSWERS_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
 /// 64 bytes: no write of a process that dies touches the record before, so a spill need not waste a block for each.
 const SPILL_ALIGN_BYTES: u64 = 64;
 
@@ -39,6 +43,10 @@ const SPILL_ALIGN_BYTES: u64 = 64;
 const GATHER_BYTES: usize = 1024 * 1024;
 
 const _: () = assert!(FILE_BYTES.is_multiple_of(BLOCK_BYTES) && FILE_BYTES <= TAIL_BYTES_MAX / 8);
+const _: () = assert!(
+    ANSWERS_BYTES_MAX >= 2 * FILE_BYTES,
+    "one is written to while the other waits"
+);
 
 const MAGIC: &[u8; 8] = b"PnrTail\n";
 const HEADER_BYTES: usize = 76;
@@ -206,6 +214,8 @@ pub(crate) struct LogFiles {
     position: u64,
     next_record: u64,
     next_file: u64,
+    /// Bytes of all files together.
+    bytes_max: u64,
 }
 
 /// Why a record is not in the log.
@@ -235,6 +245,7 @@ impl LogFiles {
             position: BLOCK_BYTES,
             next_record: 1,
             next_file: 1,
+            bytes_max: against.bytes_max(),
         };
         files.add(FILE_BYTES)?;
         Ok(files)
@@ -254,7 +265,11 @@ impl LogFiles {
             .content()
             .fold(crc32c::crc32c(&head), |sum, part| crc32c::crc32c_append(sum, part));
         let len = (RECORD_HEADER_BYTES as u64 + body_bytes).next_multiple_of(self.against.align());
-        self.make_room(len, needs)?;
+        let bytes_max = match entry.record.is_empty() {
+            true => self.bytes_max + ANSWERS_BYTES_MAX,
+            false => self.bytes_max,
+        };
+        self.make_room(len, (needs, bytes_max))?;
         let number = self.next_record;
         let header = RecordHeader {
             session: self.name.session,
@@ -310,6 +325,12 @@ impl LogFiles {
         sync_folder(&self.dir)
     }
 
+    /// Lets all files together be this long.
+    #[cfg(test)]
+    pub(super) fn bound(&mut self, bytes_max: u64) {
+        self.bytes_max = bytes_max;
+    }
+
     /// How many files there are.
     #[cfg(test)]
     pub(super) fn count(&self) -> usize {
@@ -317,7 +338,7 @@ impl LogFiles {
     }
 
     /// Lets the last file have `len` bytes of room.
-    fn make_room(&mut self, len: u64, needs: Needs) -> Result<(), Refused> {
+    fn make_room(&mut self, len: u64, (needs, bytes_max): (Needs, u64)) -> Result<(), Refused> {
         let room = self
             .files
             .back()
@@ -332,7 +353,7 @@ impl LogFiles {
             Some(_) | None => {
                 self.drop_drained(needs)?;
                 let all: u64 = self.files.iter().map(|file| file.len).sum();
-                if all + wanted > self.against.bytes_max() {
+                if all + wanted > bytes_max {
                     return Err(Refused::Full);
                 }
                 Ok(self.add(wanted)?)

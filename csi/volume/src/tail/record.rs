@@ -94,6 +94,11 @@ impl RecordHeader {
 }
 
 impl Record {
+    /// True if it says nothing of what changed.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.pieces.is_empty()
+    }
+
     /// Adds the body but for the content that follows it.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
         out.reserve(64 + 256 * self.rows.len() + 32 * self.pieces.len());

@@ -5,6 +5,8 @@
 //!
 //! Invariants:
 //! - A change is answered only after its record was written, or after the bucket has it.
+//! - The bucket has a change only after its record, or at least the answer to its call, was written (`mount.rs` waits for it
+//!   with each cut). So a call that was done is known, wherever its writer died.
 //! - Records are in the order of the changes: the log is locked while the tables still are, and written under that lock.
 //! - A file is used again only when the bucket has all it holds and each call in it was answered.
 //!
@@ -161,6 +163,11 @@ impl SpillLog {
         }
     }
 
+    /// Returns when everything that was taken before the call is written, or is known to wait for the bucket.
+    pub fn wait_for_taken(&self) {
+        drop(self.writing.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// What an earlier writer has answered to this call, or would have.
     pub fn answer_of(&self, call: u64) -> Option<Answer> {
         self.inherited.get(&call).copied()
@@ -233,29 +240,29 @@ impl Taken<'_> {
     /// # Durability
     /// Without a commit to wait for, a successor on this node finds it, as long as the machine runs.
     pub fn write(mut self, answer: Option<Answer>) -> Spilled {
-        let (batch, waits_for) = match std::mem::replace(&mut self.what, Ok(None)) {
-            Ok(Some(batch)) => (batch, None),
-            Ok(None) => return Spilled::default(),
-            Err(generation) if answer.is_none() || self.writing.broken => {
-                return Spilled {
-                    open: None,
-                    waits_for: Some(generation),
-                };
-            }
-            Err(generation) => {
-                let alone = Batch {
-                    generation,
-                    record: Record::default(),
-                };
-                (alone, Some(generation))
-            }
-        };
-        match self.append(&batch, answer) {
-            Ok(open) => Spilled { open, waits_for },
-            Err(generation) => Spilled {
-                open: None,
-                waits_for: Some(generation),
+        match std::mem::replace(&mut self.what, Ok(None)) {
+            Ok(None) => Spilled::default(),
+            Ok(Some(batch)) => match self.append(&batch, answer) {
+                Ok(open) => Spilled { open, waits_for: None },
+                Err(generation) => self.write_alone(generation, answer),
             },
+            Err(generation) => self.write_alone(generation, answer),
+        }
+    }
+
+    /// Writes the answer without the change.
+    fn write_alone(&mut self, generation: Generation, answer: Option<Answer>) -> Spilled {
+        let alone = Batch {
+            generation,
+            record: Record::default(),
+        };
+        let open = match answer {
+            Some(_) if !self.writing.broken => self.append(&alone, answer).ok().flatten(),
+            Some(_) | None => None,
+        };
+        Spilled {
+            open,
+            waits_for: Some(generation),
         }
     }
 
@@ -329,4 +336,69 @@ pub(super) fn handed_on(folder: &Path) -> Result<Vec<Answer>, TailError> {
     }
     let answers = Answers::decode_front(&mut body).map_err(|error| damaged(&error.to_string()))?;
     Ok(answers.done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::InodeNo;
+    use crate::row::{Counters, Key, Row};
+    use crate::tail::Piece;
+
+    const NAME: SpillName = SpillName {
+        tail: TailName {
+            volume: Uuid::from_u128(7),
+            epoch: Epoch(3),
+            session: Uuid::from_u128(9),
+        },
+        boot: Uuid::from_u128(1),
+        connection: Uuid::from_u128(2),
+    };
+
+    fn batch(generation: u64) -> Batch {
+        let piece = Piece {
+            ino: InodeNo(5),
+            start: 0,
+            end: 4_000_000,
+            content: vec![Bytes::from(vec![7; 4_000_000])],
+        };
+        Batch {
+            generation: Generation(generation),
+            record: Record {
+                rows: vec![(Key::Counters, Some(Row::Counters(Counters::default())))],
+                pieces: vec![piece],
+            },
+        }
+    }
+
+    /// What a spill that is full cannot take waits for the bucket; the answer to its call is known to a successor all the same,
+    /// because the bucket may have the change when its program's answer has not left.
+    #[test]
+    fn a_full_spill_knows_the_answers_of_what_it_cannot_hold() {
+        let disk = tempfile::tempdir().unwrap();
+        let dir = TailDir::open(disk.path(), NAME.tail.volume).unwrap();
+        let log = SpillLog::begin(dir, NAME, Vec::new()).unwrap();
+        log.writing.lock().unwrap().files.bound(24 * 1024 * 1024);
+        let answer = |call| Answer { call, ino: InodeNo(5) };
+        let (mut calls, mut open) = (Vec::new(), Vec::new());
+        let mut refused = 0;
+        while refused < 3 {
+            let call = 2 * (1 + calls.len() as u64);
+            assert!(call < 100, "it grows without end");
+            let at = (Generation(1), Generation(0));
+            let spilled = log.take(at, || Ok(Some(batch(1)))).write(Some(answer(call)));
+            refused += u64::from(spilled.waits_for.is_some());
+            open.push(spilled.open.expect("its answer is known"));
+            calls.push(call);
+        }
+        let dir = log.dir.lock().unwrap().take().unwrap();
+        let (mut reader, _) = dir.find_spill(NAME).unwrap();
+        let (mut found, mut whole) = (Vec::new(), 0);
+        while let Some(logged) = reader.next(Generation(0)).unwrap() {
+            found.extend(logged.answers.done.iter().map(|answer| answer.call));
+            whole += usize::from(!logged.record.is_empty());
+        }
+        assert_eq!(found, calls);
+        assert_eq!(whole, calls.len() - 3);
+    }
 }

@@ -57,7 +57,7 @@ impl Drop for Inner {
         if let Some(tail) = &self.mount.tail {
             tail.abandon();
         }
-        if let Some(spill) = &self.mount.spill {
+        if let Some(spill) = self.mount.state.spill.get() {
             spill.abandon();
         }
     }
@@ -112,7 +112,6 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         compression: head.parameters.compression,
         read_only: true,
         tail: None,
-        spill: None,
         durability: head.parameters.durability,
         collect: CollectLimits::default(),
         purge: Notify::new(),
@@ -162,7 +161,9 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
     let fetcher = fetcher(&opened.bucket, head.lineage(), (&options.cache, &budget));
     let commit = commits(&opened, &state, &fetcher, (options.commits, &budget));
     let tail = recovery::begin(&opened, dir, (&state, &commit)).await?;
-    let spill = spilled::begin(&opened, left, (&state, &commit)).await?;
+    if let Some(log) = spilled::begin(&opened, left, (&state, &commit)).await? {
+        state.spill.set(log).expect("a mount begins one spill");
+    }
     let mount = Arc::new(Mount {
         state,
         tree: opened.tree,
@@ -183,7 +184,6 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         compression: head.parameters.compression,
         read_only: false,
         tail,
-        spill,
         durability: head.parameters.durability,
         collect,
         purge: Notify::new(),
@@ -272,7 +272,13 @@ pub(super) async fn close(inner: &Inner) -> Result<(), FsError> {
         released.map_err(|error| FsError::Head(Arc::new(error)))?;
     }
     tell(mount.tail.as_ref().map_or(Ok(()), |tail| tail.remove(tail.name())));
-    tell(mount.spill.as_ref().map_or(Ok(()), |spill| spill.remove(spill.name())));
+    tell(
+        mount
+            .state
+            .spill
+            .get()
+            .map_or(Ok(()), |spill| spill.remove(spill.name())),
+    );
     Ok(())
 }
 
@@ -391,7 +397,6 @@ mod by_hand {
                 compression: Compression::default(),
                 read_only: false,
                 tail: None,
-                spill: None,
                 durability: Durability::Remote,
                 collect: CollectLimits::default(),
                 purge: Notify::new(),

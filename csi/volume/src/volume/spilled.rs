@@ -225,3 +225,78 @@ fn own_name(opened: &OpenedWriter, options: SpillOptions, session: Uuid) -> Spil
         connection: options.connection,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::bucket::memory::MemoryBucket;
+    use crate::clock::Timestamp;
+    use crate::commit::DirtyState;
+    use crate::ids::{Epoch, InodeNo};
+    use crate::limits::Limits;
+    use crate::ops::make::root_row;
+    use crate::tree::memory::MemoryTree;
+    use crate::volume::Volume;
+
+    /// 200 ms: a cut that does not wait is made within microseconds, and then the test ends at once.
+    const NOT_WITHIN: Duration = Duration::from_millis(200);
+
+    const NAME: SpillName = SpillName {
+        tail: TailName {
+            volume: Uuid::from_u128(7),
+            epoch: Epoch(1),
+            session: Uuid::from_u128(8),
+        },
+        boot: Uuid::from_u128(9),
+        connection: Uuid::from_u128(10),
+    };
+
+    /// Goal: no commit contains a change before the spill has it with the answer to its call. (A program once got ENOENT for a
+    /// folder that it had made: rmdir was in the bucket when its engine was killed, the answer was not in the spill, and the
+    /// next engine did it again.) Method: a change that is taken and not written, and a cut beside it.
+    #[test]
+    fn regression_a_commit_overtook_the_record_of_a_call() {
+        let disk = tempfile::tempdir().unwrap();
+        let bucket = Arc::new(MemoryBucket::new());
+        let volume = Volume::without_commits(
+            Arc::new(MemoryTree::default()),
+            bucket,
+            Limits::default(),
+            NAME.tail.volume,
+        );
+        let state = volume.state();
+        let dir = TailDir::open(disk.path(), NAME.tail.volume).unwrap();
+        state
+            .spill
+            .set(SpillLog::begin(dir, NAME, Vec::new()).unwrap())
+            .unwrap();
+        let spill = state.spill.get().unwrap();
+        let mut tables = state.lock();
+        tables.note_changes();
+        tables.add_inode(root_row(Timestamp::default()));
+        let at = (tables.newest_generation(), tables.durable());
+        let taken = spill.take(at, || tables.take_unlogged());
+        drop(tables);
+        let is_cut = AtomicBool::new(false);
+        let open = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert!(state.seal().is_some(), "there is a change to be cut");
+                is_cut.store(true, SeqCst);
+            });
+            let begun = Instant::now();
+            while !is_cut.load(SeqCst) && begun.elapsed() < NOT_WITHIN {
+                std::thread::park_timeout(Duration::from_millis(1));
+            }
+            assert!(!is_cut.load(SeqCst), "a commit has what the spill has not");
+            taken.write(Some(Answer {
+                call: 4,
+                ino: InodeNo(0),
+            }))
+        });
+        assert!(is_cut.load(SeqCst) && open.open.is_some() && open.waits_for.is_none());
+    }
+}
