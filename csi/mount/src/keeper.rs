@@ -28,8 +28,8 @@ mod slim;
 mod wire;
 
 use crate::engine::leftovers::lock;
-use child::Engine;
 pub use child::EngineCommand;
+use child::{Engine, Life};
 pub use client::{KeeperClient, KeeperError, Kept, replace_engine};
 use secret::Secret;
 use wire::{Message, Peer};
@@ -54,6 +54,9 @@ const REPLACE_WITHIN: Duration = Duration::from_secs(30);
 /// 1 s between looks at an engine that gives no sign. One whose thread waits in the kernel for its own mount is dead and does not
 /// end: it will when the next one answers.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// 5 ms between looks at one that dies.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// 64 peers at a time: the engine, one that is about to replace it, and whoever asks for that.
 const PEERS_MAX: usize = 64;
@@ -153,10 +156,7 @@ impl Keeper {
         }
         self.give_up_late();
         if self.look_at.is_some_and(|at| at <= Instant::now()) {
-            self.look_at = self.engine.as_ref().map(|_| Instant::now() + LOOK_EVERY);
-            if self.engine.as_ref().is_some_and(Engine::is_dead) {
-                self.bury();
-            }
+            self.look();
         }
         let none = self.engine.is_none() && self.next.is_none();
         if none && self.shelf.is_empty() && (self.ending || self.start_at.is_none()) {
@@ -179,6 +179,22 @@ impl Keeper {
             }
         }
         Ok(true)
+    }
+
+    /// Looks at an engine that has given no sign.
+    fn look(&mut self) {
+        let life = self.engine.as_ref().map(Engine::life);
+        // One that was killed for the next one's sake.
+        let is_ready = |pid| self.peers.iter().any(|peer| peer.pid == pid && peer.is_ready);
+        let is_replaced = self.next.as_ref().is_some_and(|next| is_ready(next.pid()));
+        let wait = match is_replaced || life == Some(Life::Dies) {
+            true => LOOK_AGAIN,
+            false => LOOK_EVERY,
+        };
+        self.look_at = life.map(|_| Instant::now() + wait);
+        if life == Some(Life::Dead) {
+            self.bury();
+        }
     }
 
     fn wait(&self, signals: &SignalFd, listener: &OwnedFd) -> io::Result<(bool, bool, Vec<usize>)> {
@@ -301,7 +317,7 @@ impl Keeper {
             }
         }
         self.dying.retain_mut(|engine| engine.has_ended().is_none());
-        let ended = |engine: &mut Engine| engine.has_ended().is_some() || engine.is_dead();
+        let ended = |engine: &mut Engine| engine.has_ended().is_some() || engine.life() == Life::Dead;
         let Some(mut engine) = self.engine.take_if(ended) else {
             return;
         };
@@ -418,7 +434,7 @@ impl Keeper {
             // Killed, not asked: what a crash loses nothing of, this loses nothing of.
             (Some(old), false) => {
                 old.kill();
-                self.look_at = Some(Instant::now() + LOOK_EVERY);
+                self.look_at = Some(Instant::now() + LOOK_AGAIN);
             }
             (None, false) => {
                 let next = self.next.take().expect("it is one of both");

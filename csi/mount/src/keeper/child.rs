@@ -19,6 +19,33 @@ pub struct EngineCommand {
     pub args: Vec<OsString>,
 }
 
+/// How far a process is from its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It lives.
+    Lives,
+    /// Killed, but a thread may still take something from a connection and answer it to nobody.
+    Dies,
+    /// Nothing of it will do anything any more. A thread may still wait in the kernel for a mount of its own, which keeps the
+    /// process from being collected until the next engine answers.
+    Dead,
+}
+
+/// The state of a thread, as the kernel writes it after the name, which ends with the last bracket.
+fn state_in(stat: &str) -> Option<char> {
+    stat.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
+/// `first` is the first thread's state: only a killed process goes on without it. The others end one after another, each when
+/// the kernel runs it again, which takes its time on a busy machine.
+fn life_of(first: char, mut all: impl Iterator<Item = char>) -> Life {
+    match first {
+        'Z' | 'X' if all.all(|state| matches!(state, 'Z' | 'X' | 'D')) => Life::Dead,
+        'Z' | 'X' => Life::Dies,
+        _ => Life::Lives,
+    }
+}
+
 /// One engine, running or just ended.
 #[derive(Debug)]
 pub struct Engine {
@@ -75,12 +102,16 @@ impl Engine {
         self.child.try_wait().ok().flatten()
     }
 
-    /// True if it runs nothing any more, though a thread of it may still wait in the kernel.
-    pub fn is_dead(&self) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
-        // The state follows the name, which ends with the last bracket.
-        stat.rsplit_once(')')
-            .is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']))
+    /// Whether it has ended, though the kernel may not say so yet.
+    pub fn life(&self) -> Life {
+        let of_thread = |path: PathBuf| state_in(&std::fs::read_to_string(path.join("stat")).ok()?);
+        let process = PathBuf::from(format!("/proc/{}", self.pid()));
+        let Some(first) = of_thread(process.clone()) else {
+            return Life::Lives;
+        };
+        let threads = std::fs::read_dir(process.join("task")).into_iter().flatten();
+        // One that ended since it was listed has no state any more.
+        life_of(first, threads.flatten().filter_map(|entry| of_thread(entry.path())))
     }
 
     /// For how long it has served.
@@ -103,5 +134,32 @@ impl Engine {
         if let Err(error) = kill(Pid::from_raw(self.pid()), signal) {
             tracing::debug!(%error, pid = self.pid(), "a signal was not sent");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_of_a_thread_follows_its_name_whatever_that_is() {
+        assert_eq!(state_in("12 (tokio) worker) S 1 12"), Some('S'));
+        assert_eq!(state_in("12 (pannier) Z 1 12"), Some('Z'));
+        assert_eq!(state_in(""), None);
+    }
+
+    /// A connection is not given on while a thread of the engine before may still read from it: what that takes, nobody answers.
+    #[test]
+    fn an_engine_is_dead_when_none_of_its_threads_can_run() {
+        assert_eq!(life_of('S', ['S', 'R', 'D'].into_iter()), Life::Lives);
+        assert_eq!(
+            life_of('D', ['D'].into_iter()),
+            Life::Lives,
+            "its first thread waits for a disk"
+        );
+        assert_eq!(life_of('Z', ['Z', 'R'].into_iter()), Life::Dies);
+        assert_eq!(life_of('Z', ['Z', 'D', 'S'].into_iter()), Life::Dies);
+        assert_eq!(life_of('Z', ['Z', 'D', 'X'].into_iter()), Life::Dead);
+        assert_eq!(life_of('X', [].into_iter()), Life::Dead);
     }
 }
