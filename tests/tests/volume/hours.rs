@@ -97,6 +97,35 @@ async fn a_reader_beside_a_writer_goes_on_after_the_writers_garbage_went() {
     writer.close().await.unwrap();
 }
 
+/// A reader beside a writer shows what was fsynced a second ago, whenever its last look was, and before that a state that
+/// was one.
+#[tokio::test(start_paused = true)]
+async fn a_reader_shows_what_was_fsynced_a_second_ago() {
+    let store = VolumeStore::new().await;
+    let writer = store.open(store.memory.clone(), options()).await;
+    let file = make_file(&writer, "file", &[0; 10_000]).await;
+    writer.sync_all().await.unwrap();
+    let reading = OpenOptions {
+        read_only: true,
+        ..options()
+    };
+    let reader = store.open(store.memory.clone(), reading).await;
+    for round in 1..=50_u8 {
+        writer.write(file, 0, Bytes::from(vec![round; 10_000])).await.unwrap();
+        writer.sync_all().await.unwrap();
+        // So the last look is anywhere between the fsync and a second before it.
+        tokio::time::sleep(Duration::from_millis(u64::from(round) * 370 % 1_000)).await;
+        let early = content_of(&reader, file).await;
+        let whole = [round - 1, round].map(|round| vec![round; 10_000]);
+        assert!(whole.contains(&early), "round {round} shows what never was");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let late = content_of(&reader, file).await;
+        assert!(late == whole[1], "round {round}: {} is shown", late[0]);
+    }
+    reader.close().await.unwrap();
+    writer.close().await.unwrap();
+}
+
 /// An idle mounted volume asks the store at most once a minute.
 #[tokio::test(start_paused = true)]
 async fn an_idle_volume_makes_at_most_one_request_a_minute() {

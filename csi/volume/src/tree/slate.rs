@@ -23,7 +23,7 @@ use super::clock::{Stamp, TreeClock, newest_compaction, newest_stamp};
 use super::object_store::BucketStore;
 use super::object_store::look::Look;
 use super::unlogged::Unlogged;
-use super::upkeep::{Kept, Upkeep};
+use super::upkeep::{Kept, Upkeep, catch_up_at_opening};
 use super::{Tree, TreeError, merged_stats};
 use crate::bucket::BucketRef;
 use crate::clock::Timestamp;
@@ -42,7 +42,7 @@ const UNFLUSHED_BYTES_MAX: usize = 2 * SST_BYTES_MAX;
 
 /// 64 SSTs that no compaction has taken yet: with a compactor that looks every twelve minutes, 1 GiB of rows before
 /// `apply` waits for it.
-const L0_SSTS_MAX: usize = 64;
+pub(super) const L0_SSTS_MAX: usize = 64;
 
 /// 15 minutes: a writer learns by it what the compactor did; being fenced it learns from its journal, much sooner.
 const MANIFEST_POLL: Duration = Duration::from_secs(900);
@@ -105,6 +105,8 @@ pub(crate) const NOTHING: Applied = Applied {
 pub struct SeenWriter {
     epoch: u64,
     newest: Stamp,
+    /// Files that no compaction has taken yet.
+    waiting: usize,
     look: Look,
 }
 
@@ -123,6 +125,7 @@ pub async fn seen_writer(bucket: BucketRef) -> Result<SeenWriter, TreeError> {
     Ok(SeenWriter {
         epoch: manifest.as_ref().map_or(0, VersionedManifest::writer_epoch),
         newest: committed.max(begun),
+        waiting: manifest.as_ref().map_or(0, |manifest| manifest.l0().len()),
         look,
     })
 }
@@ -152,7 +155,15 @@ impl SlateTree {
         blocks: &BlockCache,
     ) -> Result<Self, TreeError> {
         let clock = Arc::new(TreeClock::new(now, seen.newest));
-        let store = BucketStore::after(Arc::clone(&bucket), seen.look);
+        let mut kept = Kept {
+            bucket: Arc::clone(&bucket),
+            clock: Arc::clone(&clock),
+            writer: seen.epoch,
+        };
+        let store = match catch_up_at_opening(&kept, seen.waiting).await {
+            true => BucketStore::new(bucket),
+            false => BucketStore::after(bucket, seen.look),
+        };
         let db = Db::builder(FOLDER, Arc::new(store))
             .with_expected_epoch(seen.epoch)
             .with_system_clock(clock.clone())
@@ -167,11 +178,7 @@ impl SlateTree {
         // The writer before may have flushed between our look and our claim.
         let manifest = db.manifest();
         clock.reach(newest_stamp(&manifest));
-        let kept = Kept {
-            bucket,
-            clock,
-            writer: manifest.writer_epoch(),
-        };
+        kept.writer = manifest.writer_epoch();
         let upkeep = Upkeep::begin(kept, manifest.l0().len());
         let key = encode_key(&Key::Applied);
         let row = db.get(&key).await.map_err(outward)?;
@@ -476,6 +483,29 @@ mod tests {
     async fn the_tree_on_slatedb_keeps_the_contract() {
         let bucket: BucketRef = Arc::new(MemoryBucket::new());
         contract::check(&open(&bucket).await).await;
+    }
+
+    /// A volume that is mounted for seconds, as by a job every hour, leaves a file in the tree each time. Found by a soak: no
+    /// mount was long enough for a compaction, and the sixty-fifth had no room for its file and waited for half an hour.
+    #[tokio::test(start_paused = true)]
+    async fn regression_many_short_mounts_leave_room_for_the_next() {
+        let bucket: BucketRef = Arc::new(MemoryBucket::new());
+        for seq in 1..=100 {
+            let life = async {
+                let tree = open(&bucket).await;
+                let applied = Applied {
+                    epoch: Epoch(1),
+                    seq: JournalSeq(seq),
+                };
+                tree.apply(applied, vec![(Key::Counters, None)]).await.unwrap();
+                tree.flush().await.unwrap();
+                tree.close().await.unwrap();
+            };
+            let ended = tokio::time::timeout(Duration::from_secs(60), life).await;
+            assert!(ended.is_ok(), "life {seq} does not end");
+        }
+        let manifest = read_manifest(bucket).await.unwrap().unwrap();
+        assert!(manifest.l0().len() < L0_SSTS_MAX, "{} files wait", manifest.l0().len());
     }
 
     #[tokio::test]

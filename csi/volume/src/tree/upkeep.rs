@@ -2,12 +2,15 @@
 //! opening one does not wait for what may as well come later.
 //!
 //! Invariants: it begins soon where many small files wait for a compaction, and within a minute otherwise; when it ends
-//! with the tree it leaves nothing half done that the next one does not finish. One that fails is begun anew.
+//! with the tree it leaves nothing half done that the next one does not finish. One that fails is begun anew. What many
+//! mounts left that were too short for a compaction is compacted before the next one opens the tree.
 //! Caller: `slate.rs`. Absent: what a compaction is (SlateDB).
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use slatedb::admin::AdminBuilder;
+use slatedb::compactor::Compactor;
 use slatedb::config::{
     CompactionWorkerOptions, CompactorOptions, GarbageCollectorDirectoryOptions, GarbageCollectorOptions, SstBlockSize,
 };
@@ -17,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use super::clock::TreeClock;
 use super::object_store::BucketStore;
-use super::slate::{FOLDER, SST_BYTES_MAX, SumStats, read_manifest};
+use super::slate::{FOLDER, L0_SSTS_MAX, SST_BYTES_MAX, SumStats, read_manifest};
 use crate::bucket::BucketRef;
 
 /// 60 s after an opening: a mount that ends earlier has hardly anything to compact.
@@ -26,8 +29,21 @@ const BEGIN_AFTER: Duration = Duration::from_secs(60);
 /// 1 s where many files wait, as after many short mounts.
 const BEGIN_SOON: Duration = Duration::from_secs(1);
 
+/// 500 ms between the looks of a compaction that somebody waits for: one takes a second or two then. With `COMPACTOR_POLL` it
+/// takes that long from one step to the next, which mounts of minutes never reach.
+const CATCH_UP_POLL: Duration = Duration::from_millis(500);
+
+/// 2 minutes for what waits to be compacted in the background.
+const CATCH_UP_MAX: Duration = Duration::from_secs(120);
+
+/// 20 s of an opening: a store that is slow must not hinder it for longer.
+const CATCH_UP_AT_OPENING_MAX: Duration = Duration::from_secs(20);
+
 /// 8 files that no compaction has taken yet: each of them makes a look-up longer.
 const WAITING_MANY: usize = 8;
+
+/// Half of the files that the tree may have waiting: a writer that meets the limit waits for a compaction that nobody makes.
+const WAITING_AT_OPENING: usize = L0_SSTS_MAX / 2;
 
 /// 1 minute before what has failed begins anew.
 const BEGIN_AGAIN: Duration = Duration::from_secs(60);
@@ -76,6 +92,10 @@ impl Upkeep {
         };
         let keeping = tokio::spawn(async move {
             if !ends_within(end.clone(), after).await {
+                if waiting >= WAITING_MANY && is_ours(&kept, &end).await {
+                    let limit = ends_within(end.clone(), CATCH_UP_MAX);
+                    catch_up(&kept, async { _ = limit.await }).await;
+                }
                 tokio::join!(compact(&kept, end.clone()), collect(&kept, end.clone()));
             }
         });
@@ -95,6 +115,52 @@ impl Upkeep {
             keeping.abort();
         }
     }
+}
+
+/// Compacts what many short mounts have left. `waiting` is the number of files that no compaction has taken yet. To be called
+/// before the tree is opened: its writer would not learn of it for long, and may have no room for another file. False if
+/// there was nothing to do, and so the tree is as it was.
+pub(super) async fn catch_up_at_opening(kept: &Kept, waiting: usize) -> bool {
+    if waiting < WAITING_AT_OPENING {
+        return false;
+    }
+    tracing::info!(
+        waiting,
+        "many files of the tree wait for a compaction, which comes first"
+    );
+    if !catch_up(kept, tokio::time::sleep(CATCH_UP_AT_OPENING_MAX)).await {
+        tracing::warn!(waiting, "the compaction of the tree takes long, and goes on later");
+    }
+    true
+}
+
+/// Runs a quick compactor until nothing waits for it, or until this; false then.
+async fn catch_up(kept: &Kept, until: impl Future<Output = ()>) -> bool {
+    let compactor = compactor(kept, CATCH_UP_POLL);
+    let caught_up = async {
+        while waits(kept).await {
+            tokio::time::sleep(CATCH_UP_POLL).await;
+        }
+    };
+    let done = tokio::select! {
+        failed = compactor.run() => {
+            tracing::warn!(?failed, "compaction of the tree has ended early");
+            false
+        }
+        () = caught_up => true,
+        () = until => false,
+    };
+    drop(tokio::time::timeout(ENDS_WITHIN, compactor.stop()).await);
+    done
+}
+
+/// Whether many files wait for a compaction, or one is under way. A store that fails says nothing else.
+async fn waits(kept: &Kept) -> bool {
+    let admin = AdminBuilder::new(FOLDER, store(kept)).build();
+    let (manifest, compactions) = tokio::join!(admin.read_manifest(None), admin.read_compactions(None));
+    let many = !matches!(manifest, Ok(Some(manifest)) if manifest.l0().len() < WAITING_MANY);
+    let active = !matches!(compactions, Ok(Some(known)) if known.recent_compactions().all(|one| !one.active()));
+    many || active
 }
 
 /// Waits for the end. A sender that is gone is one as well.
@@ -122,12 +188,7 @@ async fn is_ours(kept: &Kept, end: &watch::Receiver<bool>) -> bool {
 
 async fn compact(kept: &Kept, end: watch::Receiver<bool>) {
     while is_ours(kept, &end).await {
-        let compactor = CompactorBuilder::new(FOLDER, store(kept))
-            .with_options(compaction())
-            .with_system_clock(kept.clock.clone())
-            .with_sst_block_size(SstBlockSize::Block16Kib)
-            .with_merge_operator(Arc::new(SumStats))
-            .build();
+        let compactor = compactor(kept, COMPACTOR_POLL);
         tokio::select! {
             failed = compactor.run() => tracing::warn!(?failed, "compaction of the tree has ended, and begins again"),
             () = end_of(end.clone()) => {
@@ -164,17 +225,26 @@ fn store(kept: &Kept) -> Arc<BucketStore> {
     Arc::new(BucketStore::new(Arc::clone(&kept.bucket)))
 }
 
-fn compaction() -> CompactorOptions {
+fn compactor(kept: &Kept, poll: Duration) -> Compactor {
+    CompactorBuilder::new(FOLDER, store(kept))
+        .with_options(compaction(poll))
+        .with_system_clock(kept.clock.clone())
+        .with_sst_block_size(SstBlockSize::Block16Kib)
+        .with_merge_operator(Arc::new(SumStats))
+        .build()
+}
+
+fn compaction(poll: Duration) -> CompactorOptions {
     let worker = CompactionWorkerOptions {
         max_concurrent_compactions: 1,
-        compactions_poll_interval: COMPACTOR_POLL,
+        compactions_poll_interval: poll,
         max_sst_size: SST_BYTES_MAX,
         max_fetch_tasks: 2,
         max_subcompactions: 1,
         ..CompactionWorkerOptions::default()
     };
     CompactorOptions {
-        poll_interval: COMPACTOR_POLL,
+        poll_interval: poll,
         max_concurrent_compactions: 1,
         worker: Some(worker),
         ..CompactorOptions::default()
