@@ -30,6 +30,7 @@ use crate::error::DriverError;
 use crate::mounter::{Answer, MounterRef, Usage};
 use crate::opening::Opening;
 
+mod allocations;
 mod converge;
 mod judge;
 mod record;
@@ -333,6 +334,9 @@ impl Targets {
         self.entitle(&mut record, &place.right, steps).await?;
         let flags = place.effective();
         let known = record.published.insert(place.path.clone(), flags);
+        if self.allocations().is_some_and(|nomad| nomad.has_folder(&place.path)) {
+            record.of_allocations.insert(place.path.clone());
+        }
         if known.is_some_and(|known| known != flags) {
             return Err(DriverError::PublishedOtherwise {
                 volume: volume(),
@@ -342,7 +346,7 @@ impl Targets {
         let home = self.home(&record.opening);
         self.reach(record, steps, |record| {
             if known.is_none() {
-                record.published.remove(&place.path);
+                record.forget(&place.path);
             }
         })
         .await?;
@@ -365,7 +369,7 @@ impl Targets {
         };
         steps.at("unmounting the target path");
         // On record first: a flush that fails must neither be forgotten, nor bring the target path back.
-        record.published.remove(&path);
+        record.forget(&path);
         record.unflushed.insert(path.clone());
         self.records.save(&record)?;
         self.take_away(&record.opening, &path).await?;

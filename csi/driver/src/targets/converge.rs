@@ -308,7 +308,12 @@ impl Targets {
     /// Removes the directory of a target (rule 14), unless it is a mount of somebody else or holds files.
     pub(super) fn remove_target(&self, path: &Path) -> Result<(), DriverError> {
         match std::fs::remove_dir(path) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                if let Some(allocations) = self.allocations() {
+                    allocations.remove_empty(path);
+                }
+                Ok(())
+            }
             Err(error) => match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(()),
                 io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty => {

@@ -69,6 +69,7 @@ mod tests {
             root: "/".into(),
             path: path.into(),
             read_only,
+            shared: false,
             fs_type: fs_type.into(),
             source: "source".into(),
         }

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use volume::ids::Lease;
@@ -37,6 +37,9 @@ pub struct VolumeRecord {
     pub staged: BTreeMap<PathBuf, BindFlags>,
     /// Target paths.
     pub published: BTreeMap<PathBuf, BindFlags>,
+    /// Those of them whose allocation had a folder of Nomad's when they came.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub of_allocations: BTreeSet<PathBuf>,
     /// Target paths that are gone, while what was written through them may not be in the bucket yet.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub unflushed: BTreeSet<PathBuf>,
@@ -52,6 +55,7 @@ impl VolumeRecord {
             credentials: None,
             staged: BTreeMap::new(),
             published: BTreeMap::new(),
+            of_allocations: BTreeSet::new(),
             unflushed: BTreeSet::new(),
         }
     }
@@ -59,6 +63,12 @@ impl VolumeRecord {
     /// True while a path of it is asked for.
     pub fn is_used(&self) -> bool {
         !self.staged.is_empty() || !self.published.is_empty()
+    }
+
+    /// Drops a target path.
+    pub fn forget(&mut self, path: &Path) {
+        self.published.remove(path);
+        self.of_allocations.remove(path);
     }
 
     /// All paths with their options: staging paths first.
@@ -157,7 +167,6 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
 
     use super::*;
 

@@ -27,9 +27,6 @@ use crate::opening::Opening;
 /// and a list of the engine's mounts per volume: all of it local.
 const WATCH_EVERY: Duration = Duration::from_secs(10);
 
-/// Nomad's folder of target paths below `stage_publish_base_dir`: one folder in it for each allocation.
-const PER_ALLOC: &str = "per-alloc";
-
 /// 1 s: the least time between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -117,6 +114,12 @@ impl Targets {
             Err(error) => return Err(error),
         };
         let steps = Progress::new();
+        if self.end_collected(&record, &steps).await? {
+            match self.records.load(opening)? {
+                Some(left) => record = left,
+                None => return Ok(()),
+            }
+        }
         self.forget_dead(&mut record).await?;
         if record.is_used() {
             self.converge(&record, Lost::Keep, &steps).await
@@ -126,29 +129,23 @@ impl Targets {
         }
     }
 
-    /// Forgets target paths of allocations that are gone: Nomad took their folders away and will never call for them, for
-    /// example because the plugin was down when they ended. Only where Nomad's own folder is there, so that a disk that is mounted late
-    /// is not taken for the end of everything; and never a path where something is mounted.
+    /// Forgets target paths whose folders somebody took away: nobody will call for them. Never a path where something is mounted.
     async fn forget_dead(&self, record: &mut VolumeRecord) -> Result<(), DriverError> {
-        let Some(root) = self.staging_root.as_ref().map(|root| root.join(PER_ALLOC)) else {
+        let Some(allocations) = self.allocations() else {
             return Ok(());
         };
-        let ended = |path: &Path| match path
-            .strip_prefix(&root)
-            .ok()
-            .and_then(|below| below.components().next())
-        {
-            Some(alloc) => !root.join(alloc).exists(),
-            None => false,
-        };
-        let gone: Vec<_> = record.published.keys().filter(|path| ended(path)).cloned().collect();
-        if gone.is_empty() || !root.exists() {
+        let published = record.published.keys();
+        let gone: Vec<_> = published
+            .filter(|path| allocations.was_removed(path))
+            .cloned()
+            .collect();
+        if gone.is_empty() {
             return Ok(());
         }
         let table = self.table(&record.opening).await?;
         for path in gone.into_iter().filter(|path| top_at(&table, path).is_none()) {
             warn!(volume = %record.opening, path = %path.display(), "the allocation of a target path is gone: it is forgotten");
-            record.published.remove(&path);
+            record.forget(&path);
         }
         self.records.save(record)
     }

@@ -60,3 +60,95 @@ async fn nothing_is_forgotten_while_nomads_own_folder_is_missing() {
     node.restart_plugin().await;
     assert_eq!(node.record().unwrap().published.len(), targets.len());
 }
+
+/// A node whose Nomad has its folders where it has them by itself; returns `data_dir`, too.
+fn client() -> (Node, PathBuf) {
+    let mut node = Node::new();
+    let data_dir = node.dir.path().canonicalize().unwrap().join("data");
+    let root = data_dir.join("client/csi/node/pannier");
+    std::fs::create_dir_all(&root).unwrap();
+    let folders = Folders {
+        state: node.dir.path().join("state"),
+        staging_root: Some(root),
+    };
+    node.targets = Targets::open(Arc::clone(&node.mounter) as MounterRef, folders).unwrap();
+    (node, data_dir)
+}
+
+/// What Nomad does for an allocation that comes, with a folder of its own or without; returns its target path.
+async fn allocation(node: &Node, data_dir: &Path, name: &str, has_folder: bool) -> PathBuf {
+    if has_folder {
+        std::fs::create_dir_all(data_dir.join("alloc").join(name)).unwrap();
+    }
+    let root = data_dir.join("client/csi/node/pannier");
+    let staging = root.join("staging/default/v1/rw");
+    let target = root.join("per-alloc").join(name).join("v1/rw");
+    std::fs::create_dir_all(&staging).unwrap();
+    for (path, is_target) in [(staging, false), (target.clone(), true)] {
+        let mut place = node.place("", 1);
+        place.path = path;
+        let steps = Progress::new();
+        match is_target {
+            true => node.targets.publish(place, &steps).await.unwrap(),
+            false => node.targets.stage(place, &steps).await.unwrap(),
+        }
+    }
+    target
+}
+
+/// Nomad forgets to unpublish while the plugin's job is away. When it has collected the allocation nobody uses the target;
+/// with the last one the volume goes from the node.
+#[tokio::test]
+async fn a_target_of_an_allocation_that_nomad_collected_is_unpublished() {
+    let (node, data_dir) = client();
+    let first = allocation(&node, &data_dir, "a1", true).await;
+    let second = allocation(&node, &data_dir, "a2", true).await;
+    node.targets.look().await;
+    assert!([&first, &second].iter().all(|path| node.mounter.paths().contains(path)));
+    std::fs::remove_dir(data_dir.join("alloc/a1")).unwrap();
+    node.targets.look().await;
+    let mounted = node.mounter.paths();
+    assert!(!mounted.contains(&first) && mounted.contains(&second), "{mounted:?}");
+    assert_eq!(mounted.len(), 3, "home, staging and the other target: {mounted:?}");
+    std::fs::remove_dir(data_dir.join("alloc/a2")).unwrap();
+    node.targets.look().await;
+    node.assert_clean();
+}
+
+/// Where allocations have their folders elsewhere, or where all of them are missing, nothing is known of their end.
+#[tokio::test]
+async fn an_allocation_without_a_folder_that_was_seen_keeps_its_target() {
+    let (node, data_dir) = client();
+    let elsewhere = allocation(&node, &data_dir, "a1", false).await;
+    let target = allocation(&node, &data_dir, "a2", true).await;
+    node.targets.look().await;
+    std::fs::remove_dir_all(data_dir.join("alloc")).unwrap();
+    node.targets.look().await;
+    assert!(
+        [&elsewhere, &target]
+            .iter()
+            .all(|path| node.mounter.paths().contains(path))
+    );
+    assert_eq!(
+        node.record().unwrap().of_allocations.iter().collect::<Vec<_>>(),
+        [&target]
+    );
+}
+
+/// Nomad makes two folders for each allocation and volume, and leaves them for ever.
+#[tokio::test]
+async fn folders_of_an_allocation_go_with_its_last_target() {
+    let (node, data_dir) = client();
+    let target = allocation(&node, &data_dir, "a1", true).await;
+    let targets = data_dir.join("client/csi/node/pannier/per-alloc");
+    let other = targets.join("a1/v2");
+    std::fs::create_dir(&other).unwrap();
+    let unpublish = async || node.targets.unpublish(&v1(), &target, &Progress::new()).await.unwrap();
+    unpublish().await;
+    assert!(!targets.join("a1/v1").exists() && other.exists());
+    std::fs::remove_dir(&other).unwrap();
+    let again = allocation(&node, &data_dir, "a1", true).await;
+    assert_eq!(again, target);
+    unpublish().await;
+    assert!(!targets.join("a1").exists() && targets.exists());
+}
