@@ -1,5 +1,7 @@
 //! The controller's rules, on a bucket in memory.
 
+mod keys;
+
 use std::collections::HashMap;
 
 use proto::csi::v1::volume_capability::{AccessType, MountVolume, access_mode::Mode};
@@ -370,26 +372,6 @@ async fn volumes_are_listed_by_pages_with_their_nodes() {
     let refused = world.list(0, "invalid-token").await.unwrap_err();
     assert_eq!(code(&refused), "Aborted");
     assert!(world.list(-1, "").await.is_err());
-}
-
-/// Rule 9: keys that came with an earlier call serve for the calls without; they are in a file of the owner's alone.
-#[tokio::test]
-async fn keys_of_a_volume_are_kept_until_it_is_deleted() {
-    use std::os::unix::fs::PermissionsExt;
-    let world = World::new().await;
-    let keys = [("access_key_id", "pub"), ("secret_access_key", "s3cr3t")];
-    let request = csi::CreateVolumeRequest {
-        secrets: keys.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-        ..creation("v1")
-    };
-    world.service.create_volume(Request::new(request)).await.unwrap();
-    let file = world.dir.path().join("keys/v1.json");
-    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-    let another = controller(&world.clusters, world.dir.path().join("keys"));
-    let kept = another.keyring.find(&VolumeId::parse("v1").unwrap()).unwrap().unwrap();
-    assert_eq!(kept.secret_access_key, "s3cr3t");
-    world.delete("v1").await.unwrap();
-    assert!(!file.exists());
 }
 
 fn expansion(required_bytes: i64, limit_bytes: i64) -> csi::ControllerExpandVolumeRequest {
