@@ -10,7 +10,7 @@ use volume::admin::{Admin, Led, ListedVolume, delete_at};
 use volume::bucket::BucketRef;
 use volume::head::{Head, HeadFile, HeadWriter};
 use volume::snapshot::{Family, Snapshot};
-use volume::volume_id::VolumeId;
+use volume::volume_id::{NodeId, VolumeId};
 use volume_mount::store::Stores;
 use volume_s3::S3Location;
 
@@ -380,13 +380,21 @@ fn capacity(bytes: u64) -> String {
     }
 }
 
+/// The nodes that a volume is published to, and how; and one that has it without being told to.
 fn used_by(head: &Head) -> String {
-    let published = head
-        .publications
-        .iter()
-        .map(|publication| publication.node_id.to_string());
-    let mounted = head.leader.iter().map(|leader| format!("{} (mounted)", leader.node_id));
-    let all: Vec<_> = published.chain(mounted).collect();
+    let leader = head.leader.as_ref().map(|leader| &leader.node_id);
+    let published = head.publications.iter().map(|publication| {
+        let node_id = &publication.node_id;
+        match publication.read_only {
+            _ if leader == Some(node_id) => format!("{node_id} (mounted)"),
+            true => format!("{node_id} (reads)"),
+            false => node_id.to_string(),
+        }
+    });
+    let is_published = |node_id: &NodeId| head.publications.iter().any(|known| known.node_id == *node_id);
+    let by_hand = leader.filter(|node_id| !is_published(node_id));
+    let by_hand = by_hand.map(|node_id| format!("{node_id} (mounted, not published)"));
+    let all: Vec<_> = published.chain(by_hand).collect();
     if all.is_empty() { "-".to_owned() } else { all.join(", ") }
 }
 
@@ -411,7 +419,43 @@ fn utc(unix_ms: i64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use volume::clock::Timestamp;
+    use volume::head::{AccessMode, Leader, NewHead, Parameters, Publication};
+    use volume::ids::Lease;
+
     use super::*;
+
+    #[test]
+    fn each_node_of_a_volume_is_told_once_with_what_it_does() {
+        let mut head = Head::new(NewHead {
+            name: "v".to_owned(),
+            volume: VolumeId::parse("v").unwrap(),
+            uuid: Uuid::nil(),
+            capacity_bytes: 0,
+            parameters: Parameters::default(),
+            now: Timestamp::default(),
+        });
+        assert_eq!(used_by(&head), "-");
+        let node_id = |name| NodeId::new(name).unwrap();
+        head.leader = Some(Leader {
+            node_id: node_id("n1"),
+            session: Uuid::nil(),
+            lease: None,
+            since_unix_ms: 0,
+        });
+        assert_eq!(used_by(&head), "n1 (mounted, not published)");
+        let publication = |name, read_only| Publication {
+            node_id: node_id(name),
+            lease: Lease(1),
+            read_only,
+            mode: AccessMode::MultiNodeSingleWriter,
+            published_unix_ms: 0,
+        };
+        head.publications = vec![publication("n1", false), publication("n2", true)];
+        assert_eq!(used_by(&head), "n1 (mounted), n2 (reads)");
+        head.leader = None;
+        assert_eq!(used_by(&head), "n1, n2 (reads)");
+    }
 
     #[test]
     fn a_time_is_written_as_people_read_it() {
