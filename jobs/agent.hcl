@@ -1,8 +1,7 @@
 # nomad agent -config=agent.hcl
 #
 # A Nomad agent that can run Podman tasks and Pannier's volumes. Put the binaries `nomad-driver-podman` into
-# plugin_dir and
-# `pannier` into /usr/local/bin of every client; the agent must run as root there, because it mounts.
+# plugin_dir and `pannier` into /usr/local/bin of every client; the agent must run as root there, because it mounts.
 
 data_dir   = "/opt/nomad/data"
 plugin_dir = "/opt/nomad/plugins"

@@ -1,8 +1,8 @@
 # nomad job run -var bucket=BUCKET csi-monolith.nomad.hcl
 #
-# Controller and node in one process on every client: one job instead of two, for a small cluster. The engine that serves the mounts is a process of its own, which
-# this task starts when the first
-# volume is mounted and which goes on when the task ends: stopping or updating this job interrupts no mount.
+# Controller and node in one process on every client: one job instead of two, for a small cluster. The engine that
+# serves the mounts is a process of its own, which this task starts when the first volume is mounted and which goes on
+# when the task ends: stopping or updating this job interrupts no mount.
 # Credentials: the AWS SDK's usual chain of the host (instance role, /root/.aws), or AWS_ACCESS_KEY_ID and
 # AWS_SECRET_ACCESS_KEY in env.
 

@@ -3,6 +3,8 @@
 # The node plugin in a container, by the Podman driver, for clients where raw_exec is off. The image is made by
 # jobs/Containerfile. The engine must not end with a container, so it is a service of the host: install
 # jobs/pannier-engine.service first. The plugin itself only makes bind mounts and calls the engine.
+# Credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in env, or the instance's role: files of the host, as those in
+# /root/.aws, are not in the container. The engine has its own, on the host.
 
 variable "image" {
   type        = string

@@ -1,7 +1,7 @@
 # nomad volume create volume.hcl
 #
-# A volume for one writer at a time, or one writer and readers anywhere. It lives below the plugin's prefix in the bucket; nothing else is needed to mount
-# it on another node.
+# A volume for one writer at a time, or one writer and readers anywhere. It lives below the plugin's prefix in the
+# bucket; nothing else is needed to mount it on another node.
 
 id        = "data"
 name      = "data"
