@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use csi_driver::mountinfo;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -215,25 +216,9 @@ impl HostSetup {
 
 /// Whether mounts below `dir` propagate: the mount that it lies on is in a peer group.
 fn is_shared(dir: &Path) -> Result<bool, HostError> {
-    let list = Path::new("/proc/self/mountinfo");
-    let text = std::fs::read_to_string(list).map_err(|source| system("read", list, source))?;
+    let table = mountinfo::of_this_process().map_err(|source| system("read", Path::new(mountinfo::TABLE), source))?;
     let real = dir.canonicalize().map_err(|source| system("resolve", dir, source))?;
-    let mut best = (0, false);
-    for line in text.lines() {
-        let fields: Vec<&str> = line.split(' ').collect();
-        let (Some(point), Some(options)) = (fields.get(4), fields.get(6..)) else {
-            continue;
-        };
-        // Later lines lie on top of earlier ones, so an equally long match replaces.
-        if real.starts_with(point) && point.len() >= best.0 {
-            let shared = options
-                .iter()
-                .take_while(|field| **field != "-")
-                .any(|field| field.starts_with("shared:"));
-            best = (point.len(), shared);
-        }
-    }
-    Ok(best.1)
+    Ok(mountinfo::holding(&table, &real).is_some_and(|mount| mount.shared))
 }
 
 /// Mounts a directory on itself, as a peer group of its own.

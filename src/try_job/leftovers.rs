@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use csi_driver::mountinfo;
 use proto::engine::v1::engine_client::EngineClient;
 use proto::engine::v1::{HealthRequest, ShutdownRequest};
 use tonic::transport::Endpoint;
@@ -55,12 +56,13 @@ pub async fn stop_engine(socket: &Path) {
 /// # Errors
 /// `State` if the kernel's list cannot be read.
 pub fn mounts_below(dir: &Path) -> Result<Vec<PathBuf>, TryError> {
-    let list = PathBuf::from("/proc/self/mountinfo");
-    let text = std::fs::read_to_string(&list).map_err(|source| TryError::State { path: list, source })?;
-    let mut mounts: Vec<PathBuf> = text
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|path| PathBuf::from(path.replace("\\040", " ")))
+    let table = mountinfo::of_this_process().map_err(|source| TryError::State {
+        path: mountinfo::TABLE.into(),
+        source,
+    })?;
+    let mut mounts: Vec<PathBuf> = table
+        .into_iter()
+        .map(|mount| mount.path)
         .filter(|path| path.starts_with(dir) && path != dir)
         .collect();
     mounts.reverse();

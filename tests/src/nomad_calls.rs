@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::csi_plugin::{CsiPlugin, Ground};
+use crate::s3_server::S3Server;
 
 /// One allocation's use of a volume, as its job says.
 #[derive(Debug, Clone)]
@@ -354,6 +355,52 @@ impl Nomad {
         self.unstage(used).await?;
         let info = self.node.node_get_info(csi::NodeGetInfoRequest {}).await?.into_inner();
         self.release(&used.volume, &info.node_id).await
+    }
+}
+
+/// A node: its folders, its plugin with an engine of its own, and Nomad, which speaks to it.
+#[derive(Debug)]
+pub struct Node {
+    /// Nomad; a clone of it speaks to the same plugin.
+    pub nomad: Nomad,
+    /// The plugin. It ends before its ground does.
+    pub plugin: CsiPlugin,
+    /// The folders.
+    pub ground: Ground,
+}
+
+impl Node {
+    /// A node that knows nothing of others but the bucket.
+    ///
+    /// # Panics
+    /// If the plugin does not start.
+    pub async fn start(server: &S3Server, bucket: &str, node_id: &str) -> Self {
+        let ground = Ground::new();
+        let plugin = CsiPlugin::start(&ground, server, bucket, node_id).await;
+        Self {
+            nomad: Nomad::new(&ground, &plugin),
+            plugin,
+            ground,
+        }
+    }
+
+    /// Nodes `n1` and `n2`.
+    ///
+    /// # Panics
+    /// If one of them does not start.
+    pub async fn two(server: &S3Server, bucket: &str) -> [Self; 2] {
+        [
+            Self::start(server, bucket, "n1").await,
+            Self::start(server, bucket, "n2").await,
+        ]
+    }
+
+    /// Nothing of the node's is mounted any more.
+    ///
+    /// # Panics
+    /// If something is.
+    pub fn assert_unmounted(&self) {
+        assert_eq!(self.ground.mounts(), Vec::<PathBuf>::new(), "{}", self.ground.logs());
     }
 }
 

@@ -137,7 +137,7 @@ fn mount_code(failure: &MountError) -> Code {
 fn admin_code(failure: &AdminError) -> Code {
     match failure {
         AdminError::Name(_) | AdminError::Parameter(_) | AdminError::Capacity { .. } => Code::InvalidArgument,
-        AdminError::TooLarge { .. } => Code::OutOfRange,
+        AdminError::TooLarge { .. } | AdminError::Shrinks { .. } => Code::OutOfRange,
         AdminError::PageToken { .. } => Code::Aborted,
         AdminError::NotFound { .. } | AdminError::NoNode { .. } | AdminError::NoSnapshot { .. } => Code::NotFound,
         AdminError::AlreadyExists { .. } | AdminError::SnapshotExists { .. } => Code::AlreadyExists,

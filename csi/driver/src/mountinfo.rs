@@ -2,11 +2,15 @@
 //!
 //! Invariant: nothing here touches a mount point. Reading mountinfo cannot hang on a mount whose server is gone, as
 //! stat(2) or statfs(2) would, so every decision of `targets.rs` begins with it.
-//! Callers: `mounter/kernel.rs` reads it, `targets/` judges it. Absent: whether a mount answers (see `Mounter::probe`).
+//! Callers: `mounter/kernel.rs` reads it, `targets/` judges it; the command's doctor and `try`. Absent: whether a mount answers (see `Mounter::probe`).
 
 use std::ffi::OsString;
+use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+/// Where the kernel tells it.
+pub const TABLE: &str = "/proc/self/mountinfo";
 
 /// The kernel's number of a file system instance: all bind mounts of one mount share it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,6 +32,8 @@ pub struct MountPoint {
     pub path: PathBuf,
     /// True if this very mount refuses writes.
     pub read_only: bool,
+    /// True if mounts made below it reach its peers, other mount namespaces among them.
+    pub shared: bool,
     /// Type, for example `fuse.pannier`.
     pub fs_type: String,
     /// What the one who mounted it named as its source.
@@ -42,6 +48,15 @@ pub struct MalformedLine {
     pub line: usize,
     /// The line.
     pub text: String,
+}
+
+/// The table of this process.
+///
+/// # Errors
+/// What the system says; `InvalidData` for a `MalformedLine`.
+pub fn of_this_process() -> io::Result<Vec<MountPoint>> {
+    let table = std::fs::read(TABLE)?;
+    parse(&table).map_err(|malformed| io::Error::new(io::ErrorKind::InvalidData, malformed))
 }
 
 /// Parses the whole table, in the order of the kernel: of two mounts at one path the later one is on top.
@@ -66,6 +81,12 @@ pub fn top_at<'a>(table: &'a [MountPoint], path: &Path) -> Option<&'a MountPoint
     table.iter().rev().find(|mount| mount.path == path)
 }
 
+/// The mount that a path lies on: of the longest ones that lead to it, the one on top.
+pub fn holding<'a>(table: &'a [MountPoint], path: &Path) -> Option<&'a MountPoint> {
+    let above = table.iter().filter(|mount| path.starts_with(&mount.path));
+    above.max_by_key(|mount| mount.path.as_os_str().len())
+}
+
 fn parse_line(line: &[u8]) -> Option<MountPoint> {
     let mut fields = line.split(|byte| *byte == b' ');
     let _mount_id = fields.next()?;
@@ -76,7 +97,13 @@ fn parse_line(line: &[u8]) -> Option<MountPoint> {
     let path = unescape(fields.next()?);
     let options = fields.next()?;
     // A number of optional fields follows, ended by a lone dash.
-    fields.find(|field| *field == b"-")?;
+    let mut shared = false;
+    loop {
+        match fields.next()? {
+            b"-" => break,
+            field => shared |= field.starts_with(b"shared:"),
+        }
+    }
     let fs_type = fields.next()?;
     let source = fields.next()?;
     Some(MountPoint {
@@ -87,6 +114,7 @@ fn parse_line(line: &[u8]) -> Option<MountPoint> {
         root: PathBuf::from(root),
         path: PathBuf::from(path),
         read_only: options.split(|byte| *byte == b',').any(|option| option == b"ro"),
+        shared,
         fs_type: unescape(fs_type).to_string_lossy().into_owned(),
         source: unescape(source).to_string_lossy().into_owned(),
     })
@@ -131,6 +159,7 @@ mod tests {
             bind.read_only,
             "the options of the mount count, not those of the file system"
         );
+        assert_eq!((table[0].shared, bind.shared), (false, true));
         assert_eq!(
             (bind.fs_type.as_str(), bind.source.as_str()),
             ("fuse.pannier", "pannier:v1")
@@ -145,6 +174,22 @@ mod tests {
     }
 
     #[test]
+    fn the_mount_that_holds_a_path_is_found() {
+        let table = b"1 0 8:1 / / rw - ext4 root rw\n2 1 0:40 / /opt rw shared:1 - tmpfs one rw\n\
+                      3 1 0:41 / /op rw - tmpfs other rw\n4 2 0:42 / /opt rw - tmpfs two rw\n";
+        let table = parse(table).unwrap();
+        for (path, source) in [
+            ("/opt/nomad", "two"),
+            ("/opt", "two"),
+            ("/optional", "root"),
+            ("/srv", "root"),
+        ] {
+            assert_eq!(holding(&table, Path::new(path)).unwrap().source, source, "{path}");
+        }
+        assert_eq!(holding(&[], Path::new("/")), None);
+    }
+
+    #[test]
     fn a_line_without_its_end_is_named() {
         let error = parse(b"1 0 0:1 / /a rw - tmpfs one rw\n2 1 0:2 / /a rw\n").unwrap_err();
         assert_eq!(error.line, 2);
@@ -152,7 +197,7 @@ mod tests {
 
     #[test]
     fn the_table_of_this_process_is_read() {
-        let table = parse(&std::fs::read("/proc/self/mountinfo").unwrap()).unwrap();
+        let table = of_this_process().unwrap();
         assert_eq!(top_at(&table, Path::new("/proc")).unwrap().fs_type, "proc");
     }
 }

@@ -25,6 +25,7 @@ mod error;
 mod nodes;
 mod publications;
 
+pub use changes::expand_at;
 pub use deletion::{Led, delete_at};
 pub use error::AdminError;
 pub use nodes::NodeRecord;
@@ -227,8 +228,8 @@ impl Admin {
         }
     }
 
-    /// Deletes a volume and everything in it that no snapshot or clone needs; the rest goes with the last of those. A deletion that stopped half way goes on at the next call; meanwhile the
-    /// volume cannot be mounted. `Ok` if there is no such volume.
+    /// Deletes a volume and everything in it that no snapshot or clone needs; the rest goes with the last of those. A deletion
+    /// that stopped half way goes on at the next call; meanwhile the volume cannot be mounted. `Ok` if there is no such volume.
     ///
     /// # Durability
     /// `Ok` means that the volume's objects are gone. What a fenced writer still had in flight may land afterwards: it is

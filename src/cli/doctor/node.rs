@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use csi_driver::mountinfo::{self, MountPoint};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
 
@@ -72,36 +73,27 @@ pub fn request_timeout() -> Finding {
 
 /// Whether a mount made at the staging root reaches containers.
 pub fn propagation(root: &Path) -> Finding {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    match mount_of(&table, root) {
-        Some((point, true)) => Finding::ok("propagation", format!("{point} is a shared mount")),
-        Some((point, false)) => Finding::warning(
+    let table = mountinfo::of_this_process().unwrap_or_default();
+    judge_propagation(&table, root)
+}
+
+fn judge_propagation(table: &[MountPoint], root: &Path) -> Finding {
+    let Some(mount) = mountinfo::holding(table, root) else {
+        return Finding::failure(
+            "propagation",
+            format!("no mount holds {}", root.display()),
+            "name the folder that Nomad mounts volumes below: --staging-root",
+        );
+    };
+    let point = mount.path.display();
+    match mount.shared {
+        true => Finding::ok("propagation", format!("{point} is a shared mount")),
+        false => Finding::warning(
             "propagation",
             format!("{point} is a private mount: mounts below it do not reach containers that run already"),
             format!("mount --make-rshared {point}, at boot, before Nomad and Podman"),
         ),
-        None => Finding::failure(
-            "propagation",
-            format!("no mount holds {}", root.display()),
-            "name the folder that Nomad mounts volumes below: --staging-root",
-        ),
     }
-}
-
-/// The mount that a path lies on, and whether it is shared.
-fn mount_of(table: &str, path: &Path) -> Option<(String, bool)> {
-    let mounts = table.lines().filter_map(|line| {
-        let (left, _) = line.split_once(" - ")?;
-        let fields: Vec<_> = left.split(' ').collect();
-        let point = fields.get(4)?;
-        let shared = fields.iter().skip(6).any(|field| field.starts_with("shared:"));
-        path.starts_with(point).then(|| ((*point).to_owned(), shared))
-    });
-    // Of those at the same place the last one is on top.
-    mounts
-        .enumerate()
-        .max_by_key(|(at, (point, _))| (point.len(), *at))
-        .map(|(_, found)| found)
 }
 
 /// Whether the service that runs the tasks answers.
@@ -205,22 +197,23 @@ mod tests {
     use crate::cli::doctor::Outcome;
 
     #[test]
-    fn the_mount_that_holds_a_path_is_found_and_whether_it_is_shared() {
-        let table = "1 0 8:1 / / rw - ext4 /dev/sda rw\n\
-                     2 1 0:5 / /opt rw shared:3 - tmpfs t rw\n\
-                     3 2 0:6 / /opt/nomad rw - tmpfs t rw\n";
-        for (path, point, shared) in [
-            ("/etc", "/", false),
-            ("/opt/x", "/opt", true),
-            ("/opt/nomad/client/csi", "/opt/nomad", false),
-            ("/optional", "/", false),
+    fn a_private_mount_is_told_with_its_place() {
+        let table = mountinfo::parse(
+            b"1 0 8:1 / / rw - ext4 /dev/sda rw\n\
+              2 1 0:5 / /opt rw shared:3 - tmpfs t rw\n\
+              3 2 0:6 / /opt/nomad rw - tmpfs t rw\n",
+        )
+        .unwrap();
+        for (path, point, outcome) in [
+            ("/etc", "/ is", Outcome::Warning),
+            ("/opt/x", "/opt is", Outcome::Ok),
+            ("/opt/nomad/client/csi", "/opt/nomad is", Outcome::Warning),
         ] {
-            assert_eq!(
-                mount_of(table, Path::new(path)),
-                Some((point.to_owned(), shared)),
-                "{path}"
-            );
+            let finding = judge_propagation(&table, Path::new(path));
+            assert_eq!(finding.outcome, outcome, "{path}");
+            assert!(finding.found.starts_with(point), "{finding:?}");
         }
+        assert_eq!(judge_propagation(&[], Path::new("/")).outcome, Outcome::Failure);
     }
 
     #[test]

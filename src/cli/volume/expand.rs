@@ -2,7 +2,8 @@
 
 use clap::Args;
 use uuid::Uuid;
-use volume::head::{HeadFile, HeadWriter};
+use volume::admin::expand_at;
+use volume::head::HeadWriter;
 use volume_mount::store::Stores;
 use volume_s3::S3Location;
 
@@ -33,23 +34,8 @@ pub struct ExpandArgs {
 pub async fn run(args: ExpandArgs) -> Result<(), Failure> {
     let store = Stores::default().store(&args.store.access()).await?;
     store.bucket(&args.volume.bucket).verify().await?;
-    let file = HeadFile::new(store.open(&args.volume), HeadWriter::new(Uuid::new_v4()));
-    let asked = args.capacity;
-    let change = |head: &mut volume::head::Head| {
-        let has = head.capacity_bytes;
-        if head.deleting {
-            return Err(Refused::Deleting);
-        }
-        if asked > 0 && (has == 0 || asked < has) {
-            return Err(Refused::Smaller { has });
-        }
-        head.capacity_bytes = asked;
-        Ok(())
-    };
-    let (head, ()) = file
-        .update(change)
-        .await
-        .map_err(|error| Failure::new(format!("volume {}: {error}", args.volume)))?;
+    let writer = HeadWriter::new(Uuid::new_v4());
+    let head = expand_at(&store.open(&args.volume), &writer, args.capacity).await?;
     match args.json {
         true => say(serde_json::to_string_pretty(&head)?),
         false => say(format_args!(
@@ -61,21 +47,4 @@ pub async fn run(args: ExpandArgs) -> Result<(), Failure> {
             }
         )),
     }
-}
-
-/// Why a volume was not changed.
-#[derive(Debug, thiserror::Error)]
-enum Refused {
-    /// Somebody removes it.
-    #[error("it is being deleted")]
-    Deleting,
-    /// What a volume had room for stays welcome.
-    #[error("it may have {} already, and never becomes smaller", if *has == 0 { "any number of bytes".to_owned() } else { format!("{has} bytes") })]
-    Smaller {
-        /// What it may have, in bytes; 0 without a limit.
-        has: u64,
-    },
-    /// The head.
-    #[error(transparent)]
-    Head(#[from] volume::head::HeadError),
 }

@@ -25,20 +25,20 @@ const PAGE_SNAPSHOTS: usize = 100;
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
     /// Keep the volume as it is now, mounted or not
-    Create(CreateArgs),
+    Create(SnapshotArgs),
     /// List the snapshots of a volume
     Ls(LsArgs),
     /// Delete a snapshot; volumes that were made of it stay
-    Rm(RmArgs),
+    Rm(SnapshotArgs),
 }
 
-/// Arguments of `pannier volume snapshot create`.
+/// Arguments of `pannier volume snapshot create` and `rm`.
 #[derive(Debug, Args)]
-pub struct CreateArgs {
+pub struct SnapshotArgs {
     /// The volume: bucket and the volume's own prefix in it
     #[arg(value_name = "s3://BUCKET/PREFIX")]
     volume: S3Location,
-    /// Name of the snapshot; no other of the volumes beside this one may have it
+    /// Name of the snapshot; the volumes beside this one have none of the same name
     name: String,
     #[command(flatten)]
     store: StoreArgs,
@@ -58,21 +58,6 @@ pub struct LsArgs {
     /// Also those of the volumes beside it
     #[arg(long)]
     all: bool,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-/// Arguments of `pannier volume snapshot rm`.
-#[derive(Debug, Args)]
-pub struct RmArgs {
-    /// The volume, which may be gone already
-    #[arg(value_name = "s3://BUCKET/PREFIX")]
-    volume: S3Location,
-    /// Name of the snapshot
-    name: String,
-    #[command(flatten)]
-    store: StoreArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -106,6 +91,20 @@ struct Place {
     folder: String,
 }
 
+impl Place {
+    /// A snapshot of the volume here.
+    async fn snapshot(&self, name: &str) -> Result<Snapshot, Failure> {
+        let found = self.family.find_snapshot(&SnapshotId::of_name(name)?).await?;
+        if found.folder == self.folder {
+            return Ok(found);
+        }
+        let (volume, folder) = (found.volume, &self.folder);
+        Err(Failure::new(format!(
+            "snapshot {name} is of volume {volume}, not of {folder}"
+        )))
+    }
+}
+
 async fn place(volume: &S3Location, store: &StoreArgs) -> Result<Place, Failure> {
     let store = Stores::default().store(&store.access()).await?;
     store.bucket(&volume.bucket).verify().await?;
@@ -126,7 +125,7 @@ pub async fn run(command: SnapshotCommand) -> Result<(), Failure> {
     }
 }
 
-async fn create(args: CreateArgs) -> Result<(), Failure> {
+async fn create(args: SnapshotArgs) -> Result<(), Failure> {
     let Place { family, folder, .. } = place(&args.volume, &args.store).await?;
     let made = family.snapshot(&folder, &args.name, SystemClock.now()).await?;
     if args.json {
@@ -172,17 +171,10 @@ struct Removed {
     removed: SnapshotId,
 }
 
-async fn rm(args: RmArgs) -> Result<(), Failure> {
-    let Place { family, folder, .. } = place(&args.volume, &args.store).await?;
-    let id = SnapshotId::of_name(&args.name)?;
-    let found = family.find_snapshot(&id).await?;
-    if found.folder != folder {
-        let (volume, name) = (found.volume, args.name);
-        return Err(Failure::new(format!(
-            "snapshot {name} is of volume {volume}, not of {folder}"
-        )));
-    }
-    family.delete_snapshot(&id).await?;
+async fn rm(args: SnapshotArgs) -> Result<(), Failure> {
+    let place = place(&args.volume, &args.store).await?;
+    let id = place.snapshot(&args.name).await?.id;
+    place.family.delete_snapshot(&id).await?;
     match args.json {
         true => say(serde_json::to_string_pretty(&Removed { removed: id })?),
         false => say(format_args!("removed snapshot {}", args.name)),
@@ -194,22 +186,18 @@ async fn rm(args: RmArgs) -> Result<(), Failure> {
 /// # Errors
 /// `Failure` in words for a person.
 pub async fn clone(args: CloneArgs) -> Result<(), Failure> {
-    let Place { root, family, folder } = place(&args.volume, &args.store).await?;
+    let place = place(&args.volume, &args.store).await?;
     let (source, parameters) = match &args.snapshot {
         Some(name) => {
-            let id = SnapshotId::of_name(name)?;
-            let found = family.find_snapshot(&id).await?;
-            if found.folder != folder {
-                let volume = found.volume;
-                return Err(Failure::new(format!(
-                    "snapshot {name} is of volume {volume}, not of {folder}"
-                )));
-            }
-            (Source::Snapshot(id), found.parameters)
+            let found = place.snapshot(name).await?;
+            (Source::Snapshot(found.id), found.parameters)
         }
         None => {
-            let head = HeadFile::new(root, HeadWriter::new(Uuid::new_v4())).read().await?;
-            (Source::Volume(VolumeId::parse(&folder)?), head.parameters)
+            let file = HeadFile::new(place.root, HeadWriter::new(Uuid::new_v4()));
+            (
+                Source::Volume(VolumeId::parse(&place.folder)?),
+                file.read().await?.parameters,
+            )
         }
     };
     let new = NewClone {
@@ -226,7 +214,7 @@ pub async fn clone(args: CloneArgs) -> Result<(), Failure> {
         },
         source,
     };
-    let head = family.clone_volume(&new).await?;
+    let head = place.family.clone_volume(&new).await?;
     if args.json {
         return say(serde_json::to_string_pretty(&head)?);
     }

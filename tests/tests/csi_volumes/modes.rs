@@ -5,8 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use proto::csi::v1::volume_capability::access_mode::Mode;
-use tests::csi_plugin::{CsiPlugin, Ground};
-use tests::nomad_calls::{Nomad, Use};
+use tests::nomad_calls::{Node, Use};
 
 use super::{server, until, write};
 
@@ -17,10 +16,8 @@ use super::{server, until, write};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn readers_on_every_node_follow_the_one_writer() {
     let Some(server) = server().await else { return };
-    let (here, there) = (Ground::new(), Ground::new());
-    let first = CsiPlugin::start(&here, &server, "volumes", "n1").await;
-    let second = CsiPlugin::start(&there, &server, "volumes", "n2").await;
-    let (mut n1, mut n2) = (Nomad::new(&here, &first), Nomad::new(&there, &second));
+    let [first, second] = Node::two(&server, "volumes").await;
+    let (mut n1, mut n2) = (first.nomad.clone(), second.nomad.clone());
     n1.create("v1", 0).await;
     let reader = |alloc: &str| Use::of_mode("v1", alloc, Mode::MultiNodeSingleWriter).read_only();
     let writer = |alloc: &str| Use::of_mode("v1", alloc, Mode::MultiNodeSingleWriter);
@@ -83,8 +80,8 @@ async fn readers_on_every_node_follow_the_one_writer() {
     n2.unstage(&w2).await.expect("its mount goes");
     n2.stop(&r2).await.expect("the last one leaves");
     n1.delete("v1").await.expect("nobody has it");
-    for ground in [&here, &there] {
-        assert_eq!(ground.mounts(), Vec::<std::path::PathBuf>::new(), "{}", ground.logs());
+    for node in [&first, &second] {
+        node.assert_unmounted();
     }
 }
 
@@ -93,10 +90,8 @@ async fn readers_on_every_node_follow_the_one_writer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_nodes_read_and_many_tasks_of_a_node_write() {
     let Some(server) = server().await else { return };
-    let (here, there) = (Ground::new(), Ground::new());
-    let first = CsiPlugin::start(&here, &server, "volumes", "n1").await;
-    let second = CsiPlugin::start(&there, &server, "volumes", "n2").await;
-    let (mut n1, mut n2) = (Nomad::new(&here, &first), Nomad::new(&there, &second));
+    let [first, second] = Node::two(&server, "volumes").await;
+    let (mut n1, mut n2) = (first.nomad.clone(), second.nomad.clone());
     n1.create("v1", 0).await;
     let writers = ["a", "b", "c"].map(|alloc| Use::of_mode("v1", alloc, Mode::MultiNodeMultiWriter));
     for used in &writers {
@@ -124,7 +119,7 @@ async fn many_nodes_read_and_many_tasks_of_a_node_write() {
     for (nomad, used) in [(&mut n1, &readers[0]), (&mut n2, &readers[1])] {
         nomad.stop(used).await.expect("a reader ends");
     }
-    for ground in [&here, &there] {
-        assert_eq!(ground.mounts(), Vec::<std::path::PathBuf>::new(), "{}", ground.logs());
+    for node in [&first, &second] {
+        node.assert_unmounted();
     }
 }

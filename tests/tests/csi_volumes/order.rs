@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use nix::sys::signal::{Signal, kill};
 use proto::csi::v1::volume_capability::access_mode::Mode;
 use tests::csi_plugin::{CsiPlugin, Ground};
-use tests::nomad_calls::{Nomad, Use};
+use tests::nomad_calls::{Node, Nomad, Use};
 
 use super::{options, server, until, write};
 
@@ -112,16 +112,14 @@ async fn calls_in_the_wrong_order_harm_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_node_that_comes_back_overwrites_nothing() {
     let Some(server) = server().await else { return };
-    let (here, there) = (Ground::new(), Ground::new());
-    let first = CsiPlugin::start(&here, &server, "volumes", "n1").await;
-    let second = CsiPlugin::start(&there, &server, "volumes", "n2").await;
-    let (mut n1, mut n2) = (Nomad::new(&here, &first), Nomad::new(&there, &second));
+    let [first, second] = Node::two(&server, "volumes").await;
+    let (mut n1, mut n2) = (first.nomad.clone(), second.nomad.clone());
     n1.create("v1", 0).await;
     let used = Use::writer("v1", "alloc");
     n1.start(&used).await.expect("the first node has it");
     write(&n1.target(&used).join("file"), "of the first node");
     let mut late = File::create(n1.target(&used).join("late")).expect("a file");
-    let engines = first.engines();
+    let engines = first.plugin.engines();
     for engine in &engines {
         kill(*engine, Signal::SIGSTOP).expect("our engine");
     }
@@ -141,7 +139,7 @@ async fn a_lost_node_that_comes_back_overwrites_nothing() {
     let told = told.await.expect("no panic").expect_err("a lost node is told");
     assert_eq!(told.raw_os_error(), Some(libc::EIO));
     n1.stop(&used).await.expect("a mount that is lost can be unmounted");
-    until("the first node has let go", || here.mounts().is_empty()).await;
+    until("the first node has let go", || first.ground.mounts().is_empty()).await;
     assert_eq!(fs::read_to_string(&file).expect("it is there"), "of the second node");
     assert!(
         !n2.target(&used).join("late").exists()
@@ -150,5 +148,5 @@ async fn a_lost_node_that_comes_back_overwrites_nothing() {
     // What the first node's late release took away: it names n1, so n2 keeps its right.
     write(&file, "still of the second node");
     n2.stop(&used).await.expect("it ends");
-    assert_eq!(there.mounts(), Vec::<PathBuf>::new(), "{}", there.logs());
+    second.assert_unmounted();
 }

@@ -278,6 +278,7 @@ fn row(path: &Path, device: Device, fs_type: &str, source: &str) -> MountPoint {
         root: "/".into(),
         path: path.to_owned(),
         read_only: false,
+        shared: false,
         fs_type: fs_type.to_owned(),
         source: source.to_owned(),
     }

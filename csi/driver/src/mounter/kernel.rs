@@ -38,7 +38,7 @@ pub(super) struct Kernel {
 
 impl Kernel {
     pub(super) async fn table(&self) -> Result<Vec<MountPoint>, MountError> {
-        let path = Path::new("/proc/self/mountinfo");
+        let path = Path::new(mountinfo::TABLE);
         let table = std::fs::read(path).map_err(|source| failed("read", path, source))?;
         Ok(mountinfo::parse(&table)?)
     }

@@ -14,6 +14,8 @@ use std::process::{Command, Stdio};
 
 use tracing::{info, warn};
 
+use crate::mountinfo::{self, MountPoint};
+
 /// How to start an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineCommand {
@@ -50,8 +52,8 @@ pub(super) fn detached(command: &EngineCommand, ended: impl FnOnce() + Send + 's
     }
     let mut child = process.spawn()?;
     let pid = child.id();
-    match fs::read_to_string("/proc/self/mountinfo") {
-        Ok(mountinfo) => leave_groups(pid, &hierarchies(&mountinfo)),
+    match mountinfo::of_this_process() {
+        Ok(table) => leave_groups(pid, &hierarchies(&table)),
         Err(error) => warn!(pid, %error, "the engine stays in the plugin's control groups"),
     }
     info!(pid, program = %command.program.display(), log = %command.log.display(), "started an engine");
@@ -117,19 +119,15 @@ impl Hierarchy {
     }
 }
 
-/// The hierarchies of this host, from the text of /proc/self/mountinfo. Of one that is mounted twice both are named: moving a
+/// The hierarchies among what is mounted. Of one that is mounted twice both are named: moving a
 /// process twice changes nothing.
-fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
-    let of_line = |line: &str| {
-        let (left, right) = line.split_once(" - ")?;
-        let point = PathBuf::from(left.split(' ').nth(4)?);
-        match right.split(' ').next()? {
-            "cgroup" => Some(Hierarchy::One(point)),
-            "cgroup2" => Some(Hierarchy::Two(point)),
-            _ => None,
-        }
+fn hierarchies(table: &[MountPoint]) -> Vec<Hierarchy> {
+    let of_mount = |mount: &MountPoint| match mount.fs_type.as_str() {
+        "cgroup" => Some(Hierarchy::One(mount.path.clone())),
+        "cgroup2" => Some(Hierarchy::Two(mount.path.clone())),
+        _ => None,
     };
-    mountinfo.lines().filter_map(of_line).collect()
+    table.iter().filter_map(of_mount).collect()
 }
 
 #[cfg(test)]
@@ -168,12 +166,11 @@ mod tests {
     }
     #[test]
     fn hierarchies_of_both_versions_are_found_and_nothing_else() {
-        let mountinfo = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
-                         35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n\
-                         41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n\
-                         42 31 0:39 / /mnt/cgroup rw - ext4 /dev/sda rw\n\
-                         a line of nonsense\n";
-        let found = hierarchies(mountinfo);
+        let table = b"31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+                      35 31 0:32 / /sys/fs/cgroup/memory rw,relatime shared:9 - cgroup cgroup rw,memory\n\
+                      41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n\
+                      42 31 0:39 / /mnt/cgroup rw - ext4 /dev/sda rw\n";
+        let found = hierarchies(&mountinfo::parse(table).unwrap());
         let one = Hierarchy::One("/sys/fs/cgroup/memory".into());
         let two = Hierarchy::Two("/sys/fs/cgroup/unified".into());
         assert_eq!(found, [one, two]);
@@ -183,8 +180,7 @@ mod tests {
     /// hierarchy where this test may make one, is moved as an engine is.
     #[test]
     fn an_engine_leaves_every_control_group_of_the_plugin() {
-        let mountinfo = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        let all = hierarchies(&mountinfo);
+        let all = hierarchies(&mountinfo::of_this_process().unwrap());
         let name = format!("pannier-test-{}", std::process::id());
         let limited = |root: &Path| (root.ends_with("memory") || root.ends_with("freezer")).then(|| root.join(&name));
         let mut groups = Vec::new();

@@ -6,8 +6,32 @@
 use std::collections::BTreeMap;
 
 use super::{Admin, AdminError, CapacityRange, known};
-use crate::head::Head;
+use crate::bucket::BucketRef;
+use crate::head::{Head, HeadFile, HeadWriter};
 use crate::volume_id::VolumeId;
+
+/// Gives the volume whose head lies at the top of `root` exactly this capacity in bytes, wherever that is; 0 is no limit.
+///
+/// # Durability
+/// `Ok` means that the capacity is in the bucket.
+///
+/// # Errors
+/// `Shrinks` if the volume has room for more; `Deleting`; `Head`, `Bucket`.
+pub async fn expand_at(root: &BucketRef, writer: &HeadWriter, capacity_bytes: u64) -> Result<Head, AdminError> {
+    let change = |head: &mut Head| {
+        let (volume, has_bytes) = (head.volume.clone(), head.capacity_bytes);
+        if head.deleting {
+            return Err(AdminError::Deleting { volume });
+        }
+        if capacity_bytes > 0 && (has_bytes == 0 || capacity_bytes < has_bytes) {
+            return Err(AdminError::Shrinks { volume, has_bytes });
+        }
+        head.capacity_bytes = capacity_bytes;
+        Ok(())
+    };
+    let (head, ()) = HeadFile::new(root.clone(), writer.clone()).update(change).await?;
+    Ok(head)
+}
 
 impl Admin {
     /// Makes a volume at least as large as asked. What is large enough already, or has no limit, stays as it is.

@@ -36,6 +36,14 @@ pub enum AdminError {
         /// The upper bound asked for.
         limit_bytes: u64,
     },
+    /// What a volume had room for stays welcome.
+    #[error("volume {volume} may have {}, and never becomes smaller", if *has_bytes == 0 { "any number of bytes".to_owned() } else { format!("{has_bytes} bytes") })]
+    Shrinks {
+        /// The volume.
+        volume: VolumeId,
+        /// Its capacity; 0 without a limit.
+        has_bytes: u64,
+    },
     /// The page token is none of ours.
     #[error("{token:?} is not a page token of this list")]
     PageToken {
