@@ -15,13 +15,14 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::task::spawn_blocking;
 
 use crate::bucket::{BucketError, BucketRef};
-use crate::cache::disk::{DiskCache, Stretch};
+use crate::cache::disk::{DiskCache, StoredFrame, Stretch};
 use crate::cache::{FrameKey, RamCache};
 use crate::commit::KeepFrames;
 use crate::error::FsError;
-use crate::format::frame::{FrameIdentity, open_frame};
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameIdentity, check_frame};
 use crate::ids::{InodeNo, ObjectId};
 use crate::lineage::Lineage;
+use crate::piece::Piece;
 use crate::row::{ExtentRow, FRAME_BYTES};
 
 /// 2 MiB: one GET that somebody waits for. Long enough that its latency hardly counts, short enough that several share the
@@ -203,7 +204,7 @@ impl Fetcher {
     /// # Errors
     /// `FetchError`, for the first part that fails.
     pub async fn read(&self, parts: Vec<WantedPart>) -> Result<Vec<Vec<Bytes>>, FetchError> {
-        let mut found: BTreeMap<FrameKey, Bytes> = BTreeMap::new();
+        let mut found: BTreeMap<FrameKey, Piece> = BTreeMap::new();
         let mut missing: BTreeMap<FrameKey, Frame> = BTreeMap::new();
         for frame in parts.iter().flat_map(frames_of) {
             match self.cached(&frame) {
@@ -232,6 +233,11 @@ impl Fetcher {
         self.inner.counts[tier].fetch_add(frames as u64, Ordering::Relaxed);
     }
 
+    /// True if there is a cache on disk.
+    pub fn has_disk(&self) -> bool {
+        self.inner.disk.is_some()
+    }
+
     /// True if no request is needed for these parts.
     pub fn holds(&self, parts: &[WantedPart]) -> bool {
         let on_disk = |key| self.inner.disk.as_ref().is_some_and(|disk| disk.contains(key));
@@ -239,16 +245,27 @@ impl Fetcher {
         frames.all(|frame| self.inner.ram.contains(frame.key) || on_disk(frame.key))
     }
 
-    fn open(&self, frame: &Frame, stored: &Bytes) -> Result<Bytes, String> {
+    fn open(&self, frame: &Frame, stored: &Bytes) -> Result<Piece, String> {
+        let header_bytes = stored.len().min(FRAME_HEADER_BYTES);
+        let content = Piece::new(stored, header_bytes..stored.len());
+        self.open_parts(frame, &stored[..header_bytes], &content)
+    }
+
+    /// The content of a frame, checked: from its header and what is stored of it.
+    fn open_parts(&self, frame: &Frame, head: &[u8], content: &Piece) -> Result<Piece, String> {
         let want = FrameIdentity {
             volume: self.inner.lineage.uuid_of(frame.key.object.epoch()),
             ino: frame.origin_ino,
             offset: frame.origin_offset,
         };
-        open_frame(stored, &want).map_err(|error| error.to_string())
+        let opened = check_frame(head, content.as_slice(), &want).and_then(|header| match header.is_plain() {
+            true => Ok(content.clone()),
+            false => header.content(content.bytes()).map(Piece::from),
+        });
+        opened.map_err(|error| error.to_string())
     }
 
-    fn cached(&self, frame: &Frame) -> Option<Bytes> {
+    fn cached(&self, frame: &Frame) -> Option<Piece> {
         let stored = self.inner.in_ram(frame.key)?;
         match self.open(frame, &stored) {
             Ok(content) => Some(content),
@@ -267,17 +284,18 @@ impl Fetcher {
     async fn fetch(
         &self,
         missing: &BTreeMap<FrameKey, Frame>,
-        found: &mut BTreeMap<FrameKey, Bytes>,
+        found: &mut BTreeMap<FrameKey, Piece>,
     ) -> Result<(), FetchError> {
         let mut left: BTreeMap<FrameKey, Frame> = missing.clone();
         if let Some(disk) = &self.inner.disk {
-            for (key, stored) in read_disk(disk, &left).await {
+            for stored in read_disk(disk, &left).await {
+                let key = stored.key;
                 let frame = left[&key];
-                match self.open(&frame, &stored) {
+                match self.open_parts(&frame, stored.head.as_slice(), &stored.content) {
                     Ok(content) => {
                         // Many were read in one piece, which one of them would keep alive; the kernel has them too.
-                        if missing.len() == 1 {
-                            self.inner.ram.put(key, stored);
+                        if let (1, Some(whole)) = (missing.len(), stored.whole()) {
+                            self.inner.ram.put(key, whole);
                         }
                         left.remove(&key);
                         found.insert(key, content);
@@ -399,7 +417,7 @@ impl Fetcher {
 }
 
 /// Reads frames that are on the disk: in place what the kernel has in memory, and the rest where waiting holds nobody up.
-async fn read_disk(disk: &DiskCache, wanted: &BTreeMap<FrameKey, Frame>) -> Vec<(FrameKey, Bytes)> {
+async fn read_disk(disk: &DiskCache, wanted: &BTreeMap<FrameKey, Frame>) -> Vec<StoredFrame> {
     let (mut read, mut later) = (Vec::new(), Vec::new());
     for stretch in disk.locate(wanted.keys().copied()) {
         match stretch.read_cached() {
@@ -475,10 +493,10 @@ async fn get(inner: Arc<Inner>, frames: Vec<Frame>) -> Fetched {
     brought
 }
 
-/// The bytes of a part out of its frames.
-fn cut(part: &WantedPart, found: &BTreeMap<FrameKey, Bytes>) -> Result<Vec<Bytes>, FetchError> {
+/// The bytes of a part out of its frames, in as few pieces as they lie in.
+fn cut(part: &WantedPart, found: &BTreeMap<FrameKey, Piece>) -> Result<Vec<Bytes>, FetchError> {
     let (mut skip, mut left) = ((part.row.skip + part.skip) % u64::from(FRAME_BYTES), part.len);
-    let mut bytes = Vec::new();
+    let mut pieces: Vec<Piece> = Vec::new();
     for frame in frames_of(part) {
         let content = &found[&frame.key];
         let end = (skip + left).min(content.len() as u64);
@@ -486,7 +504,10 @@ fn cut(part: &WantedPart, found: &BTreeMap<FrameKey, Bytes>) -> Result<Vec<Bytes
             let detail = format!("a frame holds {} bytes, {} are needed", content.len(), skip + left);
             return Err(FetchError::Damaged(frame.damage(detail)));
         }
-        bytes.push(content.slice(skip as usize..end as usize));
+        let piece = content.part(skip as usize..end as usize);
+        if !pieces.last_mut().is_some_and(|last| last.join(&piece)) {
+            pieces.push(piece);
+        }
         left -= end - skip;
         skip = 0;
     }
@@ -498,7 +519,7 @@ fn cut(part: &WantedPart, found: &BTreeMap<FrameKey, Bytes>) -> Result<Vec<Bytes
             detail,
         }));
     }
-    Ok(bytes)
+    Ok(pieces.iter().map(Piece::bytes).collect())
 }
 
 /// The frames that hold a part.

@@ -27,6 +27,7 @@ mod neighbours;
 pub mod open;
 mod ops;
 pub mod outage;
+mod piece;
 pub mod probe;
 mod purge;
 pub mod ranges;

@@ -17,11 +17,12 @@ use tokio::sync::Semaphore;
 
 use super::FrameKey;
 
+mod buffer;
 mod region;
 mod stretch;
 
 use region::ENTRY_HEADER_BYTES;
-pub(crate) use stretch::Stretch;
+pub(crate) use stretch::{StoredFrame, Stretch};
 
 /// A 16th of the cache is given up at a time, so that what stays is most of it.
 const REGIONS: u64 = 16;

@@ -165,6 +165,45 @@ async fn a_reader_that_gives_up_does_not_stop_the_others() {
     );
 }
 
+/// Goal: a large read from the disk is one piece, which nobody copies together. Method: frames that the disk has, read in
+/// parts that begin and end anywhere, before and after one of them is damaged there.
+#[tokio::test]
+async fn frames_on_disk_are_read_in_one_piece() {
+    let dir = TempDir::new().unwrap();
+    let len = 6 * FRAME_BYTES as usize + 1_000;
+    let (bucket, row) = stored(len).await;
+    let disk = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, ram(0), Some(disk.clone()));
+    let keys: Vec<FrameKey> = frames_of(&part(&row, 0, len as u64)).map(|frame| frame.key).collect();
+    fetcher.warm(vec![part(&row, 0, len as u64)]).await;
+    while keys.iter().any(|key| disk.waiting(*key).is_some()) {
+        tokio::task::yield_now().await;
+    }
+    let gets = bucket.gets.load(Ordering::Relaxed);
+    for (skip, count) in [(0, len), (100, 300_000), (131_000, 400), (0, 131_072)] {
+        let read = fetcher.read(vec![part(&row, skip as u64, count as u64)]).await.unwrap();
+        assert_eq!(read[0].len(), 1, "{skip}+{count}");
+        assert!(read[0][0] == content(len)[skip..skip + count], "{skip}+{count}");
+    }
+    assert_eq!(bucket.gets.load(Ordering::Relaxed), gets, "all of it is on the disk");
+    for region in std::fs::read_dir(dir.path()).unwrap() {
+        let path = region.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(byte) = bytes.get_mut(300_000) {
+            *byte ^= 4;
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    let read = fetcher
+        .read(vec![part(&row, 0, len as u64)])
+        .await
+        .unwrap()
+        .concat()
+        .concat();
+    assert!(read == content(len), "the damaged frame comes from the bucket");
+    assert_eq!(bucket.gets.load(Ordering::Relaxed), gets + 1);
+}
+
 #[tokio::test]
 async fn what_is_damaged_in_ram_or_on_disk_is_fetched_anew() {
     let dir = TempDir::new().unwrap();

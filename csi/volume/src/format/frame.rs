@@ -118,7 +118,17 @@ impl FrameHeader {
         })
     }
 
-    fn content(&self, stored: Bytes) -> Result<Bytes, FormatError> {
+    /// True if the content is stored as it is.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.codec == Codec::NONE
+    }
+
+    /// The content out of what is stored of it.
+    ///
+    /// # Errors
+    /// `Packed`, `Length`.
+    pub fn content(&self, stored: Bytes) -> Result<Bytes, FormatError> {
         match self.codec {
             Codec::NONE => Ok(stored),
             packed => unpack(packed, &stored, self.content_len as usize).map(Bytes::from),
@@ -133,10 +143,18 @@ impl FrameHeader {
 /// # Errors
 /// `FormatError`: which of the checks failed.
 pub fn open_frame(stored: &Bytes, want: &FrameIdentity) -> Result<Bytes, FormatError> {
-    let header = FrameHeader::decode(stored)?;
-    let content = stored.slice(FRAME_HEADER_BYTES..);
+    let (head, content) = stored.split_at(stored.len().min(FRAME_HEADER_BYTES));
+    check_frame(head, content, want)?.content(stored.slice(FRAME_HEADER_BYTES..))
+}
+
+/// Checks that a frame is whole and the one that `want` names. `head` is its header alone, `content` its content as stored.
+///
+/// # Errors
+/// `FormatError`: which of the checks failed.
+pub fn check_frame(head: &[u8], content: &[u8], want: &FrameIdentity) -> Result<FrameHeader, FormatError> {
+    let header = FrameHeader::decode(head)?;
     check_length(content.len() as u64, u64::from(header.stored_len))?;
-    let sum = crc32c::crc32c_append(crc32c::crc32c(&stored[..SUM_AT]), &content);
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..SUM_AT]), content);
     check_sum("the frame", sum, header.sum)?;
     check_volume(*header.identity.volume.as_bytes(), want.volume)?;
     if header.identity != *want {
@@ -145,7 +163,7 @@ pub fn open_frame(stored: &Bytes, want: &FrameIdentity) -> Result<Bytes, FormatE
             offset: header.identity.offset,
         });
     }
-    header.content(content)
+    Ok(header)
 }
 
 /// The content of a frame that this process has just made, which needs no other check.

@@ -4,18 +4,24 @@
 
 use std::fs::File;
 use std::io::IoSliceMut;
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rustix::fs::Advice;
-use rustix::io::ReadWriteFlags;
+use rustix::io::{Errno, ReadWriteFlags};
 
+use super::buffer::Buffer;
 use super::region::ENTRY_HEADER_BYTES;
 use crate::cache::FrameKey;
+use crate::format::frame::FRAME_HEADER_BYTES;
+use crate::piece::Piece;
 
 /// 1 MiB and what is between frames: the largest read of the kernel, so that what one reader holds stays small.
-const STRETCH_BYTES_MAX: u64 = 1024 * 1024 + 64 * 1024;
+pub(super) const STRETCH_BYTES_MAX: u64 = 1024 * 1024 + 64 * 1024;
+
+/// 512 frames: with their headers as many parts as the kernel takes (IOV_MAX).
+const STRETCH_FRAMES_MAX: usize = 512;
 
 /// Frames that lie one after another.
 #[derive(Debug)]
@@ -41,6 +47,7 @@ impl Stretch {
     pub(super) fn join(&mut self, file: &Arc<File>, position: u64, frame: (FrameKey, u32)) -> bool {
         let bytes = self.bytes + ENTRY_HEADER_BYTES as u64 + u64::from(frame.1);
         let is_next = Arc::ptr_eq(&self.file, file)
+            && self.frames.len() < STRETCH_FRAMES_MAX
             && position == self.position + self.bytes + ENTRY_HEADER_BYTES as u64
             && bytes <= STRETCH_BYTES_MAX;
         if is_next {
@@ -56,20 +63,30 @@ impl Stretch {
     }
 
     /// Reads if nothing has to wait for the disk; `None` if the kernel does not have all of it in memory.
-    pub fn read_cached(&self) -> Option<Vec<(FrameKey, Bytes)>> {
-        let mut buffer = BytesMut::zeroed(self.bytes as usize);
-        let parts = &mut [IoSliceMut::new(&mut buffer)];
+    pub fn read_cached(&self) -> Option<Vec<StoredFrame>> {
+        let mut buffer = Buffer::of(self.bytes as usize);
+        let parts = &mut self.layout().slices(buffer.as_mut());
         let read = rustix::io::preadv2(&self.file, parts, self.position, ReadWriteFlags::NOWAIT);
-        (read == Ok(self.bytes as usize)).then(|| self.cut(buffer.freeze()))
+        (read == Ok(self.bytes as usize)).then(|| self.cut(&buffer.filled()))
     }
 
     /// Reads. Empty if the disk fails: then nothing of it is here.
-    pub fn read(&self) -> Vec<(FrameKey, Bytes)> {
-        let mut buffer = BytesMut::zeroed(self.bytes as usize);
-        match self.file.read_exact_at(&mut buffer, self.position) {
-            Ok(()) => self.cut(buffer.freeze()),
-            Err(_) => Vec::new(),
+    pub fn read(&self) -> Vec<StoredFrame> {
+        let mut buffer = Buffer::of(self.bytes as usize);
+        let mut parts = self.layout().slices(buffer.as_mut());
+        let (mut left, mut position) = (&mut parts[..], self.position);
+        while !left.is_empty() {
+            match rustix::io::preadv(&self.file, left, position) {
+                Ok(0) => return Vec::new(),
+                Ok(read) => {
+                    IoSliceMut::advance_slices(&mut left, read);
+                    position += read as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return Vec::new(),
+            }
         }
+        self.cut(&buffer.filled())
     }
 
     /// Lets the kernel bring it into memory, beside whatever else goes on.
@@ -79,13 +96,87 @@ impl Stretch {
         let _ = rustix::fs::fadvise(&self.file, self.position, len, Advice::WillNeed);
     }
 
-    fn cut(&self, bytes: Bytes) -> Vec<(FrameKey, Bytes)> {
-        let mut at = 0;
-        let cut = |(key, len): &(FrameKey, u32)| {
-            let stored = bytes.slice(at..at + *len as usize);
-            at += *len as usize + ENTRY_HEADER_BYTES;
-            (*key, stored)
+    fn layout(&self) -> Layout<'_> {
+        Layout { frames: &self.frames }
+    }
+
+    fn cut(&self, buffer: &Bytes) -> Vec<StoredFrame> {
+        let frames = self.frames.iter().zip(self.layout().places());
+        let cut = frames.map(|((key, _), Place { head, content })| StoredFrame {
+            key: *key,
+            head: Piece::new(buffer, head.end - head.len().min(FRAME_HEADER_BYTES)..head.end),
+            content: Piece::new(buffer, content),
+        });
+        cut.collect()
+    }
+}
+
+/// A frame as stored, its header apart from its content.
+#[derive(Debug)]
+pub(crate) struct StoredFrame {
+    /// Which one.
+    pub key: FrameKey,
+    /// Its header.
+    pub head: Piece,
+    /// Its content as stored; that of the next frame of a stretch follows it.
+    pub content: Piece,
+}
+
+impl StoredFrame {
+    /// All of it in one piece, which only a stretch of one frame has.
+    pub fn whole(&self) -> Option<Bytes> {
+        let mut whole = self.head.clone();
+        whole.join(&self.content).then(|| whole.bytes())
+    }
+}
+
+/// Where a frame goes in a buffer.
+struct Place {
+    /// Its header, behind those bytes of its entry that lie between it and the frame before.
+    head: Range<usize>,
+    content: Range<usize>,
+}
+
+/// Where what is read goes: all headers first, then the contents one after another, so that those that are stored as they are
+/// become one answer without a copy.
+struct Layout<'a> {
+    frames: &'a [(FrameKey, u32)],
+}
+
+impl Layout<'_> {
+    fn places(&self) -> Vec<Place> {
+        let head_bytes = |(n, (_, stored_len)): (usize, &(FrameKey, u32))| {
+            let between = if n == 0 { 0 } else { ENTRY_HEADER_BYTES };
+            between + FRAME_HEADER_BYTES.min(*stored_len as usize)
         };
-        self.frames.iter().map(cut).collect()
+        let heads = self.frames.iter().enumerate().map(head_bytes);
+        let (mut head_at, mut content_at) = (0, heads.clone().sum::<usize>());
+        let places = heads.zip(self.frames).map(|(head_bytes, (_, stored_len))| {
+            let content_bytes = (*stored_len as usize).saturating_sub(FRAME_HEADER_BYTES);
+            let place = Place {
+                head: head_at..head_at + head_bytes,
+                content: content_at..content_at + content_bytes,
+            };
+            (head_at, content_at) = (place.head.end, place.content.end);
+            place
+        });
+        places.collect()
+    }
+
+    /// The places within `buffer`, in the order of the file.
+    fn slices<'b>(&self, buffer: &'b mut [u8]) -> Vec<IoSliceMut<'b>> {
+        let places = self.places();
+        let heads_end = places.last().map_or(0, |last| last.head.end);
+        let (mut heads, mut contents) = buffer.split_at_mut(heads_end);
+        let mut slices = Vec::with_capacity(2 * places.len());
+        for Place { head, content } in places {
+            let (now, later) = heads.split_at_mut(head.len());
+            slices.push(IoSliceMut::new(now));
+            heads = later;
+            let (now, later) = contents.split_at_mut(content.len());
+            slices.push(IoSliceMut::new(now));
+            contents = later;
+        }
+        slices
     }
 }

@@ -25,9 +25,15 @@ fn fill(cache: &DiskCache, numbers: std::ops::Range<u64>) {
     }
 }
 
+/// A frame as it was put.
+fn stored(frame: StoredFrame) -> (FrameKey, Bytes) {
+    let whole = [frame.head.as_slice(), frame.content.as_slice()].concat();
+    (frame.key, whole.into())
+}
+
 fn read(cache: &DiskCache, numbers: &[u64]) -> Vec<(FrameKey, Bytes)> {
     let stretches = cache.locate(numbers.iter().map(|n| key(*n)));
-    stretches.iter().flat_map(Stretch::read).collect()
+    stretches.iter().flat_map(Stretch::read).map(stored).collect()
 }
 
 /// Waits until the search of an earlier program's regions has found this frame.
@@ -128,10 +134,11 @@ async fn frames_that_were_put_together_are_read_together() {
     assert!(latest.iter().all(|n| read(&cache, &[*n]) == [(key(*n), frame(*n))]));
     for stretch in &stretches {
         stretch.bring();
-        let read = stretch.read();
+        let read: Vec<_> = stretch.read().into_iter().map(stored).collect();
         assert!(read.iter().map(|(key, _)| *key).eq(stretch.keys()));
         // What was just read the kernel has, unless the folder is on something that cannot tell.
         if let Some(cached) = stretch.read_cached() {
+            let cached: Vec<_> = cached.into_iter().map(stored).collect();
             assert_eq!(cached, read);
         }
     }
