@@ -1,7 +1,8 @@
 //! Reading small files one after another: who reads two of those that were made together finds the others fetched already.
 //!
 //! Files made one after the other have neighbouring inode numbers, and their content lies together in the bucket, whatever
-//! folders they are in. Without this, reading a source tree from a cold cache is one GET for each file.
+//! folders they are in. Without this, reading a source tree from a cold cache is one GET for each file. Who goes on to a
+//! second group nearby reads a tree: four, then sixteen times as many are fetched, with the names and attributes around them.
 //! Invariant: only caches are filled; what is wrong with content is found by whoever reads it.
 //! Caller: `ops/read.rs`. Absent: large files (`readahead.rs`), and files whose content is in their row.
 
@@ -9,58 +10,74 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::fetch::WantedPart;
-use crate::ids::InodeNo;
+use crate::ids::{DirCookie, InodeNo};
 use crate::mount::Mount;
 use crate::row::{Key, Row};
 use crate::tree::Tree;
 
-/// 256 inode numbers make a group: some two MiB of a source tree, two GETs.
-const GROUP_INODES: u64 = 256;
+/// Inode numbers of a group by how much is read: 256 are some two MiB of a source tree, two GETs; then 1,024, then 4,096.
+const GROUP_INODES: [u64; 3] = [256, 1_024, 4_096];
 
 /// 128 KiB: a run up to this, one frame, is content of a small file.
 const SMALL_BYTES_MAX: u64 = 128 * 1024;
 
-/// 4 MiB of one group at most: an eighth of the frames that RAM keeps.
+/// 4 MiB for each 256 inode numbers: an eighth of the frames that RAM keeps.
 const GROUP_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// 48 MiB at once: more than twelve GETs under way do not make reading any faster.
+const FETCH_BYTES_MAX: u64 = 48 * 1024 * 1024;
 
 /// 64 groups are remembered; what was fetched of a group longer ago is fetched again, if it is not in a cache.
 const GROUPS_MAX: usize = 64;
 
-/// A file of the group that was read before makes it worth fetching: reading one file alone costs what it did.
+/// A file of the group that was read before makes it worth fetching: reading one file alone costs what it did. So does a
+/// smaller group in it.
 const READS_BEFORE: u32 = 1;
 
-/// 1,024 runs of a group are looked at: more than its small files have.
-const ROWS_MAX: usize = 4 * GROUP_INODES as usize;
+/// 4 runs of each inode number are looked at: more than small files have.
+const ROWS_PER_INODE: usize = 4;
 
-#[derive(Debug)]
-struct Group {
-    number: u64,
-    reads: u32,
-}
+/// Which size of groups, and the number among those.
+type Group = (usize, u64);
+
+/// A range of inode numbers: the first, and the one before which it ends.
+type Inodes = (InodeNo, InodeNo);
 
 /// Which groups of files are being read.
 #[derive(Debug, Default)]
 pub(crate) struct Neighbours {
-    /// The latest at the back. Held for one decision, never across an await.
-    groups: Mutex<VecDeque<Group>>,
+    /// The latest at the back, with what was read of each. Held for one decision, never across an await.
+    groups: Mutex<VecDeque<(Group, u32)>>,
+}
+
+/// Notes one more read of a group; returns how many there were.
+fn note(groups: &mut VecDeque<(Group, u32)>, group: Group) -> u32 {
+    if let Some((_, reads)) = groups.iter_mut().find(|(known, _)| *known == group) {
+        *reads = reads.saturating_add(1);
+        return *reads;
+    }
+    if groups.len() >= GROUPS_MAX {
+        groups.pop_front();
+    }
+    groups.push_back((group, 1));
+    1
 }
 
 impl Neighbours {
-    /// Notes that content of a small file had to be fetched; returns the inodes of a group to fetch, from the first to before the
-    /// second.
-    pub fn next(&self, ino: InodeNo) -> Option<(InodeNo, InodeNo)> {
-        let number = ino.0 / GROUP_INODES;
+    /// Notes that content of a small file had to be fetched; returns the inodes of a group to fetch. Groups are no larger than
+    /// the `sizes` smallest.
+    pub fn next(&self, ino: InodeNo, sizes: usize) -> Option<Inodes> {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(group) = groups.iter_mut().find(|group| group.number == number) {
-            group.reads = group.reads.saturating_add(1);
-            let first = number * GROUP_INODES;
-            return (group.reads == READS_BEFORE + 1).then_some((InodeNo(first), InodeNo(first + GROUP_INODES)));
+        let mut fetch = None;
+        for (size, inodes) in GROUP_INODES.into_iter().enumerate().take(sizes) {
+            let number = ino.0 / inodes;
+            // A group that has just become worth fetching is one read of the larger one around it.
+            if note(&mut groups, (size, number)) != READS_BEFORE + 1 {
+                break;
+            }
+            fetch = Some((InodeNo(number * inodes), InodeNo((number + 1).saturating_mul(inodes))));
         }
-        if groups.len() >= GROUPS_MAX {
-            groups.pop_front();
-        }
-        groups.push_back(Group { number, reads: 1 });
-        None
+        fetch
     }
 }
 
@@ -72,31 +89,63 @@ impl Mount {
         if offset != 0 || !small || self.fetcher.holds(wanted) {
             return;
         }
-        let Some((from, until)) = self.neighbours.next(ino) else {
+        // What is not on disk must stay in RAM until it is read, and RAM has room for the smallest.
+        let sizes = if self.fetcher.has_disk() { GROUP_INODES.len() } else { 1 };
+        let Some(inodes) = self.neighbours.next(ino, sizes) else {
             return;
         };
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (tree, fetcher) = (Arc::clone(&self.tree), self.fetcher.clone());
-            runtime.spawn(async move { fetcher.warm(content_of(tree.as_ref(), from, until).await).await });
+            runtime.spawn(async move {
+                let content = async { fetcher.warm(content_of(tree.as_ref(), inodes).await).await };
+                tokio::join!(content, names_of(tree.as_ref(), inodes));
+            });
         }
     }
 }
 
+fn rows_max((from, until): Inodes) -> usize {
+    usize::try_from(until.0 - from.0).map_or(usize::MAX, |inodes| inodes.saturating_mul(ROWS_PER_INODE))
+}
+
+/// Reads the names and attributes of a group, for which the tree has a cache of its own. The smallest group needs none: whoever
+/// lists its folders brings as much.
+async fn names_of(tree: &dyn Tree, inodes: Inodes) {
+    let (from, until) = inodes;
+    if until.0 - from.0 <= GROUP_INODES[0] {
+        return;
+    }
+    let names = |dir| Key::Dirent {
+        dir,
+        cookie: DirCookie(0),
+        name: bytes::Bytes::new(),
+    };
+    let (names, attributes) = ((names(from), names(until)), (Key::Inode(from), Key::Inode(until)));
+    // Who lists the folders meets an error again, and reports it.
+    let _ = tokio::join!(
+        tree.scan(&names.0, &names.1, rows_max(inodes)),
+        tree.scan(&attributes.0, &attributes.1, rows_max(inodes)),
+    );
+}
+
 /// What the small files of a group hold. What was changed since the tree was written is in RAM or found by who reads it: a
 /// row that is not the newest costs a GET at most.
-async fn content_of(tree: &dyn Tree, from: InodeNo, until: InodeNo) -> Vec<WantedPart> {
+async fn content_of(tree: &dyn Tree, inodes: Inodes) -> Vec<WantedPart> {
+    let (from, until) = inodes;
     let bounds = |ino| Key::Extent { ino, end: 0 };
     // Who reads the files meets an error again, and reports it.
     let rows = tree
-        .scan(&bounds(from), &bounds(until), ROWS_MAX)
+        .scan(&bounds(from), &bounds(until), rows_max(inodes))
         .await
         .unwrap_or_default();
+    let groups = (until.0 - from.0) / GROUP_INODES[0];
+    let bytes_max = GROUP_BYTES_MAX.saturating_mul(groups).min(FETCH_BYTES_MAX);
     let (mut wanted, mut bytes) = (Vec::new(), 0);
     for row in rows {
         let (Key::Extent { end, .. }, Row::Extent(row)) = row else {
             continue;
         };
-        if row.len > SMALL_BYTES_MAX || row.len > end || bytes + row.len > GROUP_BYTES_MAX {
+        if row.len > SMALL_BYTES_MAX || row.len > end || bytes + row.len > bytes_max {
             continue;
         }
         bytes += row.len;
@@ -114,20 +163,63 @@ async fn content_of(tree: &dyn Tree, from: InodeNo, until: InodeNo) -> Vec<Wante
 mod tests {
     use super::*;
 
+    const ALL: usize = GROUP_INODES.len();
+
+    fn inodes(first: u64, end: u64) -> Option<Inodes> {
+        Some((InodeNo(first), InodeNo(end)))
+    }
+
     #[test]
     fn the_second_file_of_a_group_fetches_it_once() {
         let neighbours = Neighbours::default();
-        assert_eq!(neighbours.next(InodeNo(300)), None);
-        assert_eq!(neighbours.next(InodeNo(200)), None, "that is another group");
-        assert_eq!(neighbours.next(InodeNo(511)), Some((InodeNo(256), InodeNo(512))));
-        assert_eq!(neighbours.next(InodeNo(400)), None, "it is fetched already");
+        assert_eq!(neighbours.next(InodeNo(300), ALL), None);
+        assert_eq!(neighbours.next(InodeNo(200), ALL), None, "that is another group");
+        assert_eq!(neighbours.next(InodeNo(511), ALL), inodes(256, 512));
+        assert_eq!(neighbours.next(InodeNo(400), ALL), None, "it is fetched already");
+    }
+
+    #[test]
+    fn who_goes_on_to_the_next_group_reads_a_tree() {
+        let neighbours = Neighbours::default();
+        let read = |ino| {
+            (
+                neighbours.next(InodeNo(ino), ALL),
+                neighbours.next(InodeNo(ino + 1), ALL),
+            )
+        };
+        assert_eq!(read(5_000), (None, inodes(4_864, 5_120)));
+        assert_eq!(read(5_200), (None, inodes(5_120, 5_376)), "another one of 1,024");
+        assert_eq!(read(5_400), (None, inodes(5_120, 6_144)));
+        assert_eq!(
+            read(5_800),
+            (None, inodes(5_632, 5_888)),
+            "it was fetched, and lost since"
+        );
+        assert_eq!(read(6_200), (None, inodes(6_144, 6_400)));
+        assert_eq!(read(4_300), (None, inodes(4_096, 8_192)), "the second 1,024 of 4,096");
+        assert_eq!(
+            read(6_500),
+            (None, inodes(6_144, 7_168)),
+            "a larger group is fetched once"
+        );
+        let small = Neighbours::default();
+        for ino in (0..4_096).step_by(100) {
+            let fetched = small.next(InodeNo(ino), 1);
+            assert!(
+                fetched.is_none_or(|(from, until)| until.0 - from.0 == 256),
+                "{fetched:?}"
+            );
+        }
     }
 
     #[test]
     fn files_read_at_random_fetch_nothing_but_themselves() {
         let neighbours = Neighbours::default();
         for n in 0..10_000u64 {
-            assert_eq!(neighbours.next(InodeNo(n * 7_919 % 10_007 * GROUP_INODES)), None);
+            assert_eq!(
+                neighbours.next(InodeNo(n * 7_919 % 10_007 * GROUP_INODES[0]), ALL),
+                None
+            );
         }
     }
 }

@@ -12,8 +12,14 @@ use crate::ranges::RangeSet;
 
 pub mod codec;
 
-/// Largest content that lives in the inode's own row, in bytes. A page: files up to it cost no data frame.
+/// Largest content that lives in the inode's own row, in bytes: the target of a symbolic link, or a short file.
 pub const INLINE_BYTES_MAX: usize = 4096;
+
+/// 512 bytes: what is written to a file beyond it goes to frames. A listing reads the rows of all that it names, so content in
+/// them is paid for by everybody who only wants attributes.
+pub const INLINE_WRITTEN_BYTES_MAX: usize = 512;
+
+const _: () = assert!(INLINE_WRITTEN_BYTES_MAX <= INLINE_BYTES_MAX);
 
 /// Uncompressed bytes of a frame, the unit of checksum and of the smallest read: 128 KiB keeps a random 4 KiB read small
 /// and the header (64 bytes) below 0.1 %. The last frame of a run may be shorter.

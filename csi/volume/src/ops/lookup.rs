@@ -8,7 +8,7 @@ use crate::error::FsError;
 use crate::ids::InodeNo;
 use crate::mount::Mount;
 use crate::row::FileKind;
-use crate::table::{Stop, Tables};
+use crate::table::{Need, Stop, Tables};
 
 /// The inode that a name of a directory stands for, "." and ".." included.
 pub(super) fn resolve(tables: &mut Tables, parent: InodeNo, name: &[u8]) -> Result<InodeNo, Stop> {
@@ -29,11 +29,21 @@ pub(crate) async fn lookup(mount: &Mount, parent: InodeNo, name: &[u8]) -> Resul
     mount
         .look(|tables| {
             let ino = resolve(tables, parent, name)?;
-            let attr = tables.attr(ino)?;
+            let attr = match tables.attr(ino) {
+                Err(Stop::Need(_)) if leads_to_directory(tables, parent, name) => {
+                    return Err(Stop::Need(Need::Folder(ino)));
+                }
+                attr => attr?,
+            };
             tables.remember(ino);
             Ok(attr)
         })
         .await
+}
+
+fn leads_to_directory(tables: &mut Tables, parent: InodeNo, name: &[u8]) -> bool {
+    let entry = tables.dirent(parent, name).ok().flatten();
+    entry.is_some_and(|entry| entry.kind == FileKind::Directory)
 }
 
 /// See `Volume::getattr`.

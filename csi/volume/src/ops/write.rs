@@ -1,4 +1,4 @@
-//! Writing content. Up to a page a file lives in its inode's row; beyond it in extents.
+//! Writing content. What is short lives in its inode's row; the rest in extents.
 //!
 //! A write replaces exactly the bytes it names: nothing is read, whatever lies around it.
 
@@ -9,7 +9,7 @@ use crate::error::FsError;
 use crate::ids::InodeNo;
 use crate::limits::FILE_BYTES_MAX;
 use crate::mount::Mount;
-use crate::row::INLINE_BYTES_MAX;
+use crate::row::INLINE_WRITTEN_BYTES_MAX;
 use crate::table::{Stop, Tables};
 
 /// See `Volume::write`.
@@ -30,7 +30,7 @@ pub(super) fn put(tables: &mut Tables, ino: InodeNo, at: (u64, &Bytes), now: Tim
         .ok_or(FsError::TooBig)?;
     let size = row.size.max(end);
     let has_extents = row.inline.is_none() && row.allocated > 0;
-    if !has_extents && size <= INLINE_BYTES_MAX as u64 {
+    if !has_extents && size <= INLINE_WRITTEN_BYTES_MAX as u64 {
         return put_inline(tables, ino, at, now);
     }
     let more = if has_extents {

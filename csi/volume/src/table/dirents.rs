@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::load::LoadedListing;
 use super::{EvictKey, Need, ROW_BYTES, RangeSet, Slot, Stop, Tables};
 use crate::dirent::{COOKIES_END, cookie_of};
 use crate::ids::{DirCookie, Generation, InodeNo};
@@ -150,8 +151,9 @@ impl Tables {
         self.dirents.insert(key, slot);
     }
 
-    /// Puts a page of a listing that the tree holds: all its rows from cookie `from` to before `until`.
-    pub(super) fn load_listing(&mut self, dir: InodeNo, from: u64, until: u64, rows: Vec<(DirentKey, DirentRow)>) {
+    /// Puts a page of a listing that the tree holds.
+    pub(super) fn load_listing(&mut self, loaded: LoadedListing) {
+        let LoadedListing { dir, from, until, rows } = loaded;
         for (key, row) in rows {
             self.load_dirent(key, Some(row));
         }

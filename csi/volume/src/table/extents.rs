@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
+use super::load::LoadedExtents;
 use super::{EvictKey, Need, ROW_BYTES, RangeSet, Stop, Tables};
 use crate::commit::{HeldContent, RunSource};
 use crate::ids::{Generation, InodeNo};
@@ -402,7 +403,8 @@ impl Tables {
     }
 
     /// Puts what the tree holds between `from` and `until` where nothing is known.
-    pub(super) fn load_extents(&mut self, ino: InodeNo, from: u64, until: u64, rows: Vec<(u64, ExtentRow)>) {
+    pub(super) fn load_extents(&mut self, loaded: LoadedExtents) {
+        let LoadedExtents { ino, from, until, rows } = loaded;
         let file = self.files.entry(ino).or_default();
         let from = rows.first().map_or(from, |(end, row)| from.min(end - row.len));
         let mut at = from;
