@@ -106,6 +106,16 @@ pub async fn until_served(socket: &Path) {
     waited.unwrap_or_else(|_| panic!("nobody serves at {}", socket.display()));
 }
 
+/// A connection to whoever serves at a socket.
+pub fn channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
+    });
+    Endpoint::from_static("http://plugin").connect_with_connector_lazy(connector)
+}
+
 /// A monolith plugin.
 #[derive(Debug)]
 pub struct CsiPlugin {
@@ -170,12 +180,7 @@ impl CsiPlugin {
 
     /// A connection to it.
     pub fn channel(&self) -> Channel {
-        let socket = self.socket.clone();
-        let connector = tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { Ok::<_, io::Error>(TokioIo::new(UnixStream::connect(socket).await?)) }
-        });
-        Endpoint::from_static("http://plugin").connect_with_connector_lazy(connector)
+        channel(&self.socket)
     }
 
     /// Its process.

@@ -103,6 +103,16 @@ impl Nomad {
         }
     }
 
+    /// With its folders somewhere else, and the node service of another process.
+    #[must_use]
+    pub fn with_node(self, root: PathBuf, node: Channel) -> Self {
+        Self {
+            root,
+            controller: self.controller,
+            node: NodeClient::new(node),
+        }
+    }
+
     /// Where a use is staged.
     pub fn staging(&self, used: &Use) -> PathBuf {
         let base = self.root.join("staging/default").join(&used.volume);
