@@ -117,7 +117,10 @@ impl Refusal {
 fn is_of_the_store(error: &BucketError) -> bool {
     matches!(
         error,
-        BucketError::NoBucket { .. } | BucketError::Denied { .. } | BucketError::Unavailable { .. }
+        BucketError::NoBucket { .. }
+            | BucketError::Denied { .. }
+            | BucketError::NoCredentials { .. }
+            | BucketError::Unavailable { .. }
     )
 }
 

@@ -15,8 +15,11 @@ use file::LogFile;
 /// 16 MiB: some hundred thousand lines, which is weeks of a node that has nothing to complain of.
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
+/// What the AWS libraries warn of is in our own errors, in words that name the place.
+const AWS: &str = "aws_config=error,aws_smithy_runtime=error";
+
 fn filter(default: &str) -> EnvFilter {
-    EnvFilter::try_from_env("PANNIER_LOG").unwrap_or_else(|_| EnvFilter::new(default))
+    EnvFilter::try_from_env("PANNIER_LOG").unwrap_or_else(|_| EnvFilter::new(format!("{default},{AWS}")))
 }
 
 /// Whether lines are objects.

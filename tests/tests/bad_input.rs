@@ -45,6 +45,33 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("our paths are text")
 }
 
+/// Goal: who has no credentials is told so at once, where they were looked for and what to set, on one line. Method: neither
+/// environment nor files have any, and the metadata service is a port that takes connections and says nothing.
+#[test]
+fn without_credentials_a_command_says_where_it_looked_and_what_to_set() {
+    let store = LocalStore::start();
+    let silent = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let metadata = format!("http://{}", silent.local_addr().expect("it has an address"));
+    let output = Command::new(built(Program::Binary("pannier")))
+        .args(["volume", "ls", "s3://bucket/v", "--endpoint", &store.endpoint()])
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .env("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata)
+        .output()
+        .expect("pannier runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    refused(
+        &output,
+        &[
+            "no credentials for s3://bucket",
+            "/nonexistent/.aws/credentials",
+            "no metadata service answers",
+            "set AWS_ACCESS_KEY_ID",
+        ],
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
 #[test]
 fn a_mount_that_cannot_be_says_what_is_wrong_and_where() {
     let store = LocalStore::start();

@@ -212,7 +212,7 @@ fn head_code(failure: &HeadError) -> Code {
 #[deny(clippy::wildcard_enum_match_arm)]
 fn bucket_code(failure: &BucketError) -> Code {
     match failure {
-        BucketError::Denied { .. } => Code::PermissionDenied,
+        BucketError::Denied { .. } | BucketError::NoCredentials { .. } => Code::PermissionDenied,
         BucketError::Unsupported { .. } => Code::Unimplemented,
         BucketError::Precondition { .. } => Code::Aborted,
         BucketError::NotFound { .. }

@@ -103,7 +103,10 @@ where
 
 fn credentials_failure(asked: &Asked<'_>, error: &CredentialsError) -> Failure {
     match error {
-        CredentialsError::CredentialsNotLoaded(_) => asked.denied("the request cannot be signed".to_owned()),
+        CredentialsError::CredentialsNotLoaded(_) => Failure::Final(BucketError::NoCredentials {
+            key: asked.place(),
+            detail: asked.keys.described(),
+        }),
         CredentialsError::InvalidConfiguration(_) | CredentialsError::Unhandled(_) => {
             asked.denied(format!("the credentials cannot be used: {}", causes(error)))
         }
@@ -181,7 +184,7 @@ fn feature(operation: Operation) -> &'static str {
     }
 }
 
-fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+pub(crate) fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     std::iter::successors(Some(error), |&error| error.source()).find_map(|error| error.downcast_ref::<T>())
 }
 

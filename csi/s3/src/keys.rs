@@ -6,6 +6,7 @@
 //! Invariant: no secret and no token is in a log line, error or `Debug` output; the key's id is, because whoever has to
 //! replace a key must know which. Callers: `store.rs`, `bucket.rs`. Absent: what a refusal means (`error.rs`).
 
+use std::error::Error;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_config::ecs::EcsCredentialsProvider;
 use aws_config::environment::EnvironmentVariableCredentialsProvider;
+use aws_config::imds::client::error::ImdsError;
 use aws_config::imds::credentials::ImdsCredentialsProvider;
 use aws_config::profile::ProfileFileCredentialsProvider;
 use aws_config::provider_config::ProviderConfig;
@@ -59,8 +61,13 @@ const FETCH_PAUSE: Duration = Duration::from_secs(3);
 /// 5 min before they expire keys are fetched anew, or at the last fifth of a shorter life.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(300);
 
-/// 10 s for one fetch: an instance's service that does not answer is given up after its own two or three tries.
+/// 10 s for one fetch: a token service that is slow answers by then.
 const FETCH_MAX: Duration = Duration::from_secs(10);
+
+/// 5 s for the service of the instance, which is on this very host: three tries. Hosts that are no instances wait so long.
+const INSTANCE_MAX: Duration = Duration::from_secs(5);
+
+const _: () = assert!(INSTANCE_MAX.as_secs() < FETCH_MAX.as_secs());
 
 /// A place of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +127,8 @@ struct Found {
     held: Option<Held>,
     /// Why the last fetch failed, if it did.
     failed: Option<String>,
+    /// The instance's service did not answer the last fetch, which found no keys elsewhere either.
+    silent: bool,
     fetched: Option<Instant>,
     looked: Option<Instant>,
     marks: Vec<Option<Mark>>,
@@ -219,9 +228,7 @@ impl KeySource {
                 let (whose, advice) = held.place.words();
                 format!("signed with key {} {whose}; {advice}", held.keys.access_key_id())
             }
-            None => "no keys were found in the volume's secrets, the environment, a profile, a web identity token file or the \
-                     role of the host"
-                .to_owned(),
+            None => self.inner.looked_for(self.found().silent),
         }
     }
 
@@ -322,8 +329,10 @@ impl KeySource {
         found.fetched = Some(Instant::now());
         found.looked = found.fetched;
         found.marks = marks;
+        let is_instance = found.held.as_ref().is_some_and(|held| held.place == Place::Instance);
+        found.silent = false;
         match asked {
-            Ok(Some((place, keys))) => {
+            Ok(Asked::Keys(place, keys)) => {
                 if !is_same(found.held.as_ref().map(|held| &held.keys), Some(&keys)) {
                     tracing::info!(
                         key = keys.access_key_id(),
@@ -335,15 +344,38 @@ impl KeySource {
                 found.held = Some(Held { keys, place, renew_at });
                 found.failed = None;
             }
-            Ok(None) => {
+            // Most hosts are no instances: where none gave keys before, none has to answer.
+            Ok(Asked::Silence(why)) if is_instance => {
+                tracing::warn!(why, "new keys cannot be had");
+                found.failed = Some(why);
+            }
+            Ok(nothing) => {
                 found.held = None;
                 found.failed = None;
+                found.silent = matches!(nothing, Asked::Silence(_));
             }
             Err(why) => {
                 tracing::warn!(why, "new keys cannot be had");
                 found.failed = Some(why);
             }
         }
+    }
+}
+
+impl Inner {
+    /// Where keys were looked for in vain, and what to do.
+    fn looked_for(&self, silent: bool) -> String {
+        let files: Vec<_> = self.files.iter().map(|path| path.display().to_string()).collect();
+        let silence = if silent { " (no metadata service answers)" } else { "" };
+        format!(
+            "none in the environment (AWS_ACCESS_KEY_ID), in {}, or of the container's or the instance's role{silence}; set \
+             AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name a profile that has keys (AWS_PROFILE), or give the host a role",
+            if files.is_empty() {
+                "files (HOME is not set)".to_owned()
+            } else {
+                files.join(", ")
+            },
+        )
     }
 }
 
@@ -356,9 +388,17 @@ impl ProvideCredentials for KeySource {
     }
 }
 
+/// What the chain has.
+enum Asked {
+    Keys(Place, SdkKeys),
+    Nothing,
+    /// Nothing, but the service of the instance was not to be reached for this reason.
+    Silence(String),
+}
+
 /// The first place of the chain that has keys.
-async fn ask(config: &ProviderConfig) -> Result<Option<(Place, SdkKeys)>, String> {
-    let places: [(Place, SharedCredentialsProvider); 5] = [
+async fn ask(config: &ProviderConfig) -> Result<Asked, String> {
+    let places: [(Place, SharedCredentialsProvider); 4] = [
         (
             Place::Environment,
             SharedCredentialsProvider::new(EnvironmentVariableCredentialsProvider::new()),
@@ -375,19 +415,38 @@ async fn ask(config: &ProviderConfig) -> Result<Option<(Place, SdkKeys)>, String
             Place::Container,
             SharedCredentialsProvider::new(EcsCredentialsProvider::builder().configure(config).build()),
         ),
-        (
-            Place::Instance,
-            SharedCredentialsProvider::new(ImdsCredentialsProvider::builder().configure(config).build()),
-        ),
     ];
+    let failed =
+        |place: Place, error: &CredentialsError| format!("keys {}: {}", place.words().0, crate::error::causes(error));
     for (place, provider) in places {
         match provider.provide_credentials().await {
-            Ok(keys) => return Ok(Some((place, keys))),
+            Ok(keys) => return Ok(Asked::Keys(place, keys)),
             Err(CredentialsError::CredentialsNotLoaded(_)) => {}
-            Err(error) => return Err(format!("keys {}: {}", place.words().0, crate::error::causes(&error))),
+            Err(error) => return Err(failed(place, &error)),
         }
     }
-    Ok(None)
+    let instance = ImdsCredentialsProvider::builder().configure(config).build();
+    let place = Place::Instance;
+    match tokio::time::timeout(INSTANCE_MAX, instance.provide_credentials()).await {
+        Ok(Ok(keys)) => Ok(Asked::Keys(place, keys)),
+        Ok(Err(error)) if is_silence(&error) => Ok(Asked::Silence(failed(place, &error))),
+        Ok(Err(CredentialsError::CredentialsNotLoaded(_))) => Ok(Asked::Nothing),
+        Ok(Err(error)) => Err(failed(place, &error)),
+        Err(_) => {
+            let seconds = INSTANCE_MAX.as_secs();
+            Ok(Asked::Silence(format!(
+                "keys {}: no answer within {seconds} s",
+                place.words().0
+            )))
+        }
+    }
+}
+
+/// True where nobody could be talked to as the service of the instance. What it has not, or may not say, is an answer.
+fn is_silence(error: &CredentialsError) -> bool {
+    let unreached = |cause: &(dyn Error + 'static)| cause.to_string().contains("could not communicate with IMDS");
+    let causes = std::iter::successors(Some(error as &(dyn Error + 'static)), |&cause| cause.source());
+    matches!(crate::error::find(error), Some(ImdsError::FailedToLoadToken(_))) || causes.into_iter().any(unreached)
 }
 
 fn changed(files: &[PathBuf], marks: &[Option<Mark>]) -> bool {
@@ -470,6 +529,18 @@ mod tests {
             short <= Duration::from_secs(2) && short > Duration::from_secs(1),
             "{short:?}"
         );
+    }
+
+    #[test]
+    fn where_keys_were_looked_for_in_vain_is_told_with_what_to_do() {
+        let source = KeySource::new(None, vec![PathBuf::from("/home/me/.aws/credentials")], None);
+        let told = source.described();
+        for part in ["AWS_ACCESS_KEY_ID", "/home/me/.aws/credentials", "AWS_PROFILE"] {
+            assert!(told.contains(part), "{part} is missing in: {told}");
+        }
+        assert!(!told.contains("answers"), "{told}");
+        source.found_mut().silent = true;
+        assert!(source.described().contains("no metadata service answers"));
     }
 
     #[tokio::test]

@@ -146,6 +146,14 @@ pub enum BucketError {
         /// The store's own words.
         detail: String,
     },
+    /// There are no credentials to ask with.
+    #[error("no credentials for {key}: {detail}")]
+    NoCredentials {
+        /// Key or bucket.
+        key: String,
+        /// Where they were looked for, and what to do.
+        detail: String,
+    },
     /// The store lacks something that Pannier needs; retrying is pointless.
     #[error("the store does not support {feature}: {detail}")]
     Unsupported {

@@ -343,7 +343,7 @@ async fn look_for_the_end(watch: Weak<Inner>, bucket: BucketRef) {
 /// True where the same request may succeed later, when the store is back or takes the keys.
 pub(crate) fn is_outage(error: &BucketError) -> bool {
     match error {
-        BucketError::Unavailable { .. } | BucketError::Denied { .. } => true,
+        BucketError::Unavailable { .. } | BucketError::Denied { .. } | BucketError::NoCredentials { .. } => true,
         BucketError::NotFound { .. }
         | BucketError::Precondition { .. }
         | BucketError::NoBucket { .. }

@@ -27,6 +27,7 @@ pub async fn findings(cluster: &S3Location, access: &Access) -> Vec<Finding> {
     if let Err(error) = store.bucket(&cluster.bucket).verify().await {
         let advice = match error {
             BucketError::Denied { .. } => "give the keys s3:ListBucket on the bucket, or other keys",
+            BucketError::NoCredentials { .. } => "give this host credentials: it says above where they are looked for",
             BucketError::NoBucket { .. } => "create the bucket, or name another one",
             BucketError::NotFound { .. }
             | BucketError::Precondition { .. }

@@ -82,7 +82,7 @@ fn of_head(error: &HeadError, text: String) -> Status {
 fn of_bucket(error: &BucketError, text: String) -> Status {
     match error {
         BucketError::NoBucket { .. } => Status::not_found(text),
-        BucketError::Denied { .. } => Status::permission_denied(text),
+        BucketError::Denied { .. } | BucketError::NoCredentials { .. } => Status::permission_denied(text),
         BucketError::Unsupported { .. } | BucketError::Precondition { .. } => Status::failed_precondition(text),
         BucketError::Unavailable { .. } => Status::unavailable(text),
         BucketError::NotFound { .. } => Status::data_loss(text),

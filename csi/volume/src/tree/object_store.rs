@@ -312,7 +312,7 @@ fn outward(key: &str, error: BucketError) -> Error {
             path,
             source: Box::new(error),
         },
-        BucketError::Denied { .. } => Error::PermissionDenied {
+        BucketError::Denied { .. } | BucketError::NoCredentials { .. } => Error::PermissionDenied {
             path,
             source: Box::new(error),
         },
