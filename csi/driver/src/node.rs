@@ -77,7 +77,8 @@ impl NodeService {
                 credentials: Credentials::from_secrets(&request.secrets)?,
             },
         };
-        self.rights.taken(&place.volume, place.right.credentials.clone())?;
+        self.rights
+            .taken(&place.volume, !read_only, place.right.credentials.clone())?;
         self.targets.stage(place, &steps).await?;
         Ok(csi::NodeStageVolumeResponse {})
     }
@@ -117,7 +118,7 @@ impl NodeService {
     ) -> Result<csi::NodeUnpublishVolumeResponse, DriverError> {
         let (volume, path) = volume_at("target_path", &request.volume_id, &request.target_path)?;
         let left = self.targets.unpublish(&volume, &path, &steps).await?;
-        self.narrow(&volume, left, &steps).await?;
+        self.give_back(&volume, left, &steps).await?;
         Ok(csi::NodeUnpublishVolumeResponse {})
     }
 
@@ -128,20 +129,20 @@ impl NodeService {
     ) -> Result<csi::NodeUnstageVolumeResponse, DriverError> {
         let (volume, path) = volume_at("staging_target_path", &request.volume_id, &request.staging_target_path)?;
         let left = self.targets.unstage(&volume, &path, &steps).await?;
-        self.narrow(&volume, left, &steps).await?;
+        self.give_back(&volume, left, &steps).await?;
         Ok(csi::NodeUnstageVolumeResponse {})
     }
 
     /// Gives the right to write back where readers stay: Nomad tells the controller of a node that left only when its last
-    /// user of the volume is gone, and until then no other node could write.
-    async fn narrow(&self, volume: &VolumeId, left: Left, steps: &Progress) -> Result<(), DriverError> {
-        if left != Left::OnlyReaders {
-            return Ok(());
+    /// user of the volume is gone, and until then no other node could write. Where nothing stays, Nomad's word is waited for.
+    async fn give_back(&self, volume: &VolumeId, left: Left, steps: &Progress) -> Result<(), DriverError> {
+        if left == Left::OnlyReaders {
+            steps.at("giving the right to write back");
+            let keys = self.targets.credentials(volume)?;
+            let admin = self.clusters.admin(keys.as_ref()).await?;
+            admin.narrow(volume, &self.node_id).await?;
         }
-        steps.at("giving the right to write back");
-        let keys = self.targets.credentials(volume)?;
-        let admin = self.clusters.admin(keys.as_ref()).await?;
-        Ok(admin.narrow(volume, &self.node_id).await?)
+        self.rights.left(volume, left)
     }
 
     async fn stats(

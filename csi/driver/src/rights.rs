@@ -4,7 +4,8 @@
 //! stopped while the last claim is freed, Nomad drops the claim and tells nobody. The volume would stay published to
 //! this node for ever: no other node could have it, and it could not be deleted. So each volume that comes to this node is noted on
 //! disk. If it is still published here `GRACE` after its last path went, and was not published anew, its publication is
-//! withdrawn. Invariant: a volume leaves this node's records only when everything of it is in the bucket (`targets.rs`).
+//! withdrawn; and if readers are left whose writer went otherwise than by a call, the right to write is.
+//! Invariant: a volume leaves this node's records only when everything of it is in the bucket (`targets.rs`).
 //! Callers: `node.rs` notes, `server.rs` runs the watch. Absent: nodes that are gone; theirs is Nomad's word alone.
 
 use std::fs;
@@ -21,7 +22,7 @@ use crate::cluster::ClustersRef;
 use crate::credentials::Credentials;
 use crate::error::DriverError;
 use crate::state_file;
-use crate::targets::Targets;
+use crate::targets::{Left, Targets};
 
 /// 30 s between two looks at the notes; a look is local unless one is due.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -35,10 +36,50 @@ const GIVE_UP: Duration = Duration::from_secs(24 * 3_600);
 /// What is noted of a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Note {
-    /// When it was first seen to be unused; `None` while it is used.
+    /// Since when it is unused; `None` while it is used.
     unused_since_unix_s: Option<i64>,
+    /// Since when only readers are left of those who could write; `None` while one can, or none ever could.
+    #[serde(default)]
+    unwritten_since_unix_s: Option<i64>,
+    /// True from the first writer on, until the right to write was given back.
+    #[serde(default)]
+    writes: bool,
     /// Its own keys, if it has any.
     credentials: Option<Credentials>,
+}
+
+/// What this node has a right to without need, and since when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needless {
+    Volume(i64),
+    Writing(i64),
+}
+
+impl Needless {
+    fn since(self) -> i64 {
+        match self {
+            Needless::Volume(since) | Needless::Writing(since) => since,
+        }
+    }
+}
+
+impl Note {
+    /// The note at a moment when this was left of the volume's users.
+    fn at(&self, left: Left, now_s: i64) -> Self {
+        let unused = (left == Left::Nothing).then(|| self.unused_since_unix_s.unwrap_or(now_s));
+        let unwritten =
+            (left == Left::OnlyReaders && self.writes).then(|| self.unwritten_since_unix_s.unwrap_or(now_s));
+        Self {
+            unused_since_unix_s: unused,
+            unwritten_since_unix_s: unwritten,
+            ..self.clone()
+        }
+    }
+
+    fn needless(&self) -> Option<Needless> {
+        let unwritten = self.unwritten_since_unix_s.map(Needless::Writing);
+        self.unused_since_unix_s.map(Needless::Volume).or(unwritten)
+    }
 }
 
 /// The volumes that came to this node, until they are given back.
@@ -73,17 +114,20 @@ impl Rights {
         }))
     }
 
-    /// The volume is about to be used on this node, with keys of its own if it has any.
+    /// The volume is about to be used on this node, for writing or not, with keys of its own if it has any.
     ///
     /// # Errors
     /// `File`, `Record`.
-    pub fn taken(&self, volume: &VolumeId, credentials: Option<Credentials>) -> Result<(), DriverError> {
+    pub fn taken(&self, volume: &VolumeId, writes: bool, credentials: Option<Credentials>) -> Result<(), DriverError> {
         let _turn = self.turn();
         let known = self.load(volume)?;
-        let credentials = credentials.or_else(|| known.as_ref()?.credentials.clone());
+        let known_credentials = known.as_ref().and_then(|known| known.credentials.clone());
+        let unwritten = known.as_ref().and_then(|known| known.unwritten_since_unix_s);
         let note = Note {
             unused_since_unix_s: None,
-            credentials,
+            unwritten_since_unix_s: unwritten.filter(|_| !writes),
+            writes: writes || known.as_ref().is_some_and(|known| known.writes),
+            credentials: credentials.or(known_credentials),
         };
         match known.as_ref() == Some(&note) {
             true => Ok(()),
@@ -91,24 +135,32 @@ impl Rights {
         }
     }
 
+    /// A path of the volume was taken away on this node, and this is left. The time that counts begins here.
+    ///
+    /// # Errors
+    /// `File`, `Record`.
+    pub fn left(&self, volume: &VolumeId, left: Left) -> Result<(), DriverError> {
+        self.seen(volume, left, self.clock.now().seconds).map(drop)
+    }
+
     /// Looks every 30 s, for ever. Dropping it ends it.
     pub async fn watch(self: Arc<Self>, targets: Arc<Targets>) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            self.look(self.clock.now(), |volume| targets.knows(volume)).await;
+            self.look(self.clock.now(), |volume| targets.left(volume)).await;
         }
     }
 
     /// One look at all notes.
-    async fn look(&self, now: Timestamp, is_used: impl Fn(&VolumeId) -> Result<bool, DriverError>) {
+    async fn look(&self, now: Timestamp, left: impl Fn(&VolumeId) -> Result<Left, DriverError>) {
         let volumes = match self.volumes() {
             Ok(volumes) => volumes,
             Err(error) => return warn!(?error, "the notes of this node's volumes cannot be read: {error}"),
         };
         for volume in volumes {
-            let settled = match is_used(&volume) {
+            let settled = match left(&volume) {
                 // A call may use it before its record says so; then it has just been noted, and `GRACE` begins now.
-                Ok(is_used) => self.settle(&volume, is_used, now.seconds).await,
+                Ok(left) => self.settle(&volume, left, now.seconds).await,
                 Err(error) => Err(error),
             };
             if let Err(error) = settled {
@@ -117,40 +169,51 @@ impl Rights {
         }
     }
 
-    async fn settle(&self, volume: &VolumeId, is_used: bool, now_s: i64) -> Result<(), DriverError> {
-        let Some((note, since)) = self.unused(volume, is_used, now_s)? else {
+    async fn settle(&self, volume: &VolumeId, left: Left, now_s: i64) -> Result<(), DriverError> {
+        let Some(note) = self.seen(volume, left, now_s)? else {
             return Ok(());
         };
-        let age_s = now_s.saturating_sub(since);
+        let Some(needless) = note.needless() else { return Ok(()) };
+        let age_s = now_s.saturating_sub(needless.since());
         if age_s < GRACE.as_secs() as i64 {
             return Ok(());
         }
-        let settled = self.withdraw(volume, (&note, since)).await;
+        let settled = self.give_back(volume, &note, needless).await;
         if settled.is_ok() || age_s > GIVE_UP.as_secs() as i64 {
             let _turn = self.turn();
             // It may have come back to this node meanwhile: then there is something to note again.
             if self.load(volume)?.as_ref() == Some(&note) {
-                state_file::remove(&self.path(volume))?;
+                match needless {
+                    Needless::Volume(_) => state_file::remove(&self.path(volume))?,
+                    Needless::Writing(_) => {
+                        let writes = settled.as_ref().is_ok_and(|given_back| !given_back);
+                        let unwritten_since_unix_s = None;
+                        self.save(
+                            volume,
+                            &Note {
+                                writes,
+                                unwritten_since_unix_s,
+                                ..note
+                            },
+                        )?;
+                    }
+                }
             }
         }
-        settled
+        settled.map(drop)
     }
 
-    /// The note of a volume that was unused at the last look too, and since when it is.
-    fn unused(&self, volume: &VolumeId, is_used: bool, now_s: i64) -> Result<Option<(Note, i64)>, DriverError> {
+    /// Brings the note of a volume up to date, if there is one.
+    fn seen(&self, volume: &VolumeId, left: Left, now_s: i64) -> Result<Option<Note>, DriverError> {
         let _turn = self.turn();
-        let Some(mut note) = self.load(volume)? else {
+        let Some(known) = self.load(volume)? else {
             return Ok(None);
         };
-        if let Some(since) = note.unused_since_unix_s.filter(|_| !is_used) {
-            return Ok(Some((note, since)));
-        }
-        let since = (!is_used).then_some(now_s);
-        if note.unused_since_unix_s != since {
-            note.unused_since_unix_s = since;
+        let note = known.at(left, now_s);
+        if note != known {
             self.save(volume, &note)?;
         }
-        Ok(None)
+        Ok(Some(note))
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
@@ -171,16 +234,21 @@ impl Rights {
         state_file::write(&self.path(volume), &body)
     }
 
-    async fn withdraw(&self, volume: &VolumeId, (note, since): (&Note, i64)) -> Result<(), DriverError> {
+    /// False where the right was asked for again, or is in use after all.
+    async fn give_back(&self, volume: &VolumeId, note: &Note, needless: Needless) -> Result<bool, DriverError> {
         let admin = self.clusters.admin(note.credentials.as_ref()).await?;
         let until = Timestamp {
-            seconds: since,
+            seconds: needless.since(),
             nanos: 0,
         };
-        if admin.unpublish_unused(volume, &self.node_id, until).await? {
-            info!(%volume, "the volume was still published to this node, which does not use it: the right is given back");
+        let given_back = match needless {
+            Needless::Volume(_) => admin.unpublish_unused(volume, &self.node_id, until).await?,
+            Needless::Writing(_) => admin.narrow_unused(volume, &self.node_id, until).await?,
+        };
+        if given_back {
+            info!(%volume, ?needless, "this node has no more need of a right to the volume: it is given back");
         }
-        Ok(())
+        Ok(given_back)
     }
 
     fn volumes(&self) -> Result<Vec<VolumeId>, DriverError> {
@@ -264,9 +332,9 @@ mod tests {
                 node_id,
             };
             world.publish(100).await;
-            world.rights.taken(&world.volume, None).unwrap();
-            world.look(900, true).await;
-            world.look(1_000, false).await;
+            world.rights.taken(&world.volume, true, None).unwrap();
+            world.look(900, Left::Other).await;
+            world.rights.left(&world.volume, Left::Nothing).unwrap();
             world
         }
 
@@ -275,14 +343,19 @@ mod tests {
                 volume: self.volume.clone(),
                 node_id: self.node_id.clone(),
                 read_only: false,
-                mode: AccessMode::SingleNodeWriter,
+                mode: AccessMode::MultiNodeSingleWriter,
                 now: at(second),
             };
             self.admin.publish(&request).await.unwrap();
         }
 
-        async fn look(&self, second: i64, is_used: bool) {
-            self.rights.look(at(second), |_| Ok(is_used)).await;
+        async fn look(&self, second: i64, left: Left) {
+            self.rights.look(at(second), |_| Ok(left)).await;
+        }
+
+        async fn writes(&self) -> bool {
+            let head = self.admin.get(&self.volume).await.unwrap();
+            head.publications.iter().any(|publication| !publication.read_only)
         }
 
         async fn is_published(&self) -> bool {
@@ -293,27 +366,27 @@ mod tests {
     #[tokio::test]
     async fn a_volume_that_nomad_forgot_is_given_back_after_five_minutes() {
         let world = World::new().await;
-        world.look(1_299, false).await;
+        world.look(1_299, Left::Nothing).await;
         assert!(world.is_published().await, "Nomad has five minutes");
-        world.look(1_300, false).await;
+        world.look(1_300, Left::Nothing).await;
         assert!(!world.is_published().await);
         assert_eq!(world.rights.volumes().unwrap(), []);
         world.publish(2_000).await;
-        world.look(9_000, false).await;
+        world.look(9_000, Left::Nothing).await;
         assert!(world.is_published().await, "a note acts once");
     }
 
     #[tokio::test]
     async fn a_volume_that_comes_back_keeps_its_right() {
         let staged = World::new().await;
-        staged.rights.taken(&staged.volume, None).unwrap();
-        staged.look(1_200, true).await;
-        staged.look(2_000, true).await;
-        staged.look(2_100, false).await;
+        staged.rights.taken(&staged.volume, true, None).unwrap();
+        staged.look(1_200, Left::Other).await;
+        staged.look(2_000, Left::Other).await;
+        staged.look(2_100, Left::Nothing).await;
         assert!(staged.is_published().await, "it was staged again");
         let on_its_way = World::new().await;
         on_its_way.publish(1_298).await;
-        on_its_way.look(1_300, false).await;
+        on_its_way.look(1_300, Left::Nothing).await;
         assert!(
             on_its_way.is_published().await,
             "it was published again and will be staged"
@@ -325,7 +398,39 @@ mod tests {
         let world = World::new().await;
         world.admin.unpublish(&world.volume, &world.node_id).await.unwrap();
         world.admin.delete(&world.volume, Led::Keep).await.unwrap();
-        world.look(1_300, false).await;
+        world.look(1_300, Left::Nothing).await;
         assert_eq!(world.rights.volumes().unwrap(), []);
+    }
+
+    /// A writer whose allocation was collected went without a call; its readers stay on the node.
+    #[tokio::test]
+    async fn the_right_to_write_is_given_back_five_minutes_after_the_last_writer_went_and_readers_stay() {
+        let world = World::new().await;
+        world.look(1_010, Left::OnlyReaders).await;
+        world.rights.taken(&world.volume, false, None).unwrap();
+        world.look(1_309, Left::OnlyReaders).await;
+        assert!(world.writes().await, "a writer may be on its way");
+        world.look(1_310, Left::OnlyReaders).await;
+        assert!(world.is_published().await && !world.writes().await);
+        // The next writer is published, and not taken for the last one.
+        world.publish(2_000).await;
+        world.look(9_000, Left::OnlyReaders).await;
+        assert!(world.writes().await, "a note acts once");
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_comes_back_beside_readers_keeps_its_right() {
+        let world = World::new().await;
+        world.look(1_010, Left::OnlyReaders).await;
+        world.publish(1_305).await;
+        world.look(1_320, Left::OnlyReaders).await;
+        assert!(world.writes().await, "it was published again and will be staged");
+        world.rights.taken(&world.volume, true, None).unwrap();
+        world.look(1_330, Left::Other).await;
+        world.look(9_000, Left::OnlyReaders).await;
+        world.look(9_299, Left::OnlyReaders).await;
+        assert!(world.writes().await);
+        world.look(9_300, Left::OnlyReaders).await;
+        assert!(!world.writes().await, "the time begins anew with each writer");
     }
 }

@@ -90,10 +90,12 @@ impl Place {
 /// What uses a volume on this node after a path was taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
+    /// Nothing.
+    Nothing,
     /// Readers that have a mount of their own, while the path was none of theirs: the node needs the right to write no
     /// more.
     OnlyReaders,
-    /// Nothing, or something that may write, or the path was a reader's.
+    /// Something that may write, or the path was a reader's and others are left.
     Other,
 }
 
@@ -242,12 +244,17 @@ impl Targets {
         })
     }
 
-    /// True while anything on this node uses the volume, or should.
+    /// What uses the volume on this node now, or should.
     ///
     /// # Errors
     /// `File`, `Record`.
-    pub fn knows(&self, volume: &VolumeId) -> Result<bool, DriverError> {
-        Ok(!self.records_of(volume)?.is_empty())
+    pub fn left(&self, volume: &VolumeId) -> Result<Left, DriverError> {
+        let records = self.records_of(volume)?;
+        Ok(match records.iter().all(|record| record.opening.read_only) {
+            _ if records.is_empty() => Left::Nothing,
+            true => Left::OnlyReaders,
+            false => Left::Other,
+        })
     }
 
     /// The keys that a volume on this node was mounted with; `None` for the plugin's own.
@@ -379,7 +386,7 @@ impl Targets {
         record.unflushed.remove(&path);
         let reader = record.opening.read_only;
         self.release(record, steps).await?;
-        if reader { Ok(Left::Other) } else { self.left(volume) }
+        self.left_after(volume, reader)
     }
 
     async fn unstage_now(&self, volume: &VolumeId, path: &Path, steps: &Progress) -> Result<Left, DriverError> {
@@ -409,7 +416,7 @@ impl Targets {
             }
             self.release(record, steps).await?;
         }
-        if reader { Ok(Left::Other) } else { self.left(volume) }
+        self.left_after(volume, reader)
     }
 
     /// Saves a record that lost a path; ends the volume's mount if that was the last one.
@@ -422,10 +429,12 @@ impl Targets {
         self.records.remove(&record.opening)
     }
 
-    fn left(&self, volume: &VolumeId) -> Result<Left, DriverError> {
-        let records = self.records_of(volume)?;
-        let only_readers = !records.is_empty() && records.iter().all(|record| record.opening.read_only);
-        Ok(if only_readers { Left::OnlyReaders } else { Left::Other })
+    /// What is left after a path went, which was a reader's or not.
+    fn left_after(&self, volume: &VolumeId, reader: bool) -> Result<Left, DriverError> {
+        Ok(match self.left(volume)? {
+            Left::OnlyReaders if reader => Left::Other,
+            left => left,
+        })
     }
 
     /// Waits for the volume's turn, then does `work` to its end, even if the call that asked for it gives up.

@@ -2,7 +2,7 @@
 //!
 //! Invariant: at most one node may write at a time, whatever the access mode; and a volume that is for one node is published
 //! to one. Readers on other nodes follow the writer (see `mount/follow.rs`). Callers: the CSI controller; the node service
-//! for `narrow`. Absent: whether a node is alive.
+//! for `narrow`, and what it gives back by itself. Absent: whether a node is alive.
 
 use super::{Admin, AdminError, known};
 use crate::clock::Timestamp;
@@ -125,26 +125,52 @@ impl Admin {
     /// # Errors
     /// `Head`, `Bucket`.
     pub async fn narrow(&self, volume: &VolumeId, node_id: &NodeId) -> Result<(), AdminError> {
+        self.narrow_if(volume, node_id, |_| true).await.map(drop)
+    }
+
+    /// As `narrow`, of a right that was last asked for before `until`. False if the node has one that was asked for since, or
+    /// has the volume open for writing.
+    ///
+    /// # Durability
+    /// As `narrow`.
+    ///
+    /// # Errors
+    /// As `narrow`.
+    pub async fn narrow_unused(
+        &self,
+        volume: &VolumeId,
+        node_id: &NodeId,
+        until: Timestamp,
+    ) -> Result<bool, AdminError> {
+        let is_old = |own: &Publication| own.published_unix_ms <= unix_ms(until);
+        self.narrow_if(volume, node_id, is_old).await
+    }
+
+    /// True if the node has no right to write afterwards.
+    async fn narrow_if(
+        &self,
+        volume: &VolumeId,
+        node_id: &NodeId,
+        may: impl Fn(&Publication) -> bool,
+    ) -> Result<bool, AdminError> {
         let change = |head: &mut Head| {
             let led_by_it = head.rightful_leader().is_some_and(|leader| leader.node_id == *node_id);
             let next = head.last_lease.next();
-            let own = head
-                .publications
-                .iter_mut()
-                .find(|publication| publication.node_id == *node_id);
-            if let Some(own) = own
-                && own.mode.is_multi_node()
-                && !own.read_only
-                && !led_by_it
-            {
-                own.read_only = true;
-                own.lease = next;
-                head.last_lease = next;
+            let own = head.publications.iter_mut().find(|own| own.node_id == *node_id);
+            let Some(own) = own.filter(|own| own.mode.is_multi_node() && !own.read_only) else {
+                return Ok::<_, AdminError>(true);
+            };
+            if led_by_it || !may(own) {
+                return Ok(false);
             }
-            Ok::<_, AdminError>(())
+            own.read_only = true;
+            own.lease = next;
+            head.last_lease = next;
+            Ok(true)
         };
         match self.head_file(volume).update(change).await {
-            Ok(_) | Err(AdminError::Head(HeadError::Missing)) => Ok(()),
+            Ok((_, narrowed)) => Ok(narrowed),
+            Err(AdminError::Head(HeadError::Missing)) => Ok(true),
             Err(error) => Err(error),
         }
     }
