@@ -225,6 +225,9 @@ fn read_file(path: &Path) -> Result<RawConfig, CsiError> {
 }
 
 #[cfg(test)]
+mod page;
+
+#[cfg(test)]
 mod tests {
     use clap::Parser;
 

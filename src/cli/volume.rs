@@ -8,7 +8,8 @@ use serde::Serialize;
 use uuid::Uuid;
 use volume::admin::{Admin, Led, ListedVolume, delete_at};
 use volume::bucket::BucketRef;
-use volume::head::{Head, HeadFile, HeadWriter};
+use volume::head::settings::bytes;
+use volume::head::{Head, HeadFile, HeadWriter, ParameterError};
 use volume::snapshot::{Family, Snapshot};
 use volume::volume_id::{NodeId, VolumeId};
 use volume_mount::store::Stores;
@@ -20,6 +21,7 @@ use super::{Failure, say};
 
 pub mod check;
 mod expand;
+mod modify;
 pub mod snapshot;
 pub mod transfer;
 
@@ -41,6 +43,8 @@ pub enum VolumeCommand {
     Rm(RmArgs),
     /// Make a volume larger; where it is mounted, the mount learns of it within a minute
     Expand(expand::ExpandArgs),
+    /// Change parameters of a volume; the next mount has them
+    Modify(modify::ModifyArgs),
     /// Read ordinary objects into a volume as files; run again, it goes on where it ended
     Import(transfer::ImportArgs),
     /// Write the files of a volume as ordinary objects; run again, it goes on where it ended
@@ -131,6 +135,7 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
         VolumeCommand::DropTail(args) => drop_tail(args).await,
         VolumeCommand::Rm(args) => rm(args).await,
         VolumeCommand::Expand(args) => expand::run(args).await,
+        VolumeCommand::Modify(args) => modify::run(args).await,
         VolumeCommand::Import(args) => transfer::import(args).await,
         VolumeCommand::Export(args) => transfer::export(args).await,
         VolumeCommand::Snapshot(command) => snapshot::run(command).await,
@@ -370,6 +375,11 @@ async fn rm(args: RmArgs) -> Result<(), Failure> {
         true => say(format_args!("removed {}", args.volume)),
         false => Err(Failure::new(format!("there is no volume at {}", args.volume))),
     }
+}
+
+/// A capacity as people write it; 0 for none.
+fn size(text: &str) -> Result<u64, ParameterError> {
+    if text == "0" { Ok(0) } else { bytes("capacity", text) }
 }
 
 fn capacity(bytes: u64) -> String {

@@ -25,7 +25,7 @@ mod error;
 mod nodes;
 mod publications;
 
-pub use changes::expand_at;
+pub use changes::{expand_at, modify_at};
 pub use deletion::{Led, delete_at};
 pub use error::AdminError;
 pub use nodes::NodeRecord;

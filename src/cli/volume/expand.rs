@@ -7,7 +7,7 @@ use volume::head::HeadWriter;
 use volume_mount::store::Stores;
 use volume_s3::S3Location;
 
-use super::capacity;
+use super::{capacity, size};
 use crate::cli::store::StoreArgs;
 use crate::cli::{Failure, say};
 
@@ -17,8 +17,9 @@ pub struct ExpandArgs {
     /// The volume: bucket and the volume's own prefix in it
     #[arg(value_name = "s3://BUCKET/PREFIX")]
     volume: S3Location,
-    /// Bytes that its files may take from now on; 0 for no limit. It never becomes less than it was
-    #[arg(long, value_name = "BYTES")]
+    /// Bytes that its files may take from now on, or a number with KiB, MiB, GiB or TiB; 0 for no limit. It never becomes
+    /// less than it was
+    #[arg(long, value_name = "BYTES", value_parser = size)]
     capacity: u64,
     #[command(flatten)]
     store: StoreArgs,

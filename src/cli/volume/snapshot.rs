@@ -14,7 +14,7 @@ use volume_mount::clock::SystemClock;
 use volume_mount::store::Stores;
 use volume_s3::S3Location;
 
-use super::utc;
+use super::{size, utc};
 use crate::cli::store::StoreArgs;
 use crate::cli::{Failure, say};
 
@@ -74,8 +74,8 @@ pub struct CloneArgs {
     /// Begin as this snapshot instead of as the volume is now
     #[arg(long, value_name = "NAME")]
     snapshot: Option<String>,
-    /// Capacity of the new volume in bytes; that of its source if not given
-    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    /// Capacity of the new volume in bytes, or a number with KiB, MiB, GiB or TiB; that of its source if not given
+    #[arg(long, value_name = "BYTES", default_value = "0", value_parser = size)]
     capacity: u64,
     #[command(flatten)]
     store: StoreArgs,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tests::csi_plugin::unable_to_mount;
 use tests::s3_server::{Kind, S3Server, skip};
 
+mod command;
 mod container;
 mod metrics;
 mod modes;

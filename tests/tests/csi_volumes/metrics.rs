@@ -113,7 +113,7 @@ async fn the_dashboard_and_the_manual_know_every_metric() {
     nomad.stop(&v1).await.expect("the volume is let go");
 }
 
-fn pannier(arguments: &[&str]) -> std::process::Output {
+pub(super) fn pannier(arguments: &[&str]) -> std::process::Output {
     let mut command = std::process::Command::new(built(Program::Binary("pannier")));
     let run = command.args(arguments).envs(S3Server::environment()).output();
     run.expect("pannier runs")

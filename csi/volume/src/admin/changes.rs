@@ -33,6 +33,35 @@ pub async fn expand_at(root: &BucketRef, writer: &HeadWriter, capacity_bytes: u6
     Ok(head)
 }
 
+/// Changes parameters of the volume whose head lies at the top of `root`, wherever that is. The next mount has them.
+///
+/// # Durability
+/// `Ok` means that the change is in the bucket.
+///
+/// # Errors
+/// `Parameter` for one that is unknown or fixed; `Deleting`; `Head`, `Bucket`.
+pub async fn modify_at(
+    root: &BucketRef,
+    writer: &HeadWriter,
+    changes: &BTreeMap<String, String>,
+) -> Result<Head, AdminError> {
+    modify_in(&HeadFile::new(root.clone(), writer.clone()), changes).await
+}
+
+async fn modify_in(file: &HeadFile, changes: &BTreeMap<String, String>) -> Result<Head, AdminError> {
+    let change = |head: &mut Head| {
+        if head.deleting {
+            return Err(AdminError::Deleting {
+                volume: head.volume.clone(),
+            });
+        }
+        head.parameters = head.parameters.changed(changes)?;
+        Ok(())
+    };
+    let (head, ()) = file.update(change).await?;
+    Ok(head)
+}
+
 impl Admin {
     /// Makes a volume at least as large as asked. What is large enough already, or has no limit, stays as it is.
     ///
@@ -85,18 +114,10 @@ impl Admin {
     /// # Errors
     /// `Parameter` for one that is unknown or fixed; `NotFound`, `Head`, `Bucket`.
     pub async fn modify(&self, volume: &VolumeId, changes: &BTreeMap<String, String>) -> Result<Head, AdminError> {
-        let change = |head: &mut Head| {
-            if head.deleting {
-                return Err(AdminError::NotFound {
-                    volume: head.volume.clone(),
-                });
-            }
-            head.parameters = head.parameters.changed(changes)?;
-            Ok(())
-        };
-        match self.head_file(volume).update(change).await {
-            Ok((head, ())) => Ok(head),
+        match modify_in(&self.head_file(volume), changes).await {
+            Err(AdminError::Deleting { volume }) => Err(AdminError::NotFound { volume }),
             Err(error) => Err(known(error, volume)),
+            modified => modified,
         }
     }
 }

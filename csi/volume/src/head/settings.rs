@@ -133,7 +133,7 @@ fn readahead(value: &str) -> Result<u64, ParameterError> {
 }
 
 /// Reads a size: bytes, or a number with KiB, MiB, GiB or TiB.
-fn bytes(name: &'static str, value: &str) -> Result<u64, ParameterError> {
+pub fn bytes(name: &'static str, value: &str) -> Result<u64, ParameterError> {
     let units = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("TiB", 40)];
     let split = units
         .iter()
