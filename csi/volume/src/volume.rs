@@ -157,9 +157,10 @@ impl Volume {
         self.inner.mount.state.spill.get()?.answer_of(call)
     }
 
-    /// True if a successor of this process would find every change that programs were told of.
+    /// True if a successor of this process would find every change that programs were told of. A reader makes none.
     pub fn survives(&self) -> bool {
-        self.inner.mount.state.spill.get().is_some()
+        let mount = &self.inner.mount;
+        mount.read_only || mount.state.spill.get().is_some()
     }
 
     /// What the volume is.

@@ -1,13 +1,15 @@
 //! Who may use a volume at the same time, and what they see of each other.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use proto::csi::v1::volume_capability::access_mode::Mode;
-use tests::nomad_calls::{Node, Use};
+use tests::csi_plugin::{CsiPlugin, Ground};
+use tests::nomad_calls::{Node, Nomad, Use};
 
-use super::{server, until, write};
+use super::{options, server, until, write};
 
 /// Goal: readers on any node see what one writer has fsynced, within the promised time, never half of a commit, and whoever
 /// is beside whom: the writer comes after the readers on a node of theirs, leaves before them, and goes on on another
@@ -83,6 +85,47 @@ async fn readers_on_every_node_follow_the_one_writer() {
     for node in [&first, &second] {
         node.assert_unmounted();
     }
+}
+
+/// Goal: where a keeper holds the mounts, readers outlive the engine as writers do: an open file goes on, in a mount that is the
+/// same, and what the writer fsyncs afterwards is seen. Method: a reader beside a writer, and an engine that is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_beside_a_writer_outlive_the_engine_as_the_writer_does() {
+    let Some(server) = server().await else { return };
+    let ground = Ground::new();
+    let mut options = options(&server);
+    options.push(("PANNIER_KEEPER".into(), "true".into()));
+    let plugin = CsiPlugin::start_with(&ground, "n1", options).await;
+    let mut nomad = Nomad::new(&ground, &plugin);
+    nomad.create("v1", 0).await;
+    let writer = Use::of_mode("v1", "writer", Mode::MultiNodeSingleWriter);
+    let reader = Use::of_mode("v1", "reader", Mode::MultiNodeSingleWriter).read_only();
+    nomad.start(&writer).await.expect("the writer's mount");
+    nomad.start(&reader).await.expect("the reader's mount");
+    write(&nomad.target(&writer).join("file"), "before");
+    let seen = nomad.target(&reader).join("file");
+    until("the reader sees the file", || {
+        fs::read_to_string(&seen).is_ok_and(|text| text == "before")
+    })
+    .await;
+    let open = File::open(&seen).expect("it is there");
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev());
+    let before = device(&seen).expect("a mount");
+
+    assert_eq!(plugin.kill_only_engine(), 1);
+    let mut content = [0; 6];
+    open.read_exact_at(&mut content, 0).expect("an open file goes on");
+    assert_eq!(&content, b"before");
+    write(&nomad.target(&writer).join("file"), "after!");
+    until("the reader sees what was written afterwards", || {
+        fs::read_to_string(&seen).expect("no error is seen") == "after!"
+    })
+    .await;
+    assert_eq!(device(&seen).expect("a mount"), before, "it is the same mount");
+    nomad.stop(&reader).await.expect("the reader leaves");
+    nomad.stop(&writer).await.expect("the writer leaves");
+    nomad.delete("v1").await.expect("nobody has it");
+    assert_eq!(ground.mounts(), Vec::<PathBuf>::new(), "{}", ground.logs());
 }
 
 /// Goal: the other modes. Any number of nodes read a multi-node-reader-only volume; a multi-node-multi-writer volume has

@@ -5,6 +5,7 @@
 //! asks for the volume it is mounted anew.
 //! Callers: `server.rs`. Absent: containers that hold a dead mount of their own; a new mount does not reach them.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +75,17 @@ impl Targets {
     pub(super) async fn look(self: &Arc<Self>) {
         match self.records.openings() {
             Ok(openings) => {
-                join_all(openings.iter().map(|opening| self.repair(opening))).await;
+                // Those of one volume have one turn: the second of them would find it taken at every look.
+                let mut volumes = BTreeMap::<_, Vec<_>>::new();
+                for opening in openings {
+                    volumes.entry(opening.volume.clone()).or_default().push(opening);
+                }
+                let repairs = volumes.values().map(|openings| async move {
+                    for opening in openings {
+                        self.repair(opening).await;
+                    }
+                });
+                join_all(repairs).await;
             }
             Err(error) => error!(?error, "the state folder cannot be read: {error}"),
         }

@@ -1,4 +1,4 @@
-//! Allocations that ended while no plugin was there to be told.
+//! What ended while no plugin was there to be told: allocations, and engines.
 
 use super::*;
 
@@ -151,4 +151,21 @@ async fn folders_of_an_allocation_go_with_its_last_target() {
     assert_eq!(again, target);
     unpublish().await;
     assert!(!targets.join("a1").exists() && targets.exists());
+}
+
+/// Regression: of a volume that is mounted for writing and for readers besides only the first mount was repaired, at every look
+/// again, and readers had a dead mount for ever.
+#[tokio::test(start_paused = true)]
+async fn regression_readers_beside_a_writer_have_their_mount_back_after_the_engines_death() {
+    let node = Node::new();
+    let mut reader = node.place("reader", 1);
+    reader.right.read_only = true;
+    node.targets.stage(reader, &Progress::new()).await.unwrap();
+    node.stage("staging", 1).await.unwrap();
+    node.mounter.kill_engine();
+    node.targets.look().await;
+    for name in ["staging", "reader"] {
+        let answer = node.mounter.probe(&node.path(name)).await;
+        assert_eq!(answer, Answer::Alive(USAGE), "{name}");
+    }
 }
