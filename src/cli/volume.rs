@@ -22,6 +22,7 @@ use super::{Failure, say};
 pub mod check;
 mod expand;
 mod modify;
+mod release;
 pub mod snapshot;
 pub mod transfer;
 
@@ -45,6 +46,8 @@ pub enum VolumeCommand {
     Expand(expand::ExpandArgs),
     /// Change parameters of a volume; the next mount has them
     Modify(modify::ModifyArgs),
+    /// Take a volume from a node that is gone, where Nomad knows nothing of it any more
+    Release(release::ReleaseArgs),
     /// Read ordinary objects into a volume as files; run again, it goes on where it ended
     Import(transfer::ImportArgs),
     /// Write the files of a volume as ordinary objects; run again, it goes on where it ended
@@ -136,6 +139,7 @@ pub async fn run(command: VolumeCommand) -> Result<(), Failure> {
         VolumeCommand::Rm(args) => rm(args).await,
         VolumeCommand::Expand(args) => expand::run(args).await,
         VolumeCommand::Modify(args) => modify::run(args).await,
+        VolumeCommand::Release(args) => release::run(args).await,
         VolumeCommand::Import(args) => transfer::import(args).await,
         VolumeCommand::Export(args) => transfer::export(args).await,
         VolumeCommand::Snapshot(command) => snapshot::run(command).await,

@@ -29,7 +29,7 @@ pub use changes::{expand_at, modify_at};
 pub use deletion::{Led, delete_at};
 pub use error::AdminError;
 pub use nodes::NodeRecord;
-pub use publications::PublishVolume;
+pub use publications::{PublishVolume, release_at};
 
 /// 16 requests at a time where many objects are read or deleted: a thousand a second at 15 ms each, and far from any
 /// store's limit.

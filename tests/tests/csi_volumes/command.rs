@@ -65,7 +65,19 @@ async fn volumes_are_changed_kept_and_copied_by_hand() {
     let found = std::fs::read_to_string(nomad.target(&copy).join("file")).expect("the copy has the file");
     assert_eq!(found, "content", "although its source and the snapshot are gone");
     nomad.stop(&copy).await.expect("the copy is let go");
-    assert!(run(&["check", "s3://volumes/cluster/v/v2"]).status.success());
-    json(&["rm", "s3://volumes/cluster/v/v2"]);
+    let copy = "s3://volumes/cluster/v/v2";
+    assert!(run(&["check", copy]).status.success());
+    // What is left in the bucket of a cluster that is gone.
+    nomad
+        .claim(&Use::writer("v2", "alloc-3"))
+        .await
+        .expect("it is published");
+    refused(&["rm", copy], "n1");
+    assert_eq!(
+        json(&["release", copy, "--node", "n2"])["released"],
+        Value::Array(Vec::new())
+    );
+    assert_eq!(json(&["release", copy, "--all"])["released"][0], "n1");
+    json(&["rm", copy]);
     assert_eq!(json(&["ls", "s3://volumes/cluster"]), Value::Array(Vec::new()));
 }

@@ -15,7 +15,7 @@ use tests::s3_proxy::{Delays, Fault, S3Proxy};
 use tests::s3_server::S3Server;
 use volume::bucket::ListRequest;
 
-use super::{options, server, until, write};
+use super::{MIB, options, server, until, write};
 
 /// As the goal asks.
 const VOLUMES: usize = 10;
@@ -105,6 +105,12 @@ fn sizes(plugin: &CsiPlugin) -> [(&'static str, (u64, usize)); 2] {
     [("plugin", size(plugin.pid())), ("engine", size(engines[0]))]
 }
 
+fn tell(when: &str, sizes: [(&'static str, (u64, usize)); 2]) {
+    for (name, (kib, descriptors)) in sizes {
+        println!("{when} the {name} has {kib} KiB and {descriptors} descriptors");
+    }
+}
+
 /// Resident memory in KiB and open descriptors of a process.
 fn size(process: Pid) -> (u64, usize) {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
@@ -128,6 +134,8 @@ async fn soak_of_ten_volumes_and_random_faults_leaves_nothing() {
     let mut options = options(&server);
     options.retain(|(name, _)| name != "PANNIER_S3_ENDPOINT");
     options.push(("PANNIER_S3_ENDPOINT".into(), proxy.endpoint()));
+    // The least, so that caches are full early and what grows afterwards is no cache.
+    options.push(("PANNIER_MEMORY_BYTES".into(), (64 * MIB).to_string()));
     let mut plugin = CsiPlugin::start_with(&ground, "n1", options.clone()).await;
     let mut nomad = Nomad::new(&ground, &plugin);
     for volume in 0..VOLUMES {
@@ -169,15 +177,16 @@ async fn soak_of_ten_volumes_and_random_faults_leaves_nothing() {
         if cycle == cycles / 2 + cycles / 20 {
             early = Some(sizes(&plugin));
         }
+        if cycle % 20 == 0 {
+            tell(&format!("after cycle {cycle}"), sizes(&plugin));
+        }
     }
-    for ((name, early), (_, late)) in early.expect("it was measured").into_iter().zip(sizes(&plugin)) {
-        println!(
-            "the {name} has {} KiB and {} descriptors, had {} and {}",
-            late.0, late.1, early.0, early.1
-        );
+    let (early, late) = (early.expect("it was measured"), sizes(&plugin));
+    tell("at the end", late);
+    for ((name, early), (_, late)) in early.into_iter().zip(late) {
         assert!(
-            late.0 < early.0 * 3 / 2 + 16 * 1024 && late.1 <= early.1 + 32,
-            "the {name} grows"
+            late.0 < early.0 * 5 / 4 + 16 * 1024 && late.1 <= early.1 + 32,
+            "the {name} grows: {early:?} to {late:?}"
         );
     }
     for volume in 0..VOLUMES {

@@ -5,8 +5,9 @@
 //! for `narrow`, and what it gives back by itself. Absent: whether a node is alive.
 
 use super::{Admin, AdminError, known};
+use crate::bucket::BucketRef;
 use crate::clock::Timestamp;
-use crate::head::{AccessMode, Head, HeadError, Publication, check_tail, unix_ms};
+use crate::head::{AccessMode, Head, HeadError, HeadFile, HeadWriter, Publication, check_tail, unix_ms};
 use crate::ids::Lease;
 use crate::volume_id::{NodeId, VolumeId};
 
@@ -26,6 +27,30 @@ pub struct PublishVolume {
     pub mode: AccessMode,
     /// For people to read.
     pub now: Timestamp,
+}
+
+/// Takes the right to mount the volume whose head lies at the top of `root` from a node that is gone, or from all, and returns
+/// those that had it. What `unpublish` says of the node holds here, too.
+///
+/// # Durability
+/// `Ok` means that the publications are out of the bucket.
+///
+/// # Errors
+/// `Head`, `Bucket`.
+pub async fn release_at(
+    root: &BucketRef,
+    writer: &HeadWriter,
+    node_id: Option<&NodeId>,
+) -> Result<Vec<NodeId>, AdminError> {
+    let is_gone = |own: &Publication| node_id.is_none_or(|node_id| own.node_id == *node_id);
+    let change = |head: &mut Head| {
+        let (gone, left) = std::mem::take(&mut head.publications).into_iter().partition(is_gone);
+        head.publications = left;
+        let gone: Vec<Publication> = gone;
+        Ok::<_, AdminError>(gone.into_iter().map(|own| own.node_id).collect())
+    };
+    let (_, released) = HeadFile::new(root.clone(), writer.clone()).update(change).await?;
+    Ok(released)
 }
 
 impl Admin {
