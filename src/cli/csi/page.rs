@@ -9,6 +9,7 @@ use csi_driver::credentials::Credentials;
 use volume::head::Parameters;
 
 use super::CsiArgs;
+use crate::try_job::volume_file;
 
 #[derive(Debug, Parser)]
 struct Line {
@@ -139,4 +140,25 @@ fn the_page_has_every_secret() {
     let (_, known) = refused.split_once("known are ").unwrap();
     let known: BTreeSet<_> = known.replace(" and ", ", ").split(", ").map(str::to_owned).collect();
     assert_eq!(secrets.into_iter().collect::<BTreeSet<_>>(), known);
+}
+
+/// The volume files of `jobs/` ask for what there is, and the agent's file configures our driver by the name that it has.
+#[test]
+fn the_volume_and_agent_files_ask_for_what_there_is() {
+    let jobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs");
+    for name in ["volume.hcl", "try-volume.hcl"] {
+        let file = volume_file::read(&jobs.join(name)).unwrap();
+        assert_eq!(file.plugin_id, "pannier", "{name}");
+        assert!(file.capacity_min_bytes > 0 && !file.access_modes.is_empty(), "{name}");
+        Parameters::from_map(&file.parameters.into_iter().collect()).unwrap();
+        BindFlags::parse(&file.mount_flags).unwrap();
+    }
+    let text = std::fs::read_to_string(jobs.join("agent.hcl")).unwrap();
+    let agent = hcl::parse(&text).unwrap();
+    let labels: Vec<_> = agent
+        .blocks()
+        .filter(|block| block.identifier() == "plugin")
+        .map(|block| block.labels()[0].as_str().to_owned())
+        .collect();
+    assert_eq!(labels, ["nomad-driver-podman", "raw_exec"]);
 }
