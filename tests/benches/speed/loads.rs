@@ -18,11 +18,22 @@ pub const SMALL_BYTES: usize = 4096;
 pub struct Done {
     /// Operations, files or bytes.
     pub count: u64,
+    /// What each of the workers has done at least, times their number: so many have been done to files numbered alike.
+    pub by_all: u64,
     /// From the first to the last.
     pub elapsed: Duration,
 }
 
 impl Done {
+    /// What one worker did since `begun`.
+    fn by_one(count: u64, begun: Instant) -> Self {
+        Self {
+            count,
+            by_all: count,
+            elapsed: begun.elapsed(),
+        }
+    }
+
     /// Counts per second.
     pub fn rate(&self) -> f64 {
         self.count as f64 / self.elapsed.as_secs_f64().max(1e-9)
@@ -55,22 +66,19 @@ pub fn each(workers: u64, budget: Budget, act: impl Fn(u64, u64) + Sync) -> Done
         done
     };
     if workers == 1 {
-        let count = work(0);
-        return Done {
-            count,
-            elapsed: begun.elapsed(),
-        };
+        return Done::by_one(work(0), begun);
     }
     let work = &work;
-    let count = std::thread::scope(|scope| {
+    let counts: Vec<u64> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..workers).map(|worker| scope.spawn(move || work(worker))).collect();
         threads
             .into_iter()
             .map(|thread| thread.join().expect("a worker does not panic"))
-            .sum()
+            .collect()
     });
     Done {
-        count,
+        count: counts.iter().sum(),
+        by_all: counts.iter().min().expect("there are workers") * workers,
         elapsed: begun.elapsed(),
     }
 }
@@ -147,10 +155,7 @@ pub fn find(dir: &Path, stat: bool) -> Done {
             }
         }
     }
-    Done {
-        count,
-        elapsed: begun.elapsed(),
-    }
+    Done::by_one(count, begun)
 }
 
 /// Appends 4 KiB and syncs, each worker to a file of its own; returns what the single ones took as well, ascending.
@@ -183,7 +188,12 @@ pub fn append_sync(dir: &Path, workers: u64, budget: Budget) -> (Done, Vec<Durat
     let mut times = times.into_inner().expect("no worker panics");
     times.sort();
     let count = times.len() as u64;
-    (Done { count, elapsed }, times)
+    let done = Done {
+        count,
+        by_all: count,
+        elapsed,
+    };
+    (done, times)
 }
 
 /// 1 MiB that does not compress and is like no other.
@@ -206,10 +216,7 @@ pub fn write_large(file: &Path, blocks: &[Vec<u8>]) -> Done {
         file.write_all(block).unwrap();
     }
     file.sync_all().unwrap();
-    Done {
-        count: blocks.iter().map(|block| block.len() as u64).sum(),
-        elapsed: begun.elapsed(),
-    }
+    Done::by_one(blocks.iter().map(|block| block.len() as u64).sum(), begun)
 }
 
 /// Reads it in sequence, and checks it by its first and last bytes of each MiB.
@@ -221,10 +228,7 @@ pub fn read_large(file: &Path, blocks: &[Vec<u8>]) -> Done {
         file.read_exact(&mut buffer).unwrap();
         assert!(buffer[..64] == block[..64] && buffer[(1 << 20) - 64..] == block[(1 << 20) - 64..]);
     }
-    Done {
-        count: blocks.len() as u64 * (1 << 20),
-        elapsed: begun.elapsed(),
-    }
+    Done::by_one(blocks.len() as u64 * (1 << 20), begun)
 }
 
 /// Reads 4 KiB at places that have no order, without the kernel's read-ahead or page cache.
@@ -273,10 +277,7 @@ pub fn unpack(dir: &Path, files: u64) -> Done {
             .set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
             .unwrap();
     }
-    Done {
-        count: files,
-        elapsed: begun.elapsed(),
-    }
+    Done::by_one(files, begun)
 }
 
 /// Reads everything below a folder. Counts files.
@@ -294,20 +295,14 @@ pub fn read_tree(dir: &Path) -> Done {
             }
         }
     }
-    Done {
-        count,
-        elapsed: begun.elapsed(),
-    }
+    Done::by_one(count, begun)
 }
 
 /// Removes everything below a folder, and it.
 pub fn remove_tree(dir: &Path) -> Done {
     let begun = Instant::now();
     fs::remove_dir_all(dir).unwrap();
-    Done {
-        count: 1,
-        elapsed: begun.elapsed(),
-    }
+    Done::by_one(1, begun)
 }
 
 /// Makes everything that was done below a folder durable.
@@ -316,8 +311,5 @@ pub fn sync(dir: &Path) -> Done {
     let folder = File::open(dir).unwrap();
     nix::unistd::syncfs(&folder).unwrap();
     folder.sync_all().unwrap();
-    Done {
-        count: 1,
-        elapsed: begun.elapsed(),
-    }
+    Done::by_one(1, begun)
 }
