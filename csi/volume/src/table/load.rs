@@ -146,7 +146,9 @@ async fn get_cluster(tree: &dyn Tree, inos: Vec<InodeNo>) -> Result<Vec<(InodeNo
         return Ok(vec![get_inode(tree, first).await?]);
     }
     let (from, to) = bounds(&inos);
-    let found = tree.scan(&Key::Inode(from), &Key::Inode(to.next()), usize::MAX).await?;
+    // No more than there can be, so that no more is read ahead.
+    let rows_max = usize::try_from(to.next().0 - from.0).unwrap_or(usize::MAX);
+    let found = tree.scan(&Key::Inode(from), &Key::Inode(to.next()), rows_max).await?;
     let mut rows: BTreeMap<InodeNo, Option<InodeRow>> = inos.into_iter().map(|ino| (ino, None)).collect();
     for (key, row) in found {
         match (key, row) {

@@ -25,9 +25,10 @@ use crate::bucket::{self, BucketError, BucketRef, ETag, ListRequest};
 
 mod ends;
 pub(crate) mod look;
+mod parts;
 
-use ends::Ends;
 use look::Look;
+use parts::Parts;
 
 /// SlateDB's name for the id of a put, kept as an attribute where stores have them.
 const PUT_ID: Attribute = Attribute::Metadata(Cow::Borrowed("slatedbputid"));
@@ -52,7 +53,7 @@ pub(super) struct BucketStore {
     noting: Option<Look>,
     /// Has what was read.
     seen: Option<Look>,
-    ends: Arc<Ends>,
+    parts: Arc<Parts>,
 }
 
 impl BucketStore {
@@ -61,7 +62,7 @@ impl BucketStore {
             bucket,
             noting: None,
             seen: None,
-            ends: Arc::default(),
+            parts: Arc::default(),
         }
     }
 
@@ -167,7 +168,7 @@ impl BucketStore {
         }
         let key = location.as_ref();
         let object = match &wanted {
-            Some(range) if range.end != OFFSET_MAX => self.get_part(key, range).await,
+            Some(range) if range.end != OFFSET_MAX => self.parts.get(&self.bucket, key, range).await,
             _ => self.bucket.get(key, wanted.clone()).await,
         };
         let object = object.map_err(|e| outward(key, e))?;
@@ -176,26 +177,6 @@ impl BucketStore {
         let start = wanted.map_or(0, |range| range.start);
         let range = start..start + object.body.len() as u64;
         Ok(result_of(meta, range, object.body))
-    }
-
-    /// A part of a file of the tree; what lies behind its filter comes with that.
-    async fn get_part(&self, key: &str, range: &Range<u64>) -> Result<bucket::Object, BucketError> {
-        if let Some(object) = self.ends.take(key, range) {
-            return Ok(object);
-        }
-        let end = self.ends.widened(key, range);
-        let mut object = self.bucket.get(key, Some(range.start..end)).await?;
-        let len = (range.end - range.start) as usize;
-        if object.body.len() > len {
-            let behind = bucket::Object {
-                // Copied, so that neither keeps the other.
-                body: Bytes::copy_from_slice(&object.body[len..]),
-                ..object.clone()
-            };
-            self.ends.keep(key, range.end, behind);
-            object.body.truncate(len);
-        }
-        Ok(object)
     }
 
     fn pages(&self, request: ListRequest) -> BoxStream<'static, Result<bucket::ListPage>> {

@@ -1,18 +1,20 @@
 //! The ends of a tree's files: a filter, and behind it an index. SlateDB asks for one after the other before it reads the first
 //! block of a file; here the answer to the first question has the other one as well.
 //!
-//! Invariants: what is kept is given once, and there is little of it. Caller: `object_store.rs`.
+//! Invariant: there is little of what is kept. Caller: `parts.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
 
 use crate::bucket::Object;
 
 /// 128 KiB behind a filter: the index of a file of 16 MiB has some 50 KiB.
 const BEHIND_BYTES: u64 = 128 * 1024;
 
-/// 4 ends wait for the second question at most.
+/// 4 ends are kept for the second question, which several readers may ask at once.
 const ENDS_MAX: usize = 4;
 
 /// 4,096 files are remembered by where their filter begins; with more, they begin anew.
@@ -41,17 +43,17 @@ impl Ends {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// This part of a file, if it came with an earlier one. It is given away.
-    pub fn take(&self, key: &str, range: &Range<u64>) -> Option<Object> {
-        let kept = &mut self.known().kept;
-        let within = |end: &End| {
+    /// This part of a file, if it came with an earlier one.
+    pub fn get(&self, key: &str, range: &Range<u64>) -> Option<Object> {
+        let known = self.known();
+        let within = |end: &&End| {
             end.key == key && end.start <= range.start && range.end <= end.start + end.object.body.len() as u64
         };
-        let End { start, object, .. } = kept.iter().position(within).and_then(|at| kept.remove(at))?;
-        let body = object
-            .body
-            .slice((range.start - start) as usize..(range.end - start) as usize);
-        Some(Object { body, ..object })
+        let End { start, object, .. } = known.kept.iter().find(within)?;
+        let part = (range.start - start) as usize..(range.end - start) as usize;
+        // Copied: SlateDB keeps what it gets for as long as it likes.
+        let body = Bytes::copy_from_slice(&object.body[part]);
+        Some(Object { body, ..object.clone() })
     }
 
     /// How far to read instead, where what is behind is wanted next.
@@ -81,8 +83,6 @@ impl Ends {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::bucket::ETag;
 
@@ -95,14 +95,18 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_behind_a_filter_comes_with_it_and_is_given_once() {
+    fn what_lies_behind_a_filter_comes_with_it() {
         let ends = Ends::default();
         assert_eq!(ends.widened("a.sst", &(100..200)), 200 + BEHIND_BYTES);
         ends.keep("a.sst", 200, object(50));
-        assert!(ends.take("b.sst", &(200..240)).is_none(), "another file");
-        assert!(ends.take("a.sst", &(240..260)).is_none(), "more than came");
-        assert_eq!(ends.take("a.sst", &(205..240)).unwrap().body.len(), 35);
-        assert!(ends.take("a.sst", &(205..240)).is_none(), "it was given away");
+        assert!(ends.get("b.sst", &(200..240)).is_none(), "another file");
+        assert!(ends.get("a.sst", &(240..260)).is_none(), "more than came");
+        assert_eq!(ends.get("a.sst", &(205..240)).unwrap().body.len(), 35);
+        assert_eq!(
+            ends.get("a.sst", &(205..240)).unwrap().body.len(),
+            35,
+            "a second reader"
+        );
         assert_eq!(ends.widened("a.sst", &(0..100)), 100, "a block");
         assert_eq!(ends.widened("a.sst", &(100..200)), 200 + BEHIND_BYTES, "asked for anew");
     }
