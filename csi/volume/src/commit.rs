@@ -210,6 +210,8 @@ pub struct CommitContext {
     pub next_seq: JournalSeq,
     /// The commit up to which the tree is durable, as found or made at open.
     pub durable: Applied,
+    /// Flush the tree at once: it holds much that only the journal has.
+    pub flush_soon: bool,
     /// How content is compressed.
     pub compression: Compression,
     /// How much and when.

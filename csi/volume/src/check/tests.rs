@@ -16,7 +16,6 @@ use crate::ids::InodeNo;
 use crate::limits::Limits;
 use crate::open::open_reader;
 use crate::row::{DirentRow, FileKind, Row};
-use crate::tree::blocks::BlockCache;
 use crate::tree::slate::{SlateTree, seen_writer};
 use crate::volume::{CacheConfig, OpenOptions, Volume};
 use crate::volume_id::{NodeId, VolumeId};
@@ -122,9 +121,7 @@ pub(super) async fn change(memory: &MemoryBucket, key: &str, change: impl FnOnce
 pub(super) async fn rewrite(memory: &Arc<MemoryBucket>, changes: Vec<(Key, Option<Row>)>) {
     let data: BucketRef = Arc::new(Prefixed::new(memory.clone(), format!("{}/", UUID.simple())));
     let seen = seen_writer(data.clone()).await.unwrap();
-    let tree = SlateTree::open(data, seen, Timestamp::default(), &BlockCache::new(1 << 20))
-        .await
-        .unwrap();
+    let tree = SlateTree::open(data, seen, &TreeConfig::default()).await.unwrap();
     tree.apply(tree.applied(), changes).await.unwrap();
     tree.close().await.unwrap();
 }

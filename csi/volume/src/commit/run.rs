@@ -73,6 +73,11 @@ pub(super) fn spawn(
     let behind = context.tree.applied() != context.durable;
     let unflushed = Unflushed {
         since: behind.then(Instant::now),
+        commits: if context.flush_soon {
+            context.limits.tree_flush_commits
+        } else {
+            0
+        },
         ..Unflushed::default()
     };
     let applying = tokio::spawn(

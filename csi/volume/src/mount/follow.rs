@@ -18,7 +18,6 @@ use uuid::Uuid;
 
 use super::Mount;
 use crate::bucket::{BucketError, BucketRef};
-use crate::clock::Timestamp;
 use crate::error::FsError;
 use crate::head::{Head, HeadFile, HeadWriter};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
@@ -186,7 +185,7 @@ impl Mount {
     async fn renew_now(&self, follow: &Follow) -> Result<bool, OpenError> {
         let config = TreeConfig {
             blocks: follow.blocks.clone(),
-            now: Timestamp::default(),
+            ..TreeConfig::default()
         };
         let opened = open_reader(follow.root.clone(), config).await?;
         let seen = Seen::of(&opened);

@@ -28,6 +28,7 @@ use super::{Tree, TreeError, merged_stats};
 use crate::bucket::BucketRef;
 use crate::clock::Timestamp;
 use crate::ids::{Epoch, JournalSeq};
+use crate::open::TreeConfig;
 use crate::row::codec::{decode_key, decode_pair, decode_row, encode_key, encode_row};
 use crate::row::{Applied, Key, Row};
 
@@ -40,9 +41,9 @@ pub(super) const SST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// 32 MiB: rows in RAM not yet in an SST. Above it `apply` waits, then commits, then writers.
 const UNFLUSHED_BYTES_MAX: usize = 2 * SST_BYTES_MAX;
 
-/// 64 SSTs that no compaction has taken yet: with a compactor that looks every twelve minutes, 1 GiB of rows before
-/// `apply` waits for it.
-pub(super) const L0_SSTS_MAX: usize = 64;
+/// 256 SSTs that no compaction has taken yet: with a compactor that looks every twelve minutes, 4 GiB of rows before
+/// `apply` waits for it; and a flush a second, of engines that are killed as soon as they serve, for four minutes.
+pub(super) const L0_SSTS_MAX: usize = 256;
 
 /// 15 minutes: a writer learns by it what the compactor did; being fenced it learns from its journal, much sooner.
 const MANIFEST_POLL: Duration = Duration::from_secs(900);
@@ -144,23 +145,18 @@ pub(super) async fn read_manifest(bucket: BucketRef) -> Result<Option<VersionedM
 }
 
 impl SlateTree {
-    /// Opens the tree below `bucket`, or makes it, as the only writer after the one that was seen. `now` is this node's time.
+    /// Opens the tree below `bucket`, or makes it, as the only writer after the one that was seen.
     ///
     /// # Errors
     /// `Fenced` if another writer opened it since; other `TreeError`s.
-    pub async fn open(
-        bucket: BucketRef,
-        seen: SeenWriter,
-        now: Timestamp,
-        blocks: &BlockCache,
-    ) -> Result<Self, TreeError> {
-        let clock = Arc::new(TreeClock::new(now, seen.newest));
+    pub async fn open(bucket: BucketRef, seen: SeenWriter, config: &TreeConfig) -> Result<Self, TreeError> {
+        let clock = Arc::new(TreeClock::new(config.now, seen.newest));
         let mut kept = Kept {
             bucket: Arc::clone(&bucket),
             clock: Arc::clone(&clock),
             writer: seen.epoch,
         };
-        let store = match catch_up_at_opening(&kept, seen.waiting).await {
+        let store = match catch_up_at_opening(&kept, seen.waiting, config.in_haste).await {
             true => BucketStore::new(bucket),
             false => BucketStore::after(bucket, seen.look),
         };
@@ -169,7 +165,7 @@ impl SlateTree {
             .with_system_clock(clock.clone())
             .with_settings(settings())
             .with_sst_block_size(SstBlockSize::Block16Kib)
-            .with_db_cache(blocks.cache(), blocks.number())
+            .with_db_cache(config.blocks.cache(), config.blocks.number())
             .with_merge_operator(Arc::new(SumStats))
             .with_wal_writer(Box::new(Unlogged))
             .build()
@@ -474,7 +470,7 @@ mod tests {
 
     async fn open(bucket: &BucketRef) -> SlateTree {
         let seen = seen_writer(bucket.clone()).await.unwrap();
-        SlateTree::open(bucket.clone(), seen, Timestamp::default(), &BlockCache::new(1 << 20))
+        SlateTree::open(bucket.clone(), seen, &TreeConfig::default())
             .await
             .unwrap()
     }
@@ -565,7 +561,7 @@ mod tests {
         let second = open(&bucket).await;
         assert_eq!(first.flush().await, Err(TreeError::Fenced));
         assert_eq!(second.applied(), NOTHING, "what the first had not flushed is gone");
-        let third = SlateTree::open(bucket.clone(), stale, Timestamp::default(), &BlockCache::new(1 << 20)).await;
+        let third = SlateTree::open(bucket.clone(), stale, &TreeConfig::default()).await;
         assert_eq!(
             third.map(|_| ()),
             Err(TreeError::Fenced),

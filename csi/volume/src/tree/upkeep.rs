@@ -29,9 +29,12 @@ const BEGIN_AFTER: Duration = Duration::from_secs(60);
 /// 1 s where many files wait, as after many short mounts.
 const BEGIN_SOON: Duration = Duration::from_secs(1);
 
-/// 500 ms between the looks of a compaction that somebody waits for: one takes a second or two then. With `COMPACTOR_POLL` it
+/// 500 ms between the looks of a compaction in the background: one takes a second or two then. With `COMPACTOR_POLL` it
 /// takes that long from one step to the next, which mounts of minutes never reach.
 const CATCH_UP_POLL: Duration = Duration::from_millis(500);
+
+/// 50 ms where an opening waits for it: some dozen requests more, once in dozens of mounts.
+const CATCH_UP_POLL_AT_OPENING: Duration = Duration::from_millis(50);
 
 /// 2 minutes for what waits to be compacted in the background.
 const CATCH_UP_MAX: Duration = Duration::from_secs(120);
@@ -39,11 +42,18 @@ const CATCH_UP_MAX: Duration = Duration::from_secs(120);
 /// 20 s of an opening: a store that is slow must not hinder it for longer.
 const CATCH_UP_AT_OPENING_MAX: Duration = Duration::from_secs(20);
 
+/// 1.5 s in haste: a compaction takes 8 files and some 150 ms, so this much brings the files far below the limit.
+const CATCH_UP_IN_HASTE_MAX: Duration = Duration::from_millis(1_500);
+
 /// 8 files that no compaction has taken yet: each of them makes a look-up longer.
 const WAITING_MANY: usize = 8;
 
-/// Half of the files that the tree may have waiting: a writer that meets the limit waits for a compaction that nobody makes.
-const WAITING_AT_OPENING: usize = L0_SSTS_MAX / 2;
+/// 32 files: an opening may as well wait for their compaction, which makes every look-up after it shorter.
+const WAITING_AT_OPENING: usize = 32;
+
+/// Three quarters of the files that the tree may have waiting: a writer that meets the limit waits for a compaction that nobody
+/// makes, so this one comes first also in haste.
+const WAITING_IN_HASTE: usize = L0_SSTS_MAX / 4 * 3;
 
 /// 1 minute before what has failed begins anew.
 const BEGIN_AGAIN: Duration = Duration::from_secs(60);
@@ -94,7 +104,7 @@ impl Upkeep {
             if !ends_within(end.clone(), after).await {
                 if waiting >= WAITING_MANY && is_ours(&kept, &end).await {
                     let limit = ends_within(end.clone(), CATCH_UP_MAX);
-                    catch_up(&kept, async { _ = limit.await }).await;
+                    catch_up(&kept, CATCH_UP_POLL, async { _ = limit.await }).await;
                 }
                 tokio::join!(compact(&kept, end.clone()), collect(&kept, end.clone()));
             }
@@ -118,28 +128,33 @@ impl Upkeep {
 }
 
 /// Compacts what many short mounts have left. `waiting` is the number of files that no compaction has taken yet. To be called
-/// before the tree is opened: its writer would not learn of it for long, and may have no room for another file. False if
-/// there was nothing to do, and so the tree is as it was.
-pub(super) async fn catch_up_at_opening(kept: &Kept, waiting: usize) -> bool {
-    if waiting < WAITING_AT_OPENING {
+/// before the tree is opened: its writer would not learn of it for long, and may have no room for another file. In haste only
+/// where that room is short. False if there was nothing to do, and so the tree is as it was.
+pub(super) async fn catch_up_at_opening(kept: &Kept, waiting: usize, in_haste: bool) -> bool {
+    let (many, limit) = match in_haste {
+        true => (WAITING_IN_HASTE, CATCH_UP_IN_HASTE_MAX),
+        false => (WAITING_AT_OPENING, CATCH_UP_AT_OPENING_MAX),
+    };
+    if waiting < many {
         return false;
     }
     tracing::info!(
         waiting,
         "many files of the tree wait for a compaction, which comes first"
     );
-    if !catch_up(kept, tokio::time::sleep(CATCH_UP_AT_OPENING_MAX)).await {
+    let limit = tokio::time::sleep(limit);
+    if !catch_up(kept, CATCH_UP_POLL_AT_OPENING, limit).await {
         tracing::warn!(waiting, "the compaction of the tree takes long, and goes on later");
     }
     true
 }
 
 /// Runs a quick compactor until nothing waits for it, or until this; false then.
-async fn catch_up(kept: &Kept, until: impl Future<Output = ()>) -> bool {
-    let compactor = compactor(kept, CATCH_UP_POLL);
+async fn catch_up(kept: &Kept, poll: Duration, until: impl Future<Output = ()>) -> bool {
+    let compactor = compactor(kept, poll);
     let caught_up = async {
         while waits(kept).await {
-            tokio::time::sleep(CATCH_UP_POLL).await;
+            tokio::time::sleep(poll).await;
         }
     };
     let done = tokio::select! {

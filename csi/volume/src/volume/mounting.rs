@@ -79,7 +79,7 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
     let budget = options.limits.budget.clone();
     let config = TreeConfig {
         blocks: budget.blocks().clone(),
-        now: Timestamp::default(),
+        ..TreeConfig::default()
     };
     let opened = open_reader(bucket.clone(), config).await?;
     let head = &opened.head;
@@ -139,6 +139,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
     let config = TreeConfig {
         now: claim.now,
         blocks: budget.blocks().clone(),
+        in_haste: options.spill.is_some_and(|spill| spill.adopts),
     };
     let family = bucket.above().map(|(family, _)| family);
     let opened = open_writer(bucket, claim, config, options.state_dir.as_deref()).await?;
@@ -225,6 +226,7 @@ fn commits(
             epoch: opened.epoch,
             next_seq: opened.next_seq,
             durable: opened.durable,
+            flush_soon: opened.flush_soon,
             compression: head.parameters.compression,
             limits,
             budget: budget.clone(),

@@ -217,6 +217,8 @@ impl Mount {
         };
         let config = TreeConfig {
             blocks: BlockCache::new(1 << 20),
+            // Who follows somebody.
+            in_haste: node != "first",
             ..TreeConfig::default()
         };
         let opened = open_writer(bucket, claim, config, None).await?;
@@ -238,6 +240,7 @@ impl Mount {
             epoch: opened.epoch,
             next_seq: opened.next_seq,
             durable: opened.durable,
+            flush_soon: opened.flush_soon,
             compression: Compression::default(),
             limits,
             kept: None,
