@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use volume_mount::keeper::{ABORT_AFTER, EngineCommand, KeeperConfig, replace_engine, run_keeper, socket_beside};
+use volume_mount::keeper::{
+    ABORT_AFTER, EngineCommand, KeeperConfig, ServiceManager, replace_engine, run_keeper, socket_beside,
+};
 
 use super::Failure;
 
@@ -21,6 +23,18 @@ pub struct KeeperArgs {
     /// Let the keeper that runs there start an engine of this program, which takes over from the one that serves
     #[arg(long)]
     pub replace_engine: bool,
+    /// What a service manager says: where it listens
+    #[arg(long, env = "NOTIFY_SOCKET", hide = true)]
+    pub notify_socket: Option<String>,
+    /// What a service manager says: to whom it hands descriptors on
+    #[arg(long, env = "LISTEN_PID", hide = true)]
+    pub listen_pid: Option<u32>,
+    /// What a service manager says: how many
+    #[arg(long, env = "LISTEN_FDS", hide = true, default_value_t = 0)]
+    pub listen_fds: u32,
+    /// What a service manager says: what they are called
+    #[arg(long, env = "LISTEN_FDNAMES", hide = true, default_value = "")]
+    pub listen_fdnames: String,
     /// Arguments of `pannier engine`
     #[arg(last = true, value_name = "ENGINE ARGUMENTS")]
     pub engine: Vec<OsString>,
@@ -40,5 +54,11 @@ pub fn run(args: KeeperArgs) -> Result<(), Failure> {
         engine_socket: args.socket,
         command: EngineCommand { program, args: words },
         abort_after: Duration::from_secs(args.abort_after),
+        service_manager: ServiceManager {
+            notify_socket: args.notify_socket,
+            listen_pid: args.listen_pid,
+            listen_fds: args.listen_fds,
+            listen_fdnames: args.listen_fdnames,
+        },
     })?)
 }

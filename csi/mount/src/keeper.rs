@@ -24,14 +24,16 @@ use nix::unistd::Pid;
 mod child;
 mod client;
 mod secret;
+mod service_manager;
 mod slim;
 mod wire;
 
 use crate::engine::leftovers::lock;
 pub use child::EngineCommand;
-use child::{Engine, Life};
+use child::{Engine, Life, Program};
 pub use client::{KeeperClient, KeeperError, Kept, replace_engine};
 use secret::Secret;
+pub use service_manager::ServiceManager;
 use wire::{Message, Peer};
 
 /// 30 s: a program that waits for a mount without an engine is told an error then. Longer than any start of an engine, shorter
@@ -58,6 +60,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// 5 ms between looks at one that dies.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
+/// 5 s for an engine that was killed with its keeper.
+const ENGINE_ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+/// 1 s without a word: then memory that only the last ones needed is given back.
+const SLIM_AFTER: Duration = Duration::from_secs(1);
+
 /// 64 peers at a time: the engine, one that is about to replace it, and whoever asks for that.
 const PEERS_MAX: usize = 64;
 
@@ -70,6 +78,8 @@ pub struct KeeperConfig {
     pub command: EngineCommand,
     /// See `ABORT_AFTER`.
     pub abort_after: Duration,
+    /// Who has started this process, if it was a service manager.
+    pub service_manager: ServiceManager,
 }
 
 /// Where the keeper of the engine at `engine_socket` listens.
@@ -106,10 +116,20 @@ pub fn run_keeper(config: KeeperConfig) -> io::Result<()> {
     awaited.thread_block()?;
     let signals = SignalFd::with_flags(&awaited, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let listener = wire::listen(&socket)?;
+    let shelf: BTreeMap<_, _> = config.service_manager.left().into_iter().collect();
+    if !shelf.is_empty() {
+        tracing::info!(
+            mounts = shelf.len(),
+            "the keeper before has left these with the service manager"
+        );
+        await_end_of_engine(&config.engine_socket);
+    }
     let mut keeper = Keeper {
-        config,
+        program: Program::hold(&config.command)?,
+        abort_after: config.abort_after,
         socket,
-        shelf: BTreeMap::new(),
+        shelf,
+        service_manager: config.service_manager,
         engine: None,
         next: None,
         dying: Vec::new(),
@@ -119,15 +139,32 @@ pub fn run_keeper(config: KeeperConfig) -> io::Result<()> {
         start_at: Some(Instant::now()),
         alone_since: Some(Instant::now()),
         ending: false,
+        slim_at: Some(Instant::now() + SLIM_AFTER),
     };
     while keeper.turn(&signals, &listener)? {}
     // The socket's absence tells that nobody keeps anything here.
     std::fs::remove_file(&keeper.socket)
 }
 
+/// Waits until the engine of the keeper before has let go of its lock; a service manager has ended it with that keeper. A thread that
+/// waits in the kernel for its own mount may hold it for ever, which ends when the next engine answers.
+fn await_end_of_engine(engine_socket: &Path) {
+    let begun = Instant::now();
+    while begun.elapsed() < ENGINE_ENDS_WITHIN {
+        if lock(engine_socket).is_ok() {
+            return;
+        }
+        std::thread::park_timeout(LOOK_AGAIN);
+    }
+    tracing::warn!("the engine before has not let go of its lock; the next one starts all the same");
+}
+
 #[derive(Debug)]
 struct Keeper {
-    config: KeeperConfig,
+    /// How to start an engine.
+    program: Program,
+    abort_after: Duration,
+    service_manager: ServiceManager,
     socket: PathBuf,
     shelf: BTreeMap<Vec<u8>, Shelved>,
     engine: Option<Engine>,
@@ -142,10 +179,12 @@ struct Keeper {
     failures: u32,
     /// When to start an engine; `None` while one runs.
     start_at: Option<Instant>,
-    /// Since when no engine has proven itself; looked at while there is none.
+    /// Since when no engine has proven itself; looked at while none serves.
     alone_since: Option<Instant>,
     /// Told to end.
     ending: bool,
+    /// When to give back what the last thing done needed.
+    slim_at: Option<Instant>,
 }
 
 impl Keeper {
@@ -162,7 +201,13 @@ impl Keeper {
         if none && self.shelf.is_empty() && (self.ending || self.start_at.is_none()) {
             return Ok(false);
         }
+        if self.slim_at.take_if(|at| *at <= Instant::now()).is_some() {
+            slim::give_back();
+        }
         let (signalled, knocked, spoke) = self.wait(signals, listener)?;
+        if signalled || knocked || !spoke.is_empty() {
+            self.slim_at = Some(Instant::now() + SLIM_AFTER);
+        }
         for at in spoke.into_iter().rev() {
             self.hear(at);
         }
@@ -230,30 +275,32 @@ impl Keeper {
     fn next_deadline(&self) -> Option<Instant> {
         let abort = self.abort_at();
         let replace = self.next.as_ref().map(|next| next.since + REPLACE_WITHIN);
-        [self.start_at, abort, replace, self.look_at]
+        [self.start_at, abort, replace, self.look_at, self.slim_at]
             .into_iter()
             .flatten()
             .min()
     }
 
-    /// When the connections are let go; `None` while an engine has them.
+    /// When the connections are let go; `None` while an engine serves them.
     fn abort_at(&self) -> Option<Instant> {
-        let served = self.engine.as_ref().is_some_and(|engine| engine.has_all);
+        let served = self.engine.as_ref().is_some_and(|engine| engine.serves_since.is_some());
         let waits = !served && !self.shelf.is_empty();
+        let adopts = self.engine.as_ref().and_then(|engine| engine.adopts_since);
+        // One that says it is about to serve is waited for as long as it says so; the account goes on when it fails.
         self.alone_since
             .filter(|_| waits)
-            .map(|since| since + self.config.abort_after)
+            .map(|since| adopts.map_or(since, |adopts| adopts.max(since)) + self.abort_after)
     }
 
     fn start_engine(&mut self) {
         self.start_at = None;
-        match Engine::start(&self.config.command, &self.socket) {
+        match Engine::start(&self.program, &self.socket) {
             Ok(engine) => {
                 tracing::info!(pid = engine.pid(), kept = self.shelf.len(), "started an engine");
                 self.engine = Some(engine);
             }
             Err(error) => {
-                tracing::error!(%error, program = %self.config.command.program.display(), "the engine cannot be started");
+                tracing::error!(%error, program = %self.program.path().display(), "the engine cannot be started");
                 self.start_later();
             }
         }
@@ -278,10 +325,14 @@ impl Keeper {
         if self.abort_at().is_some_and(|at| now >= at) {
             tracing::error!(
                 mounts = self.shelf.len(),
-                seconds = self.config.abort_after.as_secs(),
+                seconds = self.abort_after.as_secs(),
                 "no engine has served for too long: programs that wait for their files get errors now"
             );
-            self.shelf.clear();
+            self.clear();
+            // One that has them and does not get on: they end with it.
+            if let Some(engine) = &self.engine {
+                engine.kill();
+            }
         }
         if let Some(next) = self.next.take_if(|next| now >= next.since + REPLACE_WITHIN) {
             tracing::error!(
@@ -300,7 +351,7 @@ impl Keeper {
             match &self.engine {
                 // It flushes and unmounts everything first.
                 Some(engine) => engine.terminate(),
-                None => self.shelf.clear(),
+                None => self.clear(),
             }
         }
     }
@@ -344,10 +395,17 @@ impl Keeper {
     /// The engine that was to replace the old one is the engine now.
     fn hand_over(&mut self, next: Engine) {
         let pid = next.pid();
-        self.config.command = next.command.clone();
+        self.program = next.program.clone();
         self.engine = Some(next);
         if let Some(at) = self.peers.iter().position(|peer| peer.pid == pid && peer.is_ready) {
             self.give_all(at);
+        }
+    }
+
+    /// Lets all connections go.
+    fn clear(&mut self) {
+        for key in std::mem::take(&mut self.shelf).into_keys() {
+            self.service_manager.forget(&key);
         }
     }
 
@@ -377,8 +435,15 @@ impl Keeper {
                 }
                 Message::Done
             }
+            Message::Adopts if is_engine => {
+                if let Some(engine) = &mut self.engine {
+                    engine.adopts_since = Some(Instant::now());
+                }
+                Message::Done
+            }
             Message::Forget { key } if is_engine => {
                 self.shelf.remove(&key);
+                self.service_manager.forget(&key);
                 Message::Done
             }
             _ => Message::Refused {
@@ -409,6 +474,7 @@ impl Keeper {
             needs,
             beside,
         };
+        self.service_manager.keep(&key, &shelved);
         self.shelf.insert(key, shelved);
         Message::Done
     }
@@ -444,9 +510,6 @@ impl Keeper {
     }
 
     fn give_all(&mut self, at: usize) {
-        if let Some(engine) = &mut self.engine {
-            engine.has_all = true;
-        }
         self.look_at = Some(Instant::now() + LOOK_EVERY);
         let peer = &mut self.peers[at];
         for (key, shelved) in &self.shelf {
@@ -456,7 +519,6 @@ impl Keeper {
             }
         }
         self.tell(at, &Message::All);
-        slim::give_back();
     }
 
     fn replace(&mut self, command: EngineCommand) -> Message {
@@ -465,9 +527,10 @@ impl Keeper {
                 why: "the engine is being replaced already".into(),
             };
         }
-        match Engine::start(&command, &self.socket) {
+        let program = command.program.display().to_string();
+        match Program::hold(&command).and_then(|held| Engine::start(&held, &self.socket)) {
             Ok(next) => {
-                tracing::info!(pid = next.pid(), program = %command.program.display(), "started an engine to replace the old one");
+                tracing::info!(pid = next.pid(), program, "started an engine to replace the old one");
                 self.next = Some(next);
                 if self.engine.is_none() {
                     self.start_at = None;
@@ -475,7 +538,7 @@ impl Keeper {
                 Message::Done
             }
             Err(error) => Message::Refused {
-                why: format!("{} cannot be started: {error}", command.program.display()),
+                why: format!("{program} cannot be started: {error}"),
             },
         }
     }

@@ -33,6 +33,15 @@ const AGAIN_MAX: Duration = Duration::from_secs(1);
 /// 30 s for a volume that cannot be opened for another reason than a store that is away; then it is given up.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(30);
 
+/// 60 s for one try: longer than a store that answers needs, with a compaction of the tree before it.
+const TRY_MAX: Duration = Duration::from_secs(60);
+
+/// 2 tries without an end, one after another, although the store has answered at their beginning: the mount is given up.
+const STUCK_MAX: u32 = 2;
+
+/// 5 s between words to the keeper that this engine is still about to serve.
+const ADOPTS_EVERY: Duration = Duration::from_secs(5);
+
 /// What is left of one mount.
 #[derive(Debug, Clone)]
 pub(super) struct Left {
@@ -177,7 +186,14 @@ impl Engine {
                 }
             }
         });
-        futures::future::join_all(adopting).await;
+        let mut adopted = std::pin::pin!(futures::future::join_all(adopting));
+        while tokio::time::timeout(ADOPTS_EVERY, &mut adopted).await.is_err() {
+            if let Some(keeper) = &self.inner.keeper
+                && let Err(error) = keeper.adopts()
+            {
+                tracing::debug!(%error, "the keeper waits without a word");
+            }
+        }
         if let Some(keeper) = &self.inner.keeper
             && let Err(error) = keeper.serves()
         {
@@ -222,12 +238,26 @@ impl Engine {
             adopted: true,
             outlives: true,
         };
-        let (volume_id, mut wait) = (&left.spec.volume_id, AGAIN_FIRST);
+        let (volume_id, mut wait, mut stuck) = (&left.spec.volume_id, AGAIN_FIRST, 0);
         loop {
-            let failed = match open(&left.spec.open, connection, (&self.inner.stores, &self.inner.budget)).await {
-                Ok(opened) => return Some(opened),
-                Err(failed) => failed,
+            let try_it = open(&left.spec.open, connection, (&self.inner.stores, &self.inner.budget));
+            let failed = match tokio::time::timeout(TRY_MAX, try_it).await {
+                Ok(Ok(opened)) => return Some(opened),
+                Ok(Err(failed)) => failed,
+                Err(_) => {
+                    stuck += 1;
+                    tracing::error!(
+                        volume_id,
+                        stuck,
+                        "a mount of the engine before does not open, though its store answers"
+                    );
+                    match stuck {
+                        STUCK_MAX => return None,
+                        _ => continue,
+                    }
+                }
             };
+            stuck = 0;
             if is_final(&failed) || (!is_of_store(&failed) && began.elapsed() > GIVE_UP_AFTER) {
                 tracing::error!(error = %failed, volume_id, "a mount of the engine before cannot be served again");
                 return None;

@@ -1,10 +1,14 @@
 //! Engines as children of the keeper.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -17,6 +21,43 @@ pub struct EngineCommand {
     pub program: PathBuf,
     /// Its arguments, to which the keeper adds where it listens.
     pub args: Vec<OsString>,
+}
+
+/// A program that engines are started from, as it was when somebody said so: its file may be deleted or replaced since, as the one
+/// that a job has brought is when the job's next version comes.
+#[derive(Debug, Clone)]
+pub struct Program {
+    command: EngineCommand,
+    file: Arc<File>,
+}
+
+impl Program {
+    /// Holds the program of this command.
+    ///
+    /// # Errors
+    /// `NotFound` and what else the system says of its file.
+    pub fn hold(command: &EngineCommand) -> io::Result<Self> {
+        Ok(Self {
+            command: command.clone(),
+            file: Arc::new(File::open(&command.program)?),
+        })
+    }
+
+    /// Where it was.
+    pub fn path(&self) -> &Path {
+        &self.command.program
+    }
+
+    /// Where it can be run from: its own place while it is there, which is what people look for in a list of processes.
+    fn runs_from(&self) -> PathBuf {
+        let is_there = std::fs::metadata(self.path())
+            .and_then(|found| Ok((found, self.file.metadata()?)))
+            .is_ok_and(|(found, held)| (found.dev(), found.ino()) == (held.dev(), held.ino()));
+        match is_there {
+            true => self.path().to_path_buf(),
+            false => format!("/proc/self/fd/{}", self.file.as_raw_fd()).into(),
+        }
+    }
 }
 
 /// How far a process is from its end.
@@ -50,10 +91,10 @@ fn life_of(first: char, mut all: impl Iterator<Item = char>) -> Life {
 #[derive(Debug)]
 pub struct Engine {
     child: Child,
-    /// How it was started.
-    pub command: EngineCommand,
-    /// Everything was given to it.
-    pub has_all: bool,
+    /// What it was started from.
+    pub program: Program,
+    /// When it said last that it is about to serve what it was given.
+    pub adopts_since: Option<Instant>,
     /// Since when it runs.
     pub since: Instant,
     /// Since when it serves.
@@ -65,13 +106,18 @@ impl Engine {
     ///
     /// # Errors
     /// What the system refuses.
-    pub fn start(command: &EngineCommand, socket: &Path) -> io::Result<Self> {
-        let mut process = Command::new(&command.program);
+    pub fn start(program: &Program, socket: &Path) -> io::Result<Self> {
+        let mut process = Command::new(program.runs_from());
         process
-            .args(&command.args)
+            .arg0(program.path())
+            .args(&program.command.args)
             .arg("--keeper")
             .arg(socket)
             .stdin(Stdio::null());
+        // What a service manager has said to the keeper.
+        for name in ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
+            process.env_remove(name);
+        }
         // SAFETY: between fork and exec only the mask of signals is set, which is async-signal-safe, allocates nothing and takes
         // no lock. The keeper's own mask would make the engine deaf.
         unsafe {
@@ -85,8 +131,8 @@ impl Engine {
         }
         Ok(Self {
             child,
-            command: command.clone(),
-            has_all: false,
+            program: program.clone(),
+            adopts_since: None,
             since: Instant::now(),
             serves_since: None,
         })

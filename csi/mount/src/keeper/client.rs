@@ -104,6 +104,14 @@ impl KeeperClient {
         self.ask(&Message::Serves, None)
     }
 
+    /// Tells the keeper that what it gave will be served, and is waited for: without such a word for long it gives this engine up.
+    ///
+    /// # Errors
+    /// `Io`; `Refused` by a keeper that does not know the word, and waits without.
+    pub fn adopts(&self) -> Result<(), KeeperError> {
+        self.ask(&Message::Adopts, None)
+    }
+
     /// Lets the keeper forget a connection that has ended.
     ///
     /// # Errors

@@ -66,6 +66,16 @@ impl Secret {
     }
 }
 
+impl Secret {
+    /// The same once more.
+    ///
+    /// # Errors
+    /// As of `zeros`.
+    pub fn again(&self) -> io::Result<Self> {
+        Self::copy_of(self.as_ref())
+    }
+}
+
 impl AsRef<[u8]> for Secret {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: the mapping is as long, it was zeroed by the kernel, and it lives as long as this value.

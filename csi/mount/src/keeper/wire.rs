@@ -24,7 +24,7 @@ use super::secret::Secret;
 const VERSION: u8 = 1;
 
 /// 128 KiB: what lies beside a connection is some KiB; the kernel takes packets of up to 208 KiB.
-const PACKET_BYTES_MAX: usize = 128 * 1024;
+pub const PACKET_BYTES_MAX: usize = 128 * 1024;
 
 /// 1,024 arguments of an engine.
 const ARGS_MAX: usize = 1024;
@@ -62,6 +62,8 @@ pub enum Message {
     },
     /// Engine: everything that was given is served.
     Serves,
+    /// Engine: I am about to, as far as the store lets me.
+    Adopts,
     /// Anybody: start this engine, and let it take over.
     Replace {
         /// The program.
@@ -112,7 +114,8 @@ impl<'a> Fields<'a> {
 }
 
 impl Message {
-    fn encode(&self) -> Vec<u8> {
+    /// As a packet.
+    pub fn encode(&self) -> Vec<u8> {
         let kind = match self {
             Self::Ready { .. } => 1,
             Self::Kept { .. } => 2,
@@ -123,6 +126,7 @@ impl Message {
             Self::Done => 7,
             Self::Refused { .. } => 8,
             Self::Serves => 9,
+            Self::Adopts => 10,
         };
         let mut out = vec![VERSION, kind];
         match self {
@@ -142,12 +146,16 @@ impl Message {
                 args.iter().for_each(|arg| put(&mut out, arg.as_bytes()));
             }
             Self::Refused { why } => put(&mut out, why.as_bytes()),
-            Self::All | Self::Done | Self::Serves => {}
+            Self::All | Self::Done | Self::Serves | Self::Adopts => {}
         }
         out
     }
 
-    fn decode(packet: &[u8]) -> io::Result<Self> {
+    /// What a packet says.
+    ///
+    /// # Errors
+    /// `InvalidData`.
+    pub fn decode(packet: &[u8]) -> io::Result<Self> {
         let [version, kind, rest @ ..] = packet else {
             return Err(malformed("it is empty"));
         };
@@ -190,6 +198,7 @@ impl Message {
                 why: String::from_utf8_lossy(fields.field()?).into_owned(),
             },
             9 => Self::Serves,
+            10 => Self::Adopts,
             kind => return Err(malformed(&format!("nothing is of kind {kind}"))),
         })
     }
@@ -250,7 +259,7 @@ impl Peer {
     pub fn send_kept(&self, key: &[u8], beside: &Secret, connection: &OwnedFd) -> io::Result<()> {
         let kept = Message::Kept {
             key: key.to_vec(),
-            beside: Secret::copy_of(beside.as_ref())?,
+            beside: beside.again()?,
         };
         self.send(&kept, Some(connection.as_fd()))
     }
@@ -375,6 +384,7 @@ mod tests {
             Message::Done,
             Message::Refused { why: "no".into() },
             Message::Serves,
+            Message::Adopts,
         ]
     }
 
