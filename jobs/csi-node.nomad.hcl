@@ -1,8 +1,8 @@
 # nomad job run -var bucket=BUCKET csi-node.nomad.hcl
 #
-# The node plugin mounts volumes on every client. The engine that serves the mounts is a process of its own, which
-# this task starts when the first volume is mounted and which goes on when the task ends: stopping or updating this
-# job interrupts no mount.
+# The node plugin mounts volumes on every client. The engine that serves the mounts and the keeper that starts it again are
+# processes of their own, which this task starts when the first volume is mounted and which go on when the task ends:
+# stopping or updating this job interrupts no mount.
 # Credentials: the AWS SDK's usual chain of the host (instance role, /root/.aws), or AWS_ACCESS_KEY_ID and
 # AWS_SECRET_ACCESS_KEY in env.
 

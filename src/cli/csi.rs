@@ -69,7 +69,7 @@ pub struct CsiArgs {
     /// Whether to start an engine if none listens; yes.
     #[arg(long, env = "PANNIER_ENGINE_START", value_name = "true|false")]
     engine_start: Option<bool>,
-    /// Whether a keeper starts the engine, so that mounts outlive it; no.
+    /// Whether a keeper starts the engine, so that mounts outlive it; yes.
     #[arg(long, env = "PANNIER_KEEPER", value_name = "true|false")]
     keeper: Option<bool>,
     /// Where to serve metrics over HTTP: an address with a port, or unix:///PATH; nowhere if not given.
@@ -157,21 +157,34 @@ async fn until_told(config: Config) -> Result<(), CsiError> {
         let text = || csi_driver::metrics::metrics(env!("CARGO_PKG_VERSION")) + &process_metrics();
         tokio::spawn(serve_metrics(address.parse()?, Arc::new(text)));
     }
+    let mounter = Arc::new(EngineMounter::new(config.engine));
     let parts = Parts {
         mode: config.mode,
         endpoint: config.endpoint,
         node_id: config.node_id,
         folders: config.folders,
         clusters: Arc::new(S3Clusters::new(config.store, config.location)),
-        mounter: Arc::new(EngineMounter::new(config.engine)),
+        mounter: mounter.clone(),
         clock: Arc::new(SystemClock),
     };
+    if config.mode.has_node() {
+        tokio::spawn(async move { bring_up_to_date(&mounter).await });
+    }
     tokio::select! {
         outcome = serve(parts) => outcome?,
         _ = term.recv() => tracing::info!("SIGTERM: ending; mounts stay"),
         _ = interrupt.recv() => tracing::info!("SIGINT: ending; mounts stay"),
     }
     Ok(())
+}
+
+/// An engine of another version is replaced under its mounts. Failing changes nothing: it serves on.
+async fn bring_up_to_date(mounter: &EngineMounter) {
+    match mounter.bring_up_to_date(env!("CARGO_PKG_VERSION")).await {
+        Ok(None) => {}
+        Ok(Some(before)) => tracing::info!(before, "the engine is being replaced by this version's"),
+        Err(error) => tracing::warn!(%error, "the engine is not of this version, and stays"),
+    }
 }
 
 impl CsiArgs {
@@ -313,12 +326,20 @@ mod tests {
             .find_map(|line| line.strip_prefix("ExecStart=/usr/local/bin/pannier "))
             .unwrap();
         #[derive(Debug, Parser)]
+        struct Keeper {
+            #[command(flatten)]
+            args: crate::cli::keeper::KeeperArgs,
+        }
+        #[derive(Debug, Parser)]
         struct Engine {
             #[command(flatten)]
             args: crate::cli::engine::EngineArgs,
         }
-        let parsed = Engine::try_parse_from(line.split(' ')).unwrap();
-        assert!(parsed.args.socket.ends_with("engine.sock") && parsed.args.cache_dir.is_some());
+        let keeper = Keeper::try_parse_from(line.split(' ')).unwrap().args;
+        let words = std::iter::once("engine".into()).chain(keeper.engine);
+        let engine = Engine::try_parse_from(words).unwrap().args;
+        assert!(engine.socket == keeper.socket && engine.socket.ends_with("engine.sock"));
+        assert!(engine.cache_dir.is_some() && engine.state_dir.is_some());
         let dir = tempfile::tempdir().unwrap();
         let here = text.replace("/usr/local/bin/pannier", "/bin/true");
         let unit = dir.path().join("pannier-engine.service");

@@ -3,7 +3,7 @@
 //! Invariant: all mistakes are told at once, each by the name of its key. Callers: the command line, which fills a
 //! `RawConfig` from flags, environment and file, in this order of precedence. Absent: reading any of the three.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use volume::budget::MEMORY_BYTES_MIN;
@@ -92,7 +92,7 @@ pub struct RawConfig {
     pub engine_socket: Option<PathBuf>,
     /// Whether to start an engine if none listens. Default: yes.
     pub engine_start: Option<bool>,
-    /// Whether a keeper starts the engine, so that mounts outlive it. Default: no.
+    /// Whether a keeper starts the engine, so that mounts outlive it. Default: yes.
     pub keeper: Option<bool>,
     /// Where the plugin serves metrics: `HOST:PORT` or `unix:///PATH`. Default: nowhere.
     pub metrics: Option<String>,
@@ -251,13 +251,15 @@ impl Config {
         ) else {
             return Err(mistakes.0);
         };
-        let mut command = engine_command((program, &engine_socket), &state, raw.keeper.unwrap_or(KEEPER_DEFAULT));
+        let mut more = Vec::new();
         if let Some(address) = raw.engine_metrics {
-            command.args.extend(["--metrics".into(), address]);
+            more.extend(["--metrics".into(), address]);
         }
         if let Some(bytes) = raw.memory_bytes {
-            command.args.extend(["--memory-bytes".into(), bytes.to_string()]);
+            more.extend(["--memory-bytes".into(), bytes.to_string()]);
         }
+        let by_keeper = raw.keeper.unwrap_or(true);
+        let command = EngineCommand::new((program, &engine_socket), (&state, &more), by_keeper);
         let put = put.expect("a mistake there has returned above");
         let path_style = raw.path_style.unwrap_or(raw.s3_endpoint.is_some());
         Ok(Self {
@@ -292,23 +294,6 @@ impl Config {
             },
         })
     }
-}
-
-/// Whether mounts outlive their engine where nobody says.
-const KEEPER_DEFAULT: bool = false;
-
-/// What starts an engine that listens at `socket`, by way of a keeper or not.
-fn engine_command((program, socket): (PathBuf, &Path), state: &Path, by_keeper: bool) -> EngineCommand {
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let log = state.join("engine.log");
-    let keeper = ["keeper".into(), "--socket".into(), text(socket), "--".into()];
-    let mut args: Vec<String> = match by_keeper {
-        true => keeper.into(),
-        false => vec!["engine".into()],
-    };
-    let options = [("--socket", socket), ("--log-file", &log), ("--state-dir", state)];
-    args.extend(options.into_iter().flat_map(|(name, path)| [name.into(), text(path)]));
-    EngineCommand { program, args, log }
 }
 
 #[derive(Debug, Default)]

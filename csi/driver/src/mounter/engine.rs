@@ -112,6 +112,38 @@ impl EngineMounter {
         }
     }
 
+    /// Lets the keeper of an engine that is not of this version replace it by this program's own, which takes its mounts over; the
+    /// old one serves until then. Returns the old one's version if there was one to replace. Nothing is done to an engine
+    /// without a keeper, whose end would be the end of its mounts.
+    ///
+    /// # Errors
+    /// `NoEngine` if the keeper refuses; `Slow`.
+    pub async fn bring_up_to_date(&self, version: &str) -> Result<Option<String>, MountError> {
+        let (Some(command), Some(mut engine)) = (&self.config.command, self.running().await?) else {
+            return Ok(None);
+        };
+        let health = answered(
+            engine.health(timed(wire::HealthRequest {}, ASK_MAX)),
+            ASK_MAX,
+            "tell its version",
+        )
+        .await?;
+        if health.version == version || !keeper_listens(&self.config.socket) {
+            return Ok(None);
+        }
+        let program = command.program.display();
+        match spawn::replaced(command).await {
+            Ok(()) => Ok(Some(health.version)),
+            Err(error) => Err(MountError::NoEngine {
+                socket: self.config.socket.clone(),
+                detail: format!(
+                    "version {} goes on, {program} does not take over from it: {error}",
+                    health.version
+                ),
+            }),
+        }
+    }
+
     /// A client of the engine that listens; `None` if there is none.
     async fn running(&self) -> Result<Option<EngineClient<Channel>>, MountError> {
         let mut client = self.client.lock().await;

@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use tracing::{info, warn};
 
@@ -23,9 +24,41 @@ pub struct EngineCommand {
     pub program: PathBuf,
     /// Its arguments; they name the socket.
     pub args: Vec<String>,
+    /// The arguments that let a keeper do the same in place of the engine that it has; empty for an engine without.
+    pub replacing: Vec<String>,
     /// Where its output goes. Created with mode 0600, appended to.
     pub log: PathBuf,
 }
+
+impl EngineCommand {
+    /// What starts an engine of `program` that listens at `socket` and keeps its state at `state`, with `more` arguments of its own, by
+    /// way of a keeper or not.
+    pub fn new((program, socket): (PathBuf, &Path), (state, more): (&Path, &[String]), by_keeper: bool) -> Self {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let log = state.join("engine.log");
+        let options = [("--socket", socket), ("--log-file", &log), ("--state-dir", state)];
+        let options = options.into_iter().flat_map(|(name, path)| [name.into(), text(path)]);
+        let options: Vec<String> = options.chain(more.iter().cloned()).collect();
+        let by = |words: &[&str]| [words.iter().map(|word| (*word).to_owned()).collect(), options.clone()].concat();
+        let socket = text(socket);
+        let (args, replacing) = match by_keeper {
+            true => (
+                by(&["keeper", "--socket", &socket, "--"]),
+                by(&["keeper", "--socket", &socket, "--replace-engine", "--"]),
+            ),
+            false => (by(&["engine"]), Vec::new()),
+        };
+        Self {
+            program,
+            args,
+            replacing,
+            log,
+        }
+    }
+}
+
+/// 10 s for a keeper to start an engine; it is not waited for until that one serves.
+const REPLACED_MAX: Duration = Duration::from_secs(10);
 
 /// Where the control group of engines lies below the root of a version 2 hierarchy.
 const CGROUP: &str = "pannier-engine";
@@ -43,8 +76,9 @@ pub(super) fn detached(command: &EngineCommand, ended: impl FnOnce() + Send + 's
         .stdin(Stdio::null())
         .stdout(Stdio::from(log.try_clone()?))
         .stderr(Stdio::from(log))
-        // The address of our own socket is not the engine's business.
-        .env_remove("CSI_ENDPOINT");
+        // The address of our own socket is not the engine's business, nor is what a service manager has said to Nomad.
+        .env_remove("CSI_ENDPOINT")
+        .env_remove("NOTIFY_SOCKET");
     // SAFETY: between fork and exec only setsid(2) is called, which is async-signal-safe, allocates nothing and takes
     // no lock.
     unsafe {
@@ -68,6 +102,32 @@ pub(super) fn detached(command: &EngineCommand, ended: impl FnOnce() + Send + 's
             ended();
         })?;
     Ok(pid)
+}
+
+/// Asks the keeper for an engine of this command in place of the one that serves. Returns when it is started, or refused.
+///
+/// # Errors
+/// `Unsupported` for a command without a keeper; `Other` with the words of one that refuses, `TimedOut`.
+pub(super) async fn replaced(command: &EngineCommand) -> io::Result<()> {
+    if command.replacing.is_empty() {
+        let detail = "this plugin's engines have no keeper";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, detail));
+    }
+    let asked = tokio::process::Command::new(&command.program)
+        .args(&command.replacing)
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(REPLACED_MAX, asked)
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(io::Error::other(
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        )),
+    }
 }
 
 fn open_log(path: &Path) -> io::Result<File> {
@@ -144,6 +204,7 @@ mod tests {
         let command = EngineCommand {
             program: "/bin/sh".into(),
             args: vec!["-c".into(), script],
+            replacing: Vec::new(),
             log: log.clone(),
         };
         let (told, heard) = std::sync::mpsc::channel();
