@@ -1,11 +1,14 @@
 //! `pannier engine` as a process of its own, and its control service as a blocking client.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -112,15 +115,57 @@ impl EngineProcess {
         )
     }
 
+    /// Starts a keeper as a service manager that listens at `notify` does, which hands it these descriptors by their names.
+    ///
+    /// # Panics
+    /// As `start`.
+    pub fn start_as_service(store: &LocalStore, folder: &Path, notify: &Path, handed: &[(String, OwnedFd)]) -> Self {
+        let socket = folder.join("engine.sock").to_string_lossy().into_owned();
+        let names: Vec<_> = handed.iter().map(|(name, _)| name.as_str()).collect();
+        // Far from the numbers that they get in the new process.
+        let numbers: Vec<_> = handed
+            .iter()
+            .map(|(_, fd)| fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(200)).expect("a descriptor"))
+            .collect();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""]);
+        command.arg(built(Program::Binary("pannier"))).envs(store.environment());
+        command
+            .env("NOTIFY_SOCKET", notify)
+            .env("LISTEN_FDNAMES", names.join(":"));
+        command.env("LISTEN_FDS", numbers.len().to_string());
+        let of_child = numbers.clone();
+        // SAFETY: between fork and exec only dup2(2) is called, which is async-signal-safe, allocates nothing and takes no lock.
+        unsafe {
+            command.pre_exec(move || {
+                for (at, number) in (3..).zip(&of_child) {
+                    if libc::dup2(*number, at) < 0 {
+                        return Err(std::io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        let engine = Self::start_command(command, folder, &["keeper", "--socket", &socket, "--"]);
+        for number in numbers {
+            nix::unistd::close(number).expect("a descriptor of ours");
+        }
+        engine
+    }
+
     fn start_as(environment: &[(String, String)], folder: &Path, words: &[&str]) -> Self {
+        let mut command = Command::new(built(Program::Binary("pannier")));
+        command.envs(environment.iter().cloned());
+        Self::start_command(command, folder, words)
+    }
+
+    fn start_command(mut command: Command, folder: &Path, words: &[&str]) -> Self {
         let (socket, log) = (folder.join("engine.sock"), folder.join("engine.log"));
         let errors = File::options().create(true).append(true).open(&log).expect("the log");
-        let mut command = Command::new(built(Program::Binary("pannier")));
         command.args(words).arg("--socket").arg(&socket);
         command.arg("--log-file").arg(&log);
         command.arg("--cache-dir").arg(folder.join("cache"));
         command.arg("--state-dir").arg(folder.join("state"));
-        command.envs(environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(errors);
         let process = command.spawn().expect("pannier starts");
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -238,6 +283,14 @@ impl EngineProcess {
         answer.map(Response::into_inner)
     }
 
+    /// Another one in its place, which has its mounts; it has ended.
+    pub fn succeeded_by(mut self, start: impl FnOnce() -> Self) -> Self {
+        let mountpoints = std::mem::take(&mut self.mountpoints);
+        let mut next = start();
+        next.mountpoints = mountpoints;
+        next
+    }
+
     /// Tells it to end, and waits for that.
     ///
     /// # Errors
@@ -263,13 +316,28 @@ impl EngineProcess {
         children.split_whitespace().last()?.parse().ok().map(Pid::from_raw)
     }
 
+    /// How many engines its keeper has that have not ended.
+    pub fn kept_engines(&self) -> usize {
+        let keeper = self.pid();
+        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
+        children.map_or(0, |children| children.split_whitespace().count())
+    }
+
     /// Lets its keeper replace the engine by another one of the same program, with these arguments as well.
     ///
     /// # Panics
     /// If the keeper refuses.
     pub fn replace_engine(&self, more: &[&str]) {
+        self.replace_engine_by(&built(Program::Binary("pannier")), more);
+    }
+
+    /// The same, by an engine of that program.
+    ///
+    /// # Panics
+    /// If the keeper refuses.
+    pub fn replace_engine_by(&self, program: &Path, more: &[&str]) {
         let folder = self.socket.parent().expect("a folder of ours");
-        let mut command = Command::new(built(Program::Binary("pannier")));
+        let mut command = Command::new(program);
         command
             .arg("keeper")
             .arg("--socket")

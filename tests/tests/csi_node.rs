@@ -5,6 +5,9 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use csi_driver::config::{Config, RawConfig};
+use csi_driver::mounter::engine::EngineMounter;
+use tests::binaries::{Program, built};
 use tests::csi_plugin::{CsiPlugin, Ground, unable_to_mount};
 use tests::nomad_calls::{Nomad, Use};
 use tests::s3_server::{Kind, S3Server, skip};
@@ -83,4 +86,60 @@ async fn a_published_volume_outlives_plugin_engine_and_node() {
     }
     other.stop(&v1).await.expect("n2 lets go");
     plugin.kill_only_plugin();
+}
+
+/// Goal: a plugin of another version brings its engine, and programs notice nothing. Method: a mounter that believes to be of another
+/// version than the engine that serves, and one of the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_of_another_version_replaces_the_engine_under_its_mounts() {
+    if let Some(reason) = unable_to_mount() {
+        return skip(reason);
+    }
+    let Some(server) = S3Server::start(Kind::Minio).await else {
+        return;
+    };
+    server.bucket("volumes").await;
+    let ground = Ground::new();
+    let plugin = CsiPlugin::start(&ground, &server, "volumes", "n1").await;
+    let v1 = Use::writer("v1", "alloc");
+    let mut nomad = Nomad::new(&ground, &plugin);
+    nomad.create("v1", 0).await;
+    nomad.start(&v1).await.expect("the volume is mounted");
+    let target = nomad.target(&v1);
+    let mut open = File::create(target.join("open")).expect("a file");
+    let (keepers, engines) = (plugin.keepers(), plugin.engines());
+
+    let raw = RawConfig {
+        mode: Some("node".into()),
+        endpoint: Some("unix:///nowhere".into()),
+        node_id: Some("n1".into()),
+        bucket: Some("volumes".into()),
+        state_dir: Some(ground.path("state")),
+        ..RawConfig::default()
+    };
+    let config = Config::check(raw, built(Program::Binary("pannier"))).expect("options of a node");
+    let mounter = EngineMounter::new(config.engine);
+    let version = env!("CARGO_PKG_VERSION");
+    let before = mounter.bring_up_to_date(version).await.expect("an answer");
+    assert_eq!((before, plugin.engines()), (None, engines.clone()));
+    let before = mounter.bring_up_to_date("0.0.0").await.expect("an answer");
+    assert_eq!(before.as_deref(), Some(version));
+    let replaced = async {
+        while plugin.engines().iter().any(|engine| engines.contains(engine)) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(REPAIR_MAX, replaced).await;
+    waited.unwrap_or_else(|_| panic!("the old engine stays: {}", ground.logs()));
+    open.write_all(b"written before and after")
+        .expect("the file is still open");
+    open.sync_all().expect("it is synced");
+    assert_eq!(
+        read(&target.join("open")).expect("it is there"),
+        "written before and after"
+    );
+    assert_eq!(plugin.keepers(), keepers, "the same keeper holds the mounts");
+    drop(open);
+    nomad.stop(&v1).await.expect("the node lets go");
+    assert_eq!(ground.mounts(), Vec::<std::path::PathBuf>::new(), "{}", ground.logs());
 }

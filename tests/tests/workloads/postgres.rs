@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User};
 use tests::bounded_command::{finished, succeeded};
+use tests::engine_process::{Ask, EngineProcess};
+use tests::local_store::LocalStore;
 use tests::s3_server::skip;
 use tests::scratch_volume::ScratchVolume;
 
@@ -175,7 +177,22 @@ fn said(log: &Path) -> String {
     std::fs::read_to_string(log).unwrap_or_default()
 }
 
-fn cluster(scratch: &ScratchVolume, dir: &Path) -> Option<Cluster> {
+/// A cluster on the mount at `dir`, whose server runs; `sockets` lies on the local disk.
+fn running(sockets: PathBuf, dir: &Path) -> Option<Cluster> {
+    let mut cluster = cluster(sockets, dir)?;
+    let mut initdb = cluster.program("initdb");
+    succeeded(
+        initdb
+            .arg("-D")
+            .arg(&cluster.data)
+            .args(["-A", "trust", "--data-checksums", "--no-instructions"]),
+    );
+    cluster.start();
+    succeeded(cluster.client("pgbench").args(["--initialize", "--quiet", USER]));
+    Some(cluster)
+}
+
+fn cluster(sockets: PathBuf, dir: &Path) -> Option<Cluster> {
     let Some(programs) = server_programs() else {
         skip("Postgres is not installed (`cargo xtask tools` installs it)");
         return None;
@@ -184,7 +201,7 @@ fn cluster(scratch: &ScratchVolume, dir: &Path) -> Option<Cluster> {
         skip("Postgres must run as the user postgres, which only root can become");
         return None;
     };
-    let (data, sockets) = (dir.join("cluster"), scratch.folder("postgres"));
+    let data = dir.join("cluster");
     std::fs::create_dir(&data).expect("a folder on the mount");
     for folder in [&data, &sockets] {
         chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw())).expect("root gives folders away");
@@ -201,18 +218,9 @@ fn cluster(scratch: &ScratchVolume, dir: &Path) -> Option<Cluster> {
 fn postgres_keeps_what_it_committed_through_crashes() {
     let mut scratch = ScratchVolume::new();
     let mut mounted = scratch.mount();
-    let Some(mut cluster) = cluster(&scratch, mounted.dir()) else {
+    let Some(mut cluster) = running(scratch.folder("postgres"), mounted.dir()) else {
         return;
     };
-    let mut initdb = cluster.program("initdb");
-    succeeded(
-        initdb
-            .arg("-D")
-            .arg(&cluster.data)
-            .args(["-A", "trust", "--data-checksums", "--no-instructions"]),
-    );
-    cluster.start();
-    succeeded(cluster.client("pgbench").args(["--initialize", "--quiet", USER]));
     for _ in 0..rounds() {
         let before = cluster.history();
         cluster.load();
@@ -249,4 +257,98 @@ fn postgres_keeps_what_it_committed_through_crashes() {
     );
     assert!(mounted.unmount().success(), "a clean unmount");
     scratch.check();
+}
+
+/// What happens to an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Killed,
+    Replaced,
+}
+
+/// kill -9 of the engine and upgrades of it under pgbench: no client is told an error, and Postgres' own checks pass. 3 kills and 1 upgrade
+/// here; `PANNIER_TEST_KILLS=20 PANNIER_TEST_REPLACEMENTS=5` is the long run.
+#[test]
+fn postgres_clients_notice_no_kill_and_no_upgrade_of_the_engine() {
+    let store = LocalStore::start();
+    let (folder, mnt) = (store.folder("engine"), store.folder("mnt"));
+    let mut engine = EngineProcess::start_kept(&store, &folder);
+    engine.mount(&store, &Ask::new("volume", &mnt)).expect("a mount");
+    let Some(mut cluster) = running(store.folder("postgres"), &mnt) else {
+        return;
+    };
+    let of = |name: &str, few: u64| tests::environment::number(name).unwrap_or(few);
+    let events = std::iter::repeat_n(Event::Killed, of("PANNIER_TEST_KILLS", 3) as usize).chain(std::iter::repeat_n(
+        Event::Replaced,
+        of("PANNIER_TEST_REPLACEMENTS", 1) as usize,
+    ));
+    let (mut load, mut begun) = (Load::start(&cluster), 0);
+    for event in events {
+        let seen = cluster.history();
+        while cluster.history() < seen + 5 {
+            begun += load.renew(&cluster);
+        }
+        let before = engine.kept_engine().expect("an engine runs");
+        match event {
+            Event::Killed => kill(before, Signal::SIGKILL).expect("it is there"),
+            Event::Replaced => engine.replace_engine(&[]),
+        }
+        let since = Instant::now();
+        while engine.kept_engine().is_none_or(|now| now == before) || kill(before, None).is_ok() {
+            assert!(since.elapsed() < PATIENCE, "no other engine after {event:?}");
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+    load.ends_well();
+    assert_eq!(
+        cluster.history(),
+        (begun + 1) * 4 * TRANSACTIONS,
+        "each transaction is there once"
+    );
+    cluster.is_whole();
+    cluster.signal(Signal::SIGINT);
+    succeeded(
+        cluster
+            .program("pg_checksums")
+            .arg("--check")
+            .arg("-D")
+            .arg(&cluster.data),
+    );
+    engine.unmount(&mnt, PATIENCE).expect("it is unmounted");
+    assert!(engine.shut_down().expect("a clean end").success());
+}
+
+/// pgbench of 4 clients that runs beside the test.
+struct Load(Child);
+
+impl Load {
+    fn start(cluster: &Cluster) -> Self {
+        let mut command = cluster.client("pgbench");
+        command.args(["--no-vacuum", "-c", "4", "-t", &TRANSACTIONS.to_string(), USER]);
+        let command = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        Self(command.spawn().expect("pgbench starts"))
+    }
+
+    /// Starts another one if this one has ended, and returns how many ended.
+    fn renew(&mut self, cluster: &Cluster) -> u64 {
+        if self.0.try_wait().expect("a child").is_none() {
+            std::thread::park_timeout(Duration::from_millis(10));
+            return 0;
+        }
+        std::mem::replace(self, Self::start(cluster)).ends_well();
+        1
+    }
+
+    /// Waits for its end, which is one without an error.
+    fn ends_well(self) {
+        let output = self.0.wait_with_output().expect("pgbench ends");
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        assert!(
+            output.status.success() && said[0].contains("number of failed transactions: 0"),
+            "{said:?}"
+        );
+    }
 }
