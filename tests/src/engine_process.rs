@@ -153,7 +153,11 @@ impl EngineProcess {
         engine
     }
 
-    fn start_as(environment: &[(String, String)], folder: &Path, words: &[&str]) -> Self {
+    /// Starts what these words say, a keeper or an engine, that has these variables.
+    ///
+    /// # Panics
+    /// As `start`.
+    pub fn start_as(environment: &[(String, String)], folder: &Path, words: &[&str]) -> Self {
         let mut command = Command::new(built(Program::Binary("pannier")));
         command.envs(environment.iter().cloned());
         Self::start_command(command, folder, words)

@@ -3,8 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use slatedb::db_cache::foyer::{FoyerCache, FoyerCacheOptions};
-use slatedb::db_cache::{DbCache, SplitCache};
+use slatedb::db_cache::foyer::FoyerCache;
+use slatedb::db_cache::{CachedEntry, CachedKey, DbCache, SplitCache};
+
+/// 512 bytes that an entry takes besides what it says of itself: key, record and lists of the cache, and the allocations of
+/// what it holds. Of a tree with few rows that is most of it, and filters that are not there say nothing at all: a cache that did
+/// not count them grew to five times its bound with each mount that left some behind.
+const ENTRY_BYTES: usize = 512;
+
+/// Each half is guarded by a lock of its own.
+const SHARDS: usize = 2;
 
 /// Decoded blocks of trees in RAM, for all trees that it is given to. Cheap to clone: all clones are the same cache.
 #[derive(Clone)]
@@ -23,11 +31,13 @@ impl std::fmt::Debug for BlockCache {
 impl BlockCache {
     /// A cache of this many bytes: a quarter for indexes and filters, without which each block costs two reads more.
     pub fn new(bytes: u64) -> Self {
-        let part = |max_capacity| -> Option<Arc<dyn DbCache>> {
-            Some(Arc::new(FoyerCache::new_with_opts(FoyerCacheOptions {
-                max_capacity,
-                shards: 2,
-            })))
+        let part = |bytes: u64| -> Option<Arc<dyn DbCache>> {
+            let max_capacity = usize::try_from(bytes).unwrap_or(usize::MAX);
+            let cache = foyer::CacheBuilder::new(max_capacity)
+                .with_weighter(|_: &CachedKey, entry: &CachedEntry| entry.size() + ENTRY_BYTES)
+                .with_shards(SHARDS)
+                .build();
+            Some(Arc::new(FoyerCache::new_with_cache(cache)))
         };
         let split = SplitCache::new()
             .with_block_cache(part(bytes - bytes / 4))
