@@ -1,4 +1,5 @@
 //! One budget of memory for all volumes of a process: what may be dirty, rows and frames that are kept, blocks of the trees.
+//! It knows the caches on disk too, which two mounts of one volume share.
 //!
 //! Each pool is shared by the volumes as they need it. Invariants:
 //! - A volume may always have its fair part, so none ever waits for another: what it waits for is its own.
@@ -11,6 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::cache::disk::OpenCaches;
 use crate::tree::blocks::BlockCache;
 
 /// 256 MiB for all volumes of an engine.
@@ -50,6 +52,7 @@ pub struct Budget {
     frames: Arc<Pool>,
     unflushed: Arc<Pool>,
     blocks: BlockCache,
+    caches_on_disk: OpenCaches,
 }
 
 impl Default for Budget {
@@ -70,6 +73,7 @@ impl Budget {
             frames: pool(PARTS.frames),
             unflushed: pool(PARTS.unflushed),
             blocks: BlockCache::new(part * PARTS.blocks),
+            caches_on_disk: OpenCaches::default(),
         }
     }
 
@@ -96,6 +100,11 @@ impl Budget {
     /// Blocks of all trees.
     pub(crate) fn blocks(&self) -> &BlockCache {
         &self.blocks
+    }
+
+    /// The caches on disk of all volumes.
+    pub(crate) fn caches_on_disk(&self) -> &OpenCaches {
+        &self.caches_on_disk
     }
 }
 

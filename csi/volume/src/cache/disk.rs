@@ -4,13 +4,14 @@
 //! hold is found by reading the headers of their entries once after opening. Frames are checked by whoever reads them, so
 //! a torn, lost or damaged entry costs a GET and nothing else. Nothing is synced: after a power failure the cache may be
 //! smaller. The kernel keeps what was lately read or written of it in memory, as of any file; that is not counted here.
+//! A volume that a process has open twice, for writing and for reading only, has one cache.
 //! Callers: `fetch.rs`, `volume/mounting.rs`. Absent: how an entry looks (`region.rs`), and reading it (`stretch.rs`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use tokio::sync::Semaphore;
@@ -108,7 +109,36 @@ impl Drop for Guard {
 #[derive(Debug, Clone)]
 pub(crate) struct DiskCache {
     inner: Arc<Inner>,
-    _guard: Arc<Guard>,
+    guard: Arc<Guard>,
+}
+
+/// The caches on disk that this process has open. Cheap to clone: all clones know the same ones.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct OpenCaches {
+    /// Held while one is opened, never while one is used.
+    by_dir: Arc<Mutex<BTreeMap<PathBuf, Weak<Guard>>>>,
+}
+
+impl OpenCaches {
+    /// The cache in `dir`: the one that is open, or else as `DiskCache::open`.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn open(&self, dir: &Path, bytes_max: u64) -> io::Result<Option<DiskCache>> {
+        let mut by_dir = self.by_dir.lock().unwrap_or_else(PoisonError::into_inner);
+        by_dir.retain(|_, guard| guard.strong_count() > 0);
+        if let Some(guard) = by_dir.get(dir).and_then(Weak::upgrade) {
+            return Ok(Some(DiskCache {
+                inner: Arc::clone(&guard.inner),
+                guard,
+            }));
+        }
+        let opened = DiskCache::open(dir, bytes_max)?;
+        if let Some(cache) = &opened {
+            by_dir.insert(dir.to_owned(), Arc::downgrade(&cache.guard));
+        }
+        Ok(opened)
+    }
 }
 
 impl DiskCache {
@@ -153,7 +183,7 @@ impl DiskCache {
         };
         Ok(Some(Self {
             inner,
-            _guard: Arc::new(guard),
+            guard: Arc::new(guard),
         }))
     }
 

@@ -323,14 +323,14 @@ fn tables_of(
 
 fn fetcher(bucket: &BucketRef, lineage: Lineage, (cache, budget): (&CacheConfig, &Budget)) -> Fetcher {
     let ram = RamCache::new(cache.ram_bytes, budget.frames());
-    let disk = open_disk(cache, lineage.own());
+    let disk = open_disk(cache, budget, lineage.own());
     Fetcher::new(bucket.clone(), lineage, ram, disk)
 }
 
 /// The cache on disk, or none where it cannot be had: a mount works without.
-fn open_disk(cache: &CacheConfig, uuid: Uuid) -> Option<DiskCache> {
+fn open_disk(cache: &CacheConfig, budget: &Budget, uuid: Uuid) -> Option<DiskCache> {
     let dir = cache.dir.as_ref()?.join(uuid.simple().to_string());
-    match DiskCache::open(&dir, cache.disk_bytes) {
+    match budget.caches_on_disk().open(&dir, cache.disk_bytes) {
         Ok(Some(disk)) => Some(disk),
         Ok(None) => {
             tracing::warn!(dir = %dir.display(), "another program uses this cache folder: frames are kept in RAM only");

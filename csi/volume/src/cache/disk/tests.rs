@@ -143,3 +143,24 @@ async fn frames_that_were_put_together_are_read_together() {
         }
     }
 }
+
+/// Goal: a volume's reader finds what its writer has cached, and the folder is free again when the last of them is gone.
+#[tokio::test]
+async fn regression_a_cache_that_this_process_has_open_is_shared() {
+    let dir = TempDir::new().unwrap();
+    let caches = OpenCaches::default();
+    let writer = caches.open(dir.path(), 1 << 30).unwrap().unwrap();
+    let reader = caches.clone().open(dir.path(), 1 << 30).unwrap().unwrap();
+    fill(&writer, 0..5);
+    assert_eq!(read(&reader, &[3]), [(key(3), frame(3))]);
+    drop(writer);
+    assert!(
+        OpenCaches::default().open(dir.path(), 1 << 30).unwrap().is_none(),
+        "the reader has it still, and others are kept out"
+    );
+    fill(&reader, 5..9);
+    assert_eq!(read(&reader, &[1, 7]).len(), 2);
+    drop(reader);
+    let again = caches.open(dir.path(), 1 << 30).unwrap().unwrap();
+    found(&again, 7).await;
+}
