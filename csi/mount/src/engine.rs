@@ -33,6 +33,7 @@ use crate::open::{Connection, OpenFailed, OpenSpec, Opened, open};
 use crate::session::{Session, SessionError, blocking, flush, unmount};
 use crate::store::{Access, Keys, Stores};
 
+mod ending;
 mod kept;
 pub(crate) mod leftovers;
 mod look;
@@ -42,17 +43,12 @@ mod server;
 mod status;
 mod table;
 
+use ending::IfUsed;
 use kept::Left;
 use leftovers::Ledger;
 pub use look::LOOK_EVERY;
+pub use status::status_of;
 use table::{Served, ServedKey, Shown, Table, infos};
-
-/// 1 s for the kernel to end a connection after its last mountpoint went: it does so at once unless there are others that
-/// we do not know (another mount namespace, a bind mount by somebody else).
-const END_PATIENCE: Duration = Duration::from_secs(1);
-
-/// 50 s for a volume that was unmounted a moment ago to be closed, before it is mounted again: less than Nomad's patience.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(50);
 
 /// What to mount where.
 #[derive(Debug, Clone)]
@@ -263,7 +259,8 @@ impl Engine {
         if self.has_mountpoints(&key) {
             return Ok(Unmounted { count: 1, lost });
         }
-        self.await_close(&key, &served, until, detach_busy).await?;
+        self.await_close(&key, &served, until, IfUsed::told(detach_busy))
+            .await?;
         Ok(Unmounted { count: 1, lost })
     }
 
@@ -305,7 +302,8 @@ impl Engine {
             };
             let left = self.table().served.get(&key).cloned();
             if let Some(served) = left {
-                self.await_close(&key, &served, until, detach_busy).await?;
+                self.await_close(&key, &served, until, IfUsed::told(detach_busy))
+                    .await?;
             }
         }
         Ok(all)
@@ -434,6 +432,7 @@ impl Engine {
             bucket,
             session,
             closed,
+            device: ending::device_of([&path].into_iter()),
             spec: spec.open.clone(),
             since_unix_ms,
             mountpoints,
@@ -497,45 +496,6 @@ impl Engine {
             tell.send_replace(true);
         });
         closed
-    }
-
-    /// Waits for what is just ending of a volume, so that a mount right after an unmount finds it closed.
-    async fn await_endings(&self, volume_id: &str) -> Result<(), EngineError> {
-        let until = Instant::now() + CLOSE_PATIENCE;
-        for read_only in [false, true] {
-            let key = ServedKey {
-                volume_id: volume_id.to_owned(),
-                read_only,
-            };
-            let ending = self.table().served.get(&key).cloned();
-            if let Some(served) = ending.filter(|served| served.mountpoints.is_empty()) {
-                self.await_close(&key, &served, until, false).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn await_close(
-        &self,
-        key: &ServedKey,
-        served: &Served,
-        until: Instant,
-        detach_busy: bool,
-    ) -> Result<(), EngineError> {
-        let patience = until.min(Instant::now() + END_PATIENCE);
-        if timeout_at(patience, served.session.ended()).await.is_err() {
-            if detach_busy {
-                return Ok(());
-            }
-            return Err(EngineError::StillUsed {
-                volume_id: key.volume_id.clone(),
-            });
-        }
-        let mut closed = served.closed.clone();
-        match timeout_at(until, closed.wait_for(|closed| *closed)).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(deadline(key, served)),
-        }
     }
 }
 

@@ -17,8 +17,10 @@ use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, S
 use nix::sys::stat::Mode;
 
 mod mountinfo;
+mod users;
 
 pub use mountinfo::{Mounted, mounted, mounted_at};
+pub use users::is_used;
 
 /// The type that our mounts have in mountinfo.
 pub const FILE_SYSTEM_TYPE: &str = "fuse.pannier";
@@ -328,6 +330,33 @@ fn fusermount(path: &Path, arguments: &[&str]) -> Result<(), MountpointError> {
 /// that must not hang.
 pub fn abort(path: &Path) {
     let _ = umount2(path, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW);
+}
+
+/// Where the kernel lets FUSE connections be controlled, a folder for each, by the number of its device.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
+
+/// Ends the connection of a device wherever it is mounted, as if its server had ended: whoever uses it gets errors.
+///
+/// # Errors
+/// `Kernel`. `Ok` if there is no such connection.
+pub fn cut(device: (u32, u32)) -> Result<(), MountpointError> {
+    let folder = Path::new(CONNECTIONS);
+    let door = folder.join(device.1.to_string()).join("abort");
+    let refused = |error: io::Error| kernel("cannot end the connection at", &door, error);
+    match fs::write(&door, "1") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        done => return done.map_err(refused),
+    }
+    // It is not there, or nobody has mounted what shows it, which systemd does elsewhere.
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("fusectl"), folder, Some("fusectl"), flags, None::<&str>)
+        .map_err(|error| kernel("cannot mount", folder, error))?;
+    let cut = fs::write(&door, "1");
+    let _ = umount2(folder, MntFlags::MNT_DETACH);
+    match cut {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(refused(error)),
+        _ => Ok(()),
+    }
 }
 
 /// True if a FUSE mount's server is gone. Only for mounts whose server is known not to run: a live one that hangs would

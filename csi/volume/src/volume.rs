@@ -180,6 +180,11 @@ impl Volume {
         self.inner.mount.lock().dirty_bytes()
     }
 
+    /// How many times programs have files open, as far as this process was told: an earlier one may have opened some.
+    pub fn open_files(&self) -> u64 {
+        self.inner.mount.lock().open_files()
+    }
+
     /// Why nothing can be written any more, if so.
     pub fn lost(&self) -> Option<Lost> {
         self.inner.mount.lock().lost().cloned()

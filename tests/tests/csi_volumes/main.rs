@@ -11,6 +11,7 @@ use tests::s3_server::{Kind, S3Server, skip};
 
 mod command;
 mod container;
+mod copies;
 mod metrics;
 mod modes;
 mod order;

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::ending::device_of;
 use super::server::{request_of, spec_of};
 use super::table::{Served, ServedKey, Shown, Table};
 use super::{Engine, EngineError, MountSpec};
@@ -295,6 +296,7 @@ impl Engine {
             bucket,
             session,
             closed,
+            device: device_of(left.mountpoints.keys()),
             spec: left.spec.open.clone(),
             since_unix_ms: left.since_unix_ms,
             mountpoints: left.mountpoints.clone(),

@@ -34,6 +34,8 @@ pub struct Served {
     pub session: Session,
     /// Turns true when the volume is closed.
     pub closed: watch::Receiver<bool>,
+    /// The kernel's number for the connection; `None` for one that was adopted without a mountpoint.
+    pub device: Option<(u32, u32)>,
     /// How it was opened.
     pub spec: OpenSpec,
     /// Since when, in milliseconds since the Unix epoch.

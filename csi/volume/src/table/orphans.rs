@@ -46,6 +46,11 @@ impl Tables {
         self.refs.entry(ino).or_default().opens += 1;
     }
 
+    /// How many open descriptions there are that were told here.
+    pub fn open_files(&self) -> u64 {
+        self.refs.values().map(|refs| refs.opens).sum()
+    }
+
     /// One open description less. True if there is something to purge.
     pub fn release_open(&mut self, ino: InodeNo) -> bool {
         let Some(refs) = self.refs.get_mut(&ino) else {
