@@ -238,6 +238,9 @@ fn read_file(path: &Path) -> Result<RawConfig, CsiError> {
 }
 
 #[cfg(test)]
+mod errors;
+
+#[cfg(test)]
 mod page;
 
 #[cfg(test)]

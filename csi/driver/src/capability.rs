@@ -9,7 +9,7 @@ use proto::csi::v1::volume_capability::{AccessType, access_mode::Mode};
 use serde::{Deserialize, Serialize};
 use volume::head::{AccessMode, settings};
 
-use crate::error::DriverError;
+use crate::error::{DriverError, Fault};
 
 /// The file system type a volume file may name; empty means the same.
 const FS_TYPE: &str = "pannier";
@@ -71,10 +71,8 @@ impl Capability {
         let (flags, owner) = match &given.access_type {
             Some(AccessType::Mount(mount)) => {
                 if !mount.fs_type.is_empty() && mount.fs_type != FS_TYPE {
-                    return Err(DriverError::invalid(
-                        "mount_options.fs_type".into(),
-                        format!("cannot be {:?}: leave it out, or give {FS_TYPE:?}", mount.fs_type),
-                    ));
+                    let fs_type = mount.fs_type.clone();
+                    return Err(DriverError::invalid("mount_options.fs_type", Fault::FsType { fs_type }));
                 }
                 let (flags, mut owner) = BindFlags::parse(&mount.mount_flags)?;
                 if !mount.volume_mount_group.is_empty() {
@@ -84,12 +82,7 @@ impl Capability {
                 }
                 (flags, owner)
             }
-            Some(AccessType::Block(_)) => {
-                return Err(DriverError::invalid(
-                    "attachment_mode".into(),
-                    "cannot be block-device: Pannier's volumes are file systems, use file-system".into(),
-                ));
-            }
+            Some(AccessType::Block(_)) => return Err(DriverError::invalid("attachment_mode", Fault::Block)),
             None => {
                 return Err(DriverError::Missing {
                     field: "volume_capability.access_type",
@@ -146,12 +139,8 @@ impl BindFlags {
             "nodev" => self.nodev = true,
             "noatime" => self.noatime = true,
             unknown => {
-                return Err(DriverError::invalid(
-                    "mount_options.mount_flags".into(),
-                    format!(
-                        "cannot hold {unknown:?}; known are ro, rw, noexec, nosuid, nodev, noatime, uid=, gid= and mode="
-                    ),
-                ));
+                let flag = unknown.to_owned();
+                return Err(DriverError::invalid("mount_options.mount_flags", Fault::Flag { flag }));
             }
         }
         Ok(())
@@ -170,10 +159,7 @@ fn mode(number: i32) -> Result<AccessMode, DriverError> {
         Ok(Mode::Unknown) => Err(DriverError::Missing {
             field: "volume_capability.access_mode",
         }),
-        Err(_) => Err(DriverError::invalid(
-            "access_mode".into(),
-            format!("cannot be number {number}: Nomad's five modes are known"),
-        )),
+        Err(_) => Err(DriverError::invalid("access_mode", Fault::Mode { number })),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::capability::Capability;
 use crate::cluster::ClustersRef;
 use crate::credentials::Credentials;
 use crate::deadlines::{CONTROLLER_MAX, Progress, within};
-use crate::error::DriverError;
+use crate::error::{DriverError, Fault};
 use crate::grpc::{Call, reply, volume_of};
 use crate::keyring::Keyring;
 use crate::publish_context;
@@ -181,8 +181,8 @@ impl ControllerService {
     }
 
     async fn list(&self, request: csi::ListVolumesRequest) -> Result<csi::ListVolumesResponse, DriverError> {
-        let entries_max = usize::try_from(request.max_entries)
-            .map_err(|_| DriverError::invalid("max_entries".into(), "is negative".into()))?;
+        let entries_max =
+            usize::try_from(request.max_entries).map_err(|_| DriverError::invalid("max_entries", Fault::Negative))?;
         let after = page_after(&request.starting_token)?;
         let page = self.clusters.admin(None).await?.list(after, entries_max).await?;
         Ok(csi::ListVolumesResponse {
@@ -267,7 +267,7 @@ pub(crate) fn known_volume(id: &str) -> Result<VolumeId, DriverError> {
 fn capacity(range: Option<csi::CapacityRange>) -> Result<CapacityRange, DriverError> {
     let range = range.unwrap_or_default();
     let bytes = |field: &str, value: i64| {
-        u64::try_from(value).map_err(|_| DriverError::invalid(format!("capacity_range.{field}"), "is negative".into()))
+        u64::try_from(value).map_err(|_| DriverError::invalid(format!("capacity_range.{field}"), Fault::Negative))
     };
     Ok(CapacityRange {
         required_bytes: bytes("required_bytes", range.required_bytes)?,

@@ -9,7 +9,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::DriverError;
+use crate::error::{DriverError, Fault};
 
 /// Name of the secret that holds the access key.
 const ACCESS_KEY: &str = "access_key_id";
@@ -43,10 +43,7 @@ impl Credentials {
             .iter()
             .find(|name| ![ACCESS_KEY, SECRET_KEY, TOKEN].contains(name))
         {
-            return Err(DriverError::invalid(
-                format!("secrets.{unknown}"),
-                format!("is unknown; known are {ACCESS_KEY}, {SECRET_KEY} and {TOKEN}"),
-            ));
+            return Err(DriverError::invalid(format!("secrets.{unknown}"), Fault::Secret));
         }
         let get = |name: &str| secrets.get(name).filter(|value| !value.is_empty()).cloned();
         match (get(ACCESS_KEY), get(SECRET_KEY)) {
@@ -56,14 +53,8 @@ impl Credentials {
                 session_token: get(TOKEN),
             })),
             (None, None) if get(TOKEN).is_none() => Ok(None),
-            (None, _) => Err(DriverError::invalid(
-                format!("secrets.{ACCESS_KEY}"),
-                "is missing".into(),
-            )),
-            (Some(_), None) => Err(DriverError::invalid(
-                format!("secrets.{SECRET_KEY}"),
-                "is missing".into(),
-            )),
+            (None, _) => Err(DriverError::invalid(format!("secrets.{ACCESS_KEY}"), Fault::HalfKeys)),
+            (Some(_), None) => Err(DriverError::invalid(format!("secrets.{SECRET_KEY}"), Fault::HalfKeys)),
         }
     }
 }

@@ -21,12 +21,12 @@ pub enum DriverError {
         field: &'static str,
     },
     /// A field has a value that cannot be.
-    #[error("{field} {detail}")]
+    #[error("{field} {fault}")]
     Invalid {
         /// Name of the field, in the words of a volume file.
         field: String,
-        /// What is wrong, as the rest of a sentence; holds no secret.
-        detail: String,
+        /// What is wrong with it.
+        fault: Fault,
     },
     /// A volume parameter that is not acted on.
     #[error("parameters: {0}")]
@@ -121,12 +121,6 @@ pub enum DriverError {
         /// The path.
         path: PathBuf,
     },
-    /// The call is not offered.
-    #[error("{rpc} is not offered by Pannier")]
-    NotOffered {
-        /// Name of the call.
-        rpc: &'static str,
-    },
     /// The limit of the call passed.
     #[error("{rpc} did not end within {} s: it was {step}", limit.as_secs())]
     Deadline {
@@ -177,10 +171,52 @@ pub enum DriverError {
     Bucket(#[from] BucketError),
 }
 
+/// What is wrong with a field, as the rest of a sentence that begins with its name; holds no secret.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// Another file system.
+    #[error("cannot be {fs_type:?}: leave it out, or give \"pannier\"")]
+    FsType {
+        /// As given.
+        fs_type: String,
+    },
+    /// A volume is no device.
+    #[error("cannot be block-device: Pannier's volumes are file systems, use file-system")]
+    Block,
+    /// An access mode that CSI does not have, or not yet.
+    #[error("cannot be number {number}: Nomad's five modes are known")]
+    Mode {
+        /// As given.
+        number: i32,
+    },
+    /// A mount flag that is not acted on.
+    #[error("cannot hold {flag:?}; known are ro, rw, noexec, nosuid, nodev, noatime, uid=, gid= and mode=")]
+    Flag {
+        /// As given.
+        flag: String,
+    },
+    /// A secret that is not used.
+    #[error("is unknown; known are access_key_id, secret_access_key and session_token")]
+    Secret,
+    /// One half of a pair of keys.
+    #[error("is missing beside its other half")]
+    HalfKeys,
+    /// A number below zero.
+    #[error("is negative")]
+    Negative,
+    /// Snapshots have no parameters.
+    #[error("is unknown: a snapshot has none")]
+    SnapshotParameter,
+    /// A path that could mean another place than it says.
+    #[error("must be absolute, without . and .., and not the root")]
+    Path,
+}
+
 impl DriverError {
     /// An `Invalid` error.
-    pub fn invalid(field: String, detail: String) -> Self {
-        DriverError::Invalid { field, detail }
+    pub fn invalid(field: impl Into<String>, fault: Fault) -> Self {
+        let field = field.into();
+        DriverError::Invalid { field, fault }
     }
 
     /// Turns a failure of the mounter into one of a volume.

@@ -102,7 +102,6 @@ pub fn code_of(failure: &DriverError) -> Code {
             Code::FailedPrecondition
         }
         DriverError::NotExpanded { .. } => Code::OutOfRange,
-        DriverError::NotOffered { .. } => Code::Unimplemented,
         DriverError::Deadline { .. } => Code::DeadlineExceeded,
         // A full disk or a state file that is damaged: a person repairs it, then the same call works.
         DriverError::Silent { .. }
@@ -224,7 +223,7 @@ fn bucket_code(failure: &BucketError) -> Code {
 
 /// What a status of the engine means to us (see proto/pannier/engine.proto for its codes).
 #[deny(clippy::wildcard_enum_match_arm)]
-pub(crate) fn from_engine(status: &Status) -> MountError {
+pub fn from_engine(status: &Status) -> MountError {
     let detail = status.message().to_owned();
     match status.code() {
         Code::NotFound => MountError::NoVolume { detail },

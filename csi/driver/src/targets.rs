@@ -26,7 +26,7 @@ use volume::volume_id::VolumeId;
 use crate::capability::{BindFlags, Owner};
 use crate::credentials::Credentials;
 use crate::deadlines::{Progress, to_the_end};
-use crate::error::DriverError;
+use crate::error::{DriverError, Fault};
 use crate::mounter::{Answer, MounterRef, Usage};
 use crate::opening::Opening;
 
@@ -475,8 +475,7 @@ fn resolved(path: &Path) -> Result<PathBuf, DriverError> {
         .components()
         .all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
     let (Some(parent), Some(name), true) = (path.parent(), path.file_name(), plain && path.is_absolute()) else {
-        let detail = "must be absolute, without . and .., and not the root".to_owned();
-        return Err(DriverError::invalid(format!("path {}", path.display()), detail));
+        return Err(DriverError::invalid(format!("path {}", path.display()), Fault::Path));
     };
     let parent = parent.canonicalize().unwrap_or_else(|_| parent.to_owned());
     Ok(parent.join(name))

@@ -24,3 +24,4 @@ pub use location::{LocationError, S3Location};
 pub use put_options::{PutOptionError, PutOptions};
 pub use retry::RetryPolicy;
 pub use store::{ConnectError, S3Options, S3Store};
+pub use trust::TrustError;

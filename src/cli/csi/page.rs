@@ -23,7 +23,7 @@ fn page() -> String {
 }
 
 /// The first table of a section, as rows of cells, without its head.
-fn rows(section: &str) -> Vec<Vec<String>> {
+pub(super) fn rows(section: &str) -> Vec<Vec<String>> {
     let page = page();
     let begin = format!("\n## {section}\n");
     let (_, text) = page
@@ -45,7 +45,7 @@ fn rows(section: &str) -> Vec<Vec<String>> {
 }
 
 /// The words of a cell that are code.
-fn code(cell: &str) -> Vec<String> {
+pub(super) fn code(cell: &str) -> Vec<String> {
     cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 

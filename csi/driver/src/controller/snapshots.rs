@@ -16,7 +16,7 @@ use volume::volume_id::{SnapshotId, VolumeId};
 
 use super::{ControllerService, PAGE_TAG, known_volume, page_after, required};
 use crate::credentials::Credentials;
-use crate::error::DriverError;
+use crate::error::{DriverError, Fault};
 
 impl ControllerService {
     /// The verbs, with the keys of a call that is about no volume, or the plugin's own.
@@ -43,7 +43,7 @@ impl ControllerService {
         if let Some(name) = request.parameters.keys().next() {
             return Err(DriverError::invalid(
                 format!("parameters.{name}"),
-                "is unknown: a snapshot has none".into(),
+                Fault::SnapshotParameter,
             ));
         }
         SnapshotId::of_name(&request.name).map_err(|source| DriverError::Name { field: "name", source })?;
@@ -91,8 +91,8 @@ impl ControllerService {
         &self,
         request: csi::ListSnapshotsRequest,
     ) -> Result<csi::ListSnapshotsResponse, DriverError> {
-        let entries_max = usize::try_from(request.max_entries)
-            .map_err(|_| DriverError::invalid("max_entries".into(), "is negative".into()))?;
+        let entries_max =
+            usize::try_from(request.max_entries).map_err(|_| DriverError::invalid("max_entries", Fault::Negative))?;
         let after = match page_after(&request.starting_token)? {
             Some(id) => Some(SnapshotId::parse(id).map_err(|_| bad_token(&request.starting_token))?),
             None => None,
