@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use tokio::time::Instant;
 use tracing::info;
 use volume::ids::Lease;
 use volume::volume_id::VolumeId;
@@ -119,6 +120,8 @@ pub struct Targets {
     turns: Mutex<HashMap<VolumeId, Arc<tokio::sync::Mutex<()>>>>,
     /// Volumes that could not be repaired, and when to try again. Held for a look-up.
     patience: Mutex<HashMap<Opening, Patience>>,
+    /// Volumes that are staged and at no target path, and since when that was seen. Held for a look-up.
+    staged_alone: Mutex<HashMap<Opening, Instant>>,
 }
 
 impl Targets {
@@ -140,6 +143,7 @@ impl Targets {
             staging_root,
             turns: Mutex::default(),
             patience: Mutex::default(),
+            staged_alone: Mutex::default(),
         }))
     }
 
@@ -307,6 +311,7 @@ impl Targets {
     async fn stage_now(&self, mut place: Place, steps: &Progress) -> Result<(), DriverError> {
         place.path = resolved(&place.path)?;
         let opening = place.opening();
+        self.staged_anew(&opening);
         let before = self.records.load(&opening)?;
         let mut record = before
             .clone()
@@ -327,6 +332,7 @@ impl Targets {
         std::fs::create_dir_all(&parent).map_err(DriverError::file("make", parent))?;
         place.path = resolved(&place.path)?;
         let volume = || place.volume.to_string();
+        self.staged_anew(&place.opening());
         // Not the staging path of this call is asked for, but any use: a premature unstage (rule 3) may have come
         // between.
         let record = self.records.load(&place.opening())?.filter(VolumeRecord::is_used);

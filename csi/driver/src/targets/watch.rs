@@ -38,6 +38,10 @@ const ADOPT_MAX: Duration = Duration::from_secs(3);
 /// 5 min between two tries to repair a volume that another node holds. It begins with `WATCH_EVERY` and doubles.
 const PATIENCE_MAX: Duration = Duration::from_secs(300);
 
+/// 5 min at no target path: Nomad unstages right after its last unpublish, and publishes right after it staged. Where its plugin was away
+/// in between, as when a node is drained, it does so never.
+const STAGED_ALONE_MAX: Duration = Duration::from_secs(300);
+
 /// When to look at a volume again that could not be repaired.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Patience {
@@ -132,6 +136,7 @@ impl Targets {
             }
         }
         self.forget_dead(&mut record).await?;
+        self.forget_stages(&mut record).await?;
         if record.is_used() {
             self.converge(&record, Lost::Keep, &steps).await
         } else {
@@ -159,6 +164,34 @@ impl Targets {
             record.forget(&path);
         }
         self.records.save(record)
+    }
+
+    /// Takes staging paths away that Nomad has forgotten: the volume has been at no target path for long.
+    async fn forget_stages(&self, record: &mut VolumeRecord) -> Result<(), DriverError> {
+        let opening = record.opening.clone();
+        if record.staged.is_empty() || !record.published.is_empty() || !record.unflushed.is_empty() {
+            self.staged_anew(&opening);
+            return Ok(());
+        }
+        let since = {
+            let mut alone = self.staged_alone.lock().expect("nobody panics while holding the map");
+            *alone.entry(opening.clone()).or_insert_with(Instant::now)
+        };
+        if since.elapsed() < STAGED_ALONE_MAX {
+            return Ok(());
+        }
+        for path in std::mem::take(&mut record.staged).into_keys() {
+            warn!(volume = %opening, path = %path.display(), "no allocation uses the volume, and Nomad does not unstage it: it is unstaged");
+            self.take_away(&opening, &path).await?;
+        }
+        self.staged_anew(&opening);
+        self.records.save(record)
+    }
+
+    /// From now on the time begins anew after which a volume that is staged and not published is taken for forgotten.
+    pub(super) fn staged_anew(&self, opening: &Opening) {
+        let mut alone = self.staged_alone.lock().expect("nobody panics while holding the map");
+        alone.remove(opening);
     }
 
     /// Takes dead FUSE mounts away that no record knows: those that one does know are repaired.

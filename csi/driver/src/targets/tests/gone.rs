@@ -1,5 +1,7 @@
 //! What ended while no plugin was there to be told: allocations, and engines.
 
+use std::time::Duration;
+
 use super::*;
 
 /// Stages, and publishes for two allocations where Nomad would; returns their target paths.
@@ -168,4 +170,38 @@ async fn regression_readers_beside_a_writer_have_their_mount_back_after_the_engi
         let answer = node.mounter.probe(&node.path(name)).await;
         assert_eq!(answer, Answer::Alive(USAGE), "{name}");
     }
+}
+
+/// Nomad forgets to unstage too where the plugin was away while the last allocation went. The time begins anew with each use.
+#[tokio::test(start_paused = true)]
+async fn a_volume_that_stays_staged_for_nobody_is_unstaged_after_five_minutes() {
+    let node = Node::new();
+    node.stage("staging", 1).await.unwrap();
+    node.targets.look().await;
+    tokio::time::advance(Duration::from_secs(299)).await;
+    node.publish("target", 1).await.unwrap();
+    node.unpublish("target").await.unwrap();
+    node.targets.look().await;
+    tokio::time::advance(Duration::from_secs(299)).await;
+    node.targets.look().await;
+    assert!(
+        node.is_mounted("staging"),
+        "Nomad has five minutes from the last use on"
+    );
+    tokio::time::advance(Duration::from_secs(1)).await;
+    node.targets.look().await;
+    assert!(!node.is_mounted("staging"));
+    node.assert_clean();
+    assert_eq!(
+        node.targets.left(&v1()).unwrap(),
+        Left::Nothing,
+        "so its right is given back"
+    );
+    node.unstage("staging").await.unwrap();
+    node.stage("staging", 2).await.unwrap();
+    node.publish("target", 2).await.unwrap();
+    node.targets.look().await;
+    tokio::time::advance(Duration::from_secs(3_600)).await;
+    node.targets.look().await;
+    assert!(node.is_mounted("staging"), "an allocation uses it");
 }
