@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
@@ -276,6 +278,20 @@ impl EngineProcess {
             .runtime
             .block_on(self.client.list_mounts(wire::ListMountsRequest {}));
         answer.expect("an engine lists its mounts").into_inner().mounts
+    }
+
+    /// Lists its mounts again and again until told otherwise, beside whatever else it is asked.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    pub fn list_until(&self, done: Arc<AtomicBool>) -> tokio::task::JoinHandle<()> {
+        let mut client = self.client.clone();
+        self.runtime.spawn(async move {
+            while !done.load(Ordering::Relaxed) {
+                let listed = client.list_mounts(wire::ListMountsRequest {}).await;
+                listed.expect("an engine lists its mounts");
+            }
+        })
     }
 
     /// Its health.

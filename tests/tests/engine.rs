@@ -502,3 +502,27 @@ fn say(line: &str) {
     // Where standard error is closed, nobody would have read it.
     drop(std::io::Write::write_all(&mut stderr, format!("{line}\n").as_bytes()));
 }
+
+/// Goal: a volume that is mounted is known to be. Found by a soak (PANNIER_TEST_SEED=70622, cycle 215): a list that had read the kernel's
+/// table before the mount forgot the mountpoint after it, and the mount failed. Method: lists without end beside mounts.
+#[test]
+fn regression_a_list_beside_a_mount_does_not_forget_it() {
+    let store = LocalStore::start();
+    let mut engine = EngineProcess::start(&store, &store.folder("engine"));
+    let (first, second) = (store.folder("first"), store.folder("second"));
+    engine.mount(&store, &Ask::new("v1", &first)).unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    let listing = [(); 4].map(|()| engine.list_until(Arc::clone(&done)));
+    for _ in 0..300 {
+        engine.mount(&store, &Ask::new("v1", &second)).unwrap();
+        engine.unmount(&second, Duration::from_secs(30)).unwrap();
+    }
+    assert!(
+        listing.iter().all(|listing| !listing.is_finished()),
+        "all were answered"
+    );
+    done.store(true, Ordering::Relaxed);
+    assert_eq!(engine.mounts().len(), 1);
+    engine.unmount(&first, Duration::from_secs(30)).unwrap();
+    assert!(engine.shut_down().unwrap().success());
+}

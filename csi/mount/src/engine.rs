@@ -253,14 +253,13 @@ impl Engine {
             Ok(done) => done?,
             Err(_) => return Err(deadline(&key, &served)),
         }
-        self.remove(&key, path);
+        let last = self.remove(&key, path);
         self.keep_again(&key);
         self.note();
-        if self.has_mountpoints(&key) {
-            return Ok(Unmounted { count: 1, lost });
+        if let Some(served) = last {
+            self.await_close(&key, &served, until, IfUsed::told(detach_busy))
+                .await?;
         }
-        self.await_close(&key, &served, until, IfUsed::told(detach_busy))
-            .await?;
         Ok(Unmounted { count: 1, lost })
     }
 
@@ -433,6 +432,7 @@ impl Engine {
             session,
             closed,
             device: ending::device_of([&path].into_iter()),
+            let_go: false,
             spec: spec.open.clone(),
             since_unix_ms,
             mountpoints,

@@ -2,9 +2,10 @@
 //!
 //! The kernel ends a connection with its last mount. It does so at once, unless there are mounts that we do not know: copies in other
 //! mount namespaces (whoever makes one copies all mounts, and one that is private keeps them), or programs that have files of
-//! a mount open that was detached. A copy that nobody uses would keep the volume open for ever, and away from this
-//! node: it is cut off. A program that has files open goes on with them, until it closes them or the volume is to be
-//! mounted here again. Callers: `engine.rs`, `kept.rs`.
+//! a mount open that was detached. A copy that nobody uses would keep the volume open for ever, and away from this node: it is
+//! cut off. A program that has files open goes on with them, until it closes them or the volume is to be mounted here again.
+//! Never here: an end of what its caller has not let go of. A mountpoint that only vanished, tasks may have still.
+//! Callers: `engine.rs`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -87,13 +88,16 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let patience = until.min(Instant::now() + END_PATIENCE);
         if timeout_at(patience, served.session.ended()).await.is_err() {
-            let is_cut = (if_used == IfUsed::CutOff || !is_used(served).await) && cut_off(key, served).await;
+            // Where the mountpoint only vanished, tasks may have the mount still.
+            let may_be_cut = served.let_go && (if_used == IfUsed::CutOff || !is_used(served).await);
+            let is_cut = may_be_cut && cut_off(key, served).await;
             match if_used {
                 _ if is_cut => {}
-                IfUsed::Leave => {
+                IfUsed::Leave if served.let_go => {
                     cut_off_later(key.clone(), served.clone());
                     return Ok(());
                 }
+                IfUsed::Leave => return Ok(()),
                 IfUsed::Refuse | IfUsed::CutOff => {
                     let volume_id = key.volume_id.clone();
                     return Err(EngineError::StillUsed { volume_id });

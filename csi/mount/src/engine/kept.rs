@@ -297,6 +297,7 @@ impl Engine {
             session,
             closed,
             device: device_of(left.mountpoints.keys()),
+            let_go: false,
             spec: left.spec.open.clone(),
             since_unix_ms: left.since_unix_ms,
             mountpoints: left.mountpoints.clone(),

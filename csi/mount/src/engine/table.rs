@@ -36,6 +36,8 @@ pub struct Served {
     pub closed: watch::Receiver<bool>,
     /// The kernel's number for the connection; `None` for one that was adopted without a mountpoint.
     pub device: Option<(u32, u32)>,
+    /// Whoever had it mounted wants it no more: its last mountpoint did not just vanish.
+    pub let_go: bool,
     /// How it was opened.
     pub spec: OpenSpec,
     /// Since when, in milliseconds since the Unix epoch.
@@ -125,17 +127,13 @@ impl Engine {
             .collect()
     }
 
-    pub(super) fn remove(&self, key: &ServedKey, path: &Path) {
-        if let Some(served) = self.table().served.get_mut(key) {
-            served.mountpoints.remove(path);
-        }
-    }
-
-    pub(super) fn has_mountpoints(&self, key: &ServedKey) -> bool {
-        self.table()
-            .served
-            .get(key)
-            .is_some_and(|served| !served.mountpoints.is_empty())
+    /// Notes that a mountpoint was taken off because its caller wants it no more. The volume if that was the last one.
+    pub(super) fn remove(&self, key: &ServedKey, path: &Path) -> Option<Served> {
+        let mut table = self.table();
+        let served = table.served.get_mut(key)?;
+        served.mountpoints.remove(path);
+        served.let_go = served.mountpoints.is_empty();
+        served.let_go.then(|| served.clone())
     }
 
     pub(super) fn info_at(&self, path: &Path) -> Option<MountInfo> {
@@ -145,13 +143,15 @@ impl Engine {
 
     /// Forgets mountpoints that somebody else took off.
     pub(super) fn forget_vanished(&self) {
+        // Held while the kernel's table is read: what another call mounts and notes between the two is no mount that vanished.
+        let mut table = self.table();
         let Ok(mounted) = mountpoint::mounted() else { return };
         let there = |path: &PathBuf| {
             mounted
                 .iter()
                 .any(|m| m.mountpoint == *path && m.file_system == mountpoint::FILE_SYSTEM_TYPE)
         };
-        for served in self.table().served.values_mut() {
+        for served in table.served.values_mut() {
             served.mountpoints.retain(|path, _| there(path));
         }
     }
