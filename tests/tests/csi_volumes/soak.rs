@@ -111,10 +111,10 @@ fn tell(when: &str, sizes: [(&'static str, (u64, usize)); 2]) {
     }
 }
 
-/// Resident memory in KiB and open descriptors of a process.
+/// Memory of its own in KiB, the pages of its program left out, which are read as it is used; and open descriptors of a process.
 fn size(process: Pid) -> (u64, usize) {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
     let kib = kib.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok());
     let open = fs::read_dir(format!("/proc/{process}/fd")).map_or(0, Iterator::count);
     (kib.unwrap_or(0), open)
