@@ -44,6 +44,10 @@ pub struct EngineArgs {
     /// Where the keeper listens that has started this engine
     #[arg(long, value_name = "PATH", hide = true)]
     pub keeper: Option<PathBuf>,
+    /// Let mounts outlive this engine as on a kernel before Linux 6.9, which cannot send again what nobody has answered: slower, for
+    /// trying it on a newer kernel
+    #[arg(long, hide = true)]
+    pub relay: bool,
 }
 
 /// Runs until told to end.
@@ -64,6 +68,7 @@ pub async fn run(args: EngineArgs) -> Result<(), Failure> {
         memory_bytes: args.memory_bytes,
         state_dir: args.state_dir,
         keeper: args.keeper,
+        relays: args.relay,
         look_every: Duration::from_secs(args.look_every.max(1)),
         version: env!("CARGO_PKG_VERSION"),
     };

@@ -108,13 +108,23 @@ impl EngineProcess {
     /// # Panics
     /// As `start`.
     pub fn start_kept_for(store: &LocalStore, folder: &Path, seconds: u64) -> Self {
+        Self::start_keeper(store, folder, (seconds, &[]))
+    }
+
+    /// The same with engines that have these arguments as well.
+    ///
+    /// # Panics
+    /// As `start`.
+    pub fn start_kept_with(store: &LocalStore, folder: &Path, of_engine: &[&str]) -> Self {
+        Self::start_keeper(store, folder, (30, of_engine))
+    }
+
+    fn start_keeper(store: &LocalStore, folder: &Path, (seconds, of_engine): (u64, &[&str])) -> Self {
         let socket = folder.join("engine.sock").to_string_lossy().into_owned();
         let seconds = seconds.to_string();
-        Self::start_as(
-            &store.environment(),
-            folder,
-            &["keeper", "--abort-after", &seconds, "--socket", &socket, "--"],
-        )
+        let mut words = vec!["keeper", "--abort-after", &seconds, "--socket", &socket, "--"];
+        words.extend(of_engine);
+        Self::start_as(&store.environment(), folder, &words)
     }
 
     /// Starts a keeper as a service manager that listens at `notify` does, which hands it these descriptors by their names.
@@ -331,16 +341,41 @@ impl EngineProcess {
 
     /// The engine that its keeper has started last; `None` while there is none.
     pub fn kept_engine(&self) -> Option<Pid> {
-        let keeper = self.pid();
-        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
-        children.split_whitespace().last()?.parse().ok().map(Pid::from_raw)
+        self.children()
+            .split_whitespace()
+            .last()?
+            .parse()
+            .ok()
+            .map(Pid::from_raw)
+    }
+
+    /// Waits until its keeper has started another engine than `before`.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn kept_engine_after(&self, before: Pid) -> Pid {
+        let begun = Instant::now();
+        loop {
+            if let Some(now) = self.kept_engine().filter(|now| *now != before) {
+                return now;
+            }
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "no engine follows; it said:\n{}",
+                self.said()
+            );
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
     }
 
     /// How many engines its keeper has that have not ended.
     pub fn kept_engines(&self) -> usize {
+        self.children().split_whitespace().count()
+    }
+
+    fn children(&self) -> String {
         let keeper = self.pid();
-        let children = std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children"));
-        children.map_or(0, |children| children.split_whitespace().count())
+        std::fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap_or_default()
     }
 
     /// Lets its keeper replace the engine by another one of the same program, with these arguments as well.

@@ -1,19 +1,32 @@
 //! The real plugin with the real engine on MinIO, while processes die under it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use csi_driver::config::{Config, RawConfig};
 use csi_driver::mounter::engine::EngineMounter;
 use tests::binaries::{Program, built};
 use tests::csi_plugin::{CsiPlugin, Ground, unable_to_mount};
+use tests::environment::{number, say};
 use tests::nomad_calls::{Nomad, Use};
 use tests::s3_server::{Kind, S3Server, skip};
 
 /// 60 s: the plugin looks every 10 s; a machine that compiles at the same time needs longer.
 const REPAIR_MAX: Duration = Duration::from_secs(60);
+
+/// 3 plugins here; `PANNIER_TEST_KILLS=50` is the long run.
+const PLUGIN_KILLS: u64 = 3;
+
+/// 200 ms of calls between the end of a plugin and the start of the next, as many with one.
+const BETWEEN_PLUGINS: Duration = Duration::from_millis(200);
+
+/// 2 s, of a promise of 50 ms on an idle machine: a call that waits for a plugin waits for seconds.
+const PLUGIN_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 fn write_durably(path: &Path, text: &str) -> io::Result<()> {
     let mut file = File::create(path)?;
@@ -86,6 +99,92 @@ async fn a_published_volume_outlives_plugin_engine_and_node() {
     }
     other.stop(&v1).await.expect("n2 lets go");
     plugin.kill_only_plugin();
+}
+
+/// Calls of a program that writes, reads and lists, one after another.
+struct Calls {
+    stopped: Arc<AtomicBool>,
+    longest: Arc<Mutex<Duration>>,
+    program: JoinHandle<u64>,
+}
+
+impl Calls {
+    fn start(folder: PathBuf) -> Self {
+        let (stopped, longest) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::default()));
+        let (is_stopped, noted) = (Arc::clone(&stopped), Arc::clone(&longest));
+        let program = std::thread::spawn(move || {
+            let mut round = 0u64;
+            while !is_stopped.load(Ordering::SeqCst) {
+                let (path, begun) = (folder.join(format!("call-{}", round % 16)), Instant::now());
+                fs::write(&path, round.to_string()).expect("a write");
+                assert_eq!(read(&path).expect("a read"), round.to_string());
+                fs::read_dir(&folder).expect("a listing").for_each(drop);
+                let mut longest: MutexGuard<'_, Duration> = noted.lock().expect("nobody panics with it");
+                *longest = longest.max(begun.elapsed());
+                round += 1;
+            }
+            round
+        });
+        Self {
+            stopped,
+            longest,
+            program,
+        }
+    }
+
+    /// The longest since the last question.
+    fn longest(&self) -> Duration {
+        std::mem::take(&mut *self.longest.lock().expect("nobody panics with it"))
+    }
+
+    fn end(self) -> u64 {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.program.join().expect("no call failed")
+    }
+}
+
+/// Goal: programs do not wait for a plugin that is away. Method: kill -9 and a new start of the plugin under a program that makes calls
+/// all the time; the longest of them is told, beside the longest while a plugin ran.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_notice_nothing_of_a_plugin_that_is_killed_and_started_again() {
+    if let Some(reason) = unable_to_mount() {
+        return skip(reason);
+    }
+    let Some(server) = S3Server::start(Kind::Minio).await else {
+        return;
+    };
+    server.bucket("volumes").await;
+    let ground = Ground::new();
+    let mut plugin = CsiPlugin::start(&ground, &server, "volumes", "n1").await;
+    let v1 = Use::writer("v1", "alloc");
+    let mut nomad = Nomad::new(&ground, &plugin);
+    nomad.create("v1", 0).await;
+    nomad.start(&v1).await.expect("the volume is mounted");
+    let calls = Calls::start(nomad.target(&v1));
+    let (mut without, mut starting, mut with, mut ended) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..number("PANNIER_TEST_KILLS").unwrap_or(PLUGIN_KILLS) {
+        tokio::time::sleep(BETWEEN_PLUGINS).await;
+        with.push(calls.longest());
+        plugin.kill_only_plugin();
+        tokio::time::sleep(BETWEEN_PLUGINS).await;
+        without.push(calls.longest());
+        // With the one before would go its engine.
+        ended.push(plugin);
+        plugin = CsiPlugin::start(&ground, &server, "volumes", "n1").await;
+        starting.push(calls.longest());
+    }
+    let rounds = calls.end();
+    let told = |of: Vec<Duration>| of.into_iter().max().unwrap_or_default();
+    let (without, starting, with) = (told(without), told(starting), told(with));
+    say(&format!(
+        "{rounds} rounds of calls; the longest with a plugin {with:?}, without {without:?}, while one starts {starting:?}"
+    ));
+    assert!(
+        without.max(starting) < PLUGIN_PAUSE_MAX,
+        "programs waited for the plugin"
+    );
+    Nomad::new(&ground, &plugin).stop(&v1).await.expect("the node lets go");
+    assert_eq!(ground.mounts(), Vec::<std::path::PathBuf>::new(), "{}", ground.logs());
 }
 
 /// Goal: a plugin of another version brings its engine, and programs notice nothing. Method: a mounter that believes to be of another

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use tests::engine_process::{Ask, EngineProcess};
+use tests::environment::{number, say};
 use tests::history::{Dice, Step, Tree, carry_out, matches};
 use tests::local_store::LocalStore;
 use tests::s3_proxy::{Delays, S3Proxy};
@@ -20,14 +21,6 @@ const KILLS: u64 = 8;
 
 /// Programs that work at the same time, each in a folder of its own.
 const WORKERS: usize = 3;
-
-#[allow(
-    clippy::disallowed_methods,
-    reason = "tests take their length and their seed from the environment"
-)]
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
 
 /// One program's history since the last crash.
 #[derive(Default)]
@@ -145,8 +138,8 @@ fn a_killed_engine_finds_on_its_disk_what_a_local_fsync_had_returned_for() {
 }
 
 fn kill_and_verify(durability: Durability) {
-    let kills = from_environment("PANNIER_TEST_KILLS").unwrap_or(KILLS);
-    let seed = from_environment("PANNIER_TEST_SEED").unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 16);
+    let kills = number("PANNIER_TEST_KILLS").unwrap_or(KILLS);
+    let seed = number("PANNIER_TEST_SEED").unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 16);
     say(&format!(
         "PANNIER_TEST_SEED={seed} PANNIER_TEST_KILLS={kills}, durability {durability}"
     ));
@@ -494,13 +487,6 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
         );
         std::thread::park_timeout(Duration::from_millis(1));
     }
-}
-
-/// Shown when the test fails, and with `--nocapture`.
-fn say(line: &str) {
-    let mut stderr = std::io::stderr().lock();
-    // Where standard error is closed, nobody would have read it.
-    drop(std::io::Write::write_all(&mut stderr, format!("{line}\n").as_bytes()));
 }
 
 /// Goal: a volume that is mounted is known to be. Found by a soak (PANNIER_TEST_SEED=70622, cycle 215): a list that had read the kernel's

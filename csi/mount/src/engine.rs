@@ -7,7 +7,6 @@
 //! taken before `table`. Callers: `engine/server.rs` (gRPC), `engine/process.rs`. What outlives this process is in `engine/kept.rs`.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,7 +29,7 @@ use crate::clock::{SystemClock, unix_ms};
 use crate::keeper::KeeperClient;
 use crate::mountpoint::{self, AttachOptions, MountpointError};
 use crate::open::{Connection, OpenFailed, OpenSpec, Opened, open};
-use crate::session::{Session, SessionError, blocking, flush, unmount};
+use crate::session::{Session, SessionError, Succession, blocking, flush, unmount};
 use crate::store::{Access, Keys, Stores};
 
 mod ending;
@@ -188,11 +187,17 @@ struct Inner {
     budget: Budget,
     /// What holds the connections when this process ends.
     keeper: Option<KeeperClient>,
+    /// How a new connection is prepared for the next engine.
+    succession: Succession,
 }
 
 impl Engine {
     /// An engine without mounts; `ledger` is where it notes them for its successor, `budget` what they may have in memory.
-    fn new(ledger: Ledger, look_every: Duration, budget: Budget, keeper: Option<KeeperClient>) -> Self {
+    fn new(ledger: Ledger, look_every: Duration, budget: Budget, keeper: Option<(KeeperClient, Succession)>) -> Self {
+        let (keeper, succession) = match keeper {
+            None => (None, Succession::None),
+            Some((keeper, succession)) => (Some(keeper), succession),
+        };
         let inner = Inner {
             table: Mutex::default(),
             stores: Stores::default(),
@@ -200,6 +205,7 @@ impl Engine {
             look_every,
             budget,
             keeper,
+            succession,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -382,7 +388,7 @@ impl Engine {
 /// The parts of a mount.
 impl Engine {
     async fn serve(&self, spec: &MountSpec, path: PathBuf) -> Result<(), EngineError> {
-        let connection = Connection::begin(self.inner.keeper.is_some());
+        let connection = Connection::begin(self.inner.succession != Succession::None);
         let Opened { volume, bucket } = open(&spec.open, connection, (&self.inner.stores, &self.inner.budget)).await?;
         let options = AttachOptions {
             source: spec.open.location.to_string(),
@@ -399,8 +405,12 @@ impl Engine {
         let started = {
             let (of, engine, runtime) = (volume.clone(), self.clone(), Handle::current());
             let (spec, mountpoints) = (spec.clone(), mountpoints.clone());
+            let succession = match of.survives() {
+                true => self.inner.succession,
+                false => Succession::None,
+            };
             blocking(&path, move |path| {
-                let attached = Session::attach(of.clone(), path, &options, &runtime)?;
+                let attached = Session::attach(of.clone(), path, &options, succession, &runtime)?;
                 let left = Left {
                     spec,
                     mountpoints,
@@ -408,7 +418,7 @@ impl Engine {
                     greeting: attached.greeting.clone(),
                     since_unix_ms,
                 };
-                engine.keep_new(&left, attached.device.as_fd(), of.survives());
+                engine.keep_new(&left, &attached, of.survives());
                 attached.serve(path)
             })
             .await

@@ -15,7 +15,7 @@ use volume_s3::S3Location;
 
 use crate::mountpoint::{self, AttachOptions, MountpointError};
 use crate::open::{Connection, OpenFailed, OpenSpec, open};
-use crate::session::{Session, SessionError, flush, unmount};
+use crate::session::{Session, SessionError, Succession, flush, unmount};
 use crate::store::Stores;
 
 /// 5 s for programs that still use a mount that was told to stop; then they get errors, with everything they wrote safe.
@@ -89,7 +89,7 @@ pub async fn mount_foreground(
         noexec: false,
         nosuid: false,
     };
-    let attached = Session::attach(volume.clone(), &path, &options, &Handle::current());
+    let attached = Session::attach(volume.clone(), &path, &options, Succession::None, &Handle::current());
     let session = match attached.and_then(|attached| attached.serve(&path)) {
         Ok(session) => session,
         Err(error) => {

@@ -36,6 +36,8 @@ use answer::{About, refuse};
 pub use seeking::Flusher;
 use stat::{file_attr, inode_no, kind_of_mode, no_file, permissions, set_time, timestamp};
 
+use crate::session::Outgoing;
+
 /// Ten years: the one writer of a volume is this mount, so what the kernel remembers stays true until the kernel itself
 /// changes it. A server that changes something behind its back must tell it.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -65,11 +67,12 @@ pub struct Skin {
     /// How long the kernel may rely on what it was told.
     valid: Duration,
     flusher: Flusher,
+    outgoing: Outgoing,
 }
 
 impl Skin {
     /// The skin of `volume`; what has to wait runs on `runtime`.
-    pub fn new(volume: Volume, runtime: Handle, flusher: Flusher) -> Self {
+    pub fn new(volume: Volume, runtime: Handle, (flusher, outgoing): (Flusher, Outgoing)) -> Self {
         let read_only = volume.info().read_only;
         Self {
             volume,
@@ -77,6 +80,7 @@ impl Skin {
             read_only,
             valid: if read_only { WHILE_READING } else { FOREVER },
             flusher,
+            outgoing,
         }
     }
 }
@@ -105,7 +109,7 @@ fn one_piece(mut parts: Vec<Bytes>) -> Bytes {
 
 impl Filesystem for Skin {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        flags::negotiate(config, self.read_only)
+        flags::negotiate(config, self.read_only, self.outgoing.is_relayed())
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -34,6 +34,7 @@ use child::{Engine, Life, Program};
 pub use client::{KeeperClient, KeeperError, Kept, replace_engine};
 use secret::Secret;
 pub use service_manager::ServiceManager;
+use slim::Slim;
 use wire::{Message, Peer};
 
 /// 30 s: a program that waits for a mount without an engine is told an error then. Longer than any start of an engine, shorter
@@ -139,7 +140,8 @@ pub fn run_keeper(config: KeeperConfig) -> io::Result<()> {
         start_at: Some(Instant::now()),
         alone_since: Some(Instant::now()),
         ending: false,
-        slim_at: Some(Instant::now() + SLIM_AFTER),
+        slim: Slim::default(),
+        slim_at: Instant::now() + SLIM_AFTER,
     };
     while keeper.turn(&signals, &listener)? {}
     // The socket's absence tells that nobody keeps anything here.
@@ -183,8 +185,9 @@ struct Keeper {
     alone_since: Option<Instant>,
     /// Told to end.
     ending: bool,
-    /// When to give back what the last thing done needed.
-    slim_at: Option<Instant>,
+    slim: Slim,
+    /// From when on to give back what the last thing done needed.
+    slim_at: Instant,
 }
 
 impl Keeper {
@@ -201,12 +204,9 @@ impl Keeper {
         if none && self.shelf.is_empty() && (self.ending || self.start_at.is_none()) {
             return Ok(false);
         }
-        if self.slim_at.take_if(|at| *at <= Instant::now()).is_some() {
-            slim::give_back();
-        }
         let (signalled, knocked, spoke) = self.wait(signals, listener)?;
         if signalled || knocked || !spoke.is_empty() {
-            self.slim_at = Some(Instant::now() + SLIM_AFTER);
+            self.slim_at = Instant::now() + SLIM_AFTER;
         }
         for at in spoke.into_iter().rev() {
             self.hear(at);
@@ -242,7 +242,7 @@ impl Keeper {
         }
     }
 
-    fn wait(&self, signals: &SignalFd, listener: &OwnedFd) -> io::Result<(bool, bool, Vec<usize>)> {
+    fn wait(&mut self, signals: &SignalFd, listener: &OwnedFd) -> io::Result<(bool, bool, Vec<usize>)> {
         let mut waits = vec![
             PollFd::new(signals.as_fd(), PollFlags::POLLIN),
             PollFd::new(listener.as_fd(), PollFlags::POLLIN),
@@ -260,7 +260,11 @@ impl Keeper {
                 PollTimeout::try_from(u32::try_from(left).unwrap_or(u32::MAX)).unwrap_or(PollTimeout::MAX)
             }
         };
-        match poll(&mut waits, timeout) {
+        let polled = match self.slim_at <= Instant::now() {
+            true => self.slim.poll(&mut waits, timeout),
+            false => poll(&mut waits, timeout),
+        };
+        match polled {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -275,7 +279,8 @@ impl Keeper {
     fn next_deadline(&self) -> Option<Instant> {
         let abort = self.abort_at();
         let replace = self.next.as_ref().map(|next| next.since + REPLACE_WITHIN);
-        [self.start_at, abort, replace, self.look_at, self.slim_at]
+        let slim = Some(self.slim_at).filter(|at| *at > Instant::now());
+        [self.start_at, abort, replace, self.look_at, slim]
             .into_iter()
             .flatten()
             .min()
@@ -446,6 +451,9 @@ impl Keeper {
                 self.service_manager.forget(&key);
                 Message::Done
             }
+            Message::Unknown { kind } => Message::Refused {
+                why: format!("this keeper is older than that word, whose number is {kind}"),
+            },
             _ => Message::Refused {
                 why: "only the engine that the keeper has started may say that".into(),
             },
@@ -460,7 +468,9 @@ impl Keeper {
     }
 
     fn keep(&mut self, key: Vec<u8>, needs: u32, (beside, connection): (Secret, Option<OwnedFd>)) -> Message {
-        let connection = match (connection, self.shelf.remove(&key)) {
+        let before = self.shelf.remove(&key);
+        let replaces = before.is_some();
+        let connection = match (connection, before) {
             (Some(connection), _) => connection,
             (None, Some(before)) => before.connection,
             (None, None) => {
@@ -474,7 +484,7 @@ impl Keeper {
             needs,
             beside,
         };
-        self.service_manager.keep(&key, &shelved);
+        self.service_manager.keep(&key, &shelved, replaces);
         self.shelf.insert(key, shelved);
         Message::Done
     }

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::Config;
@@ -21,8 +22,15 @@ use crate::fuse::{Flusher, Skin};
 use crate::mountpoint::{self, AttachOptions, MountpointError};
 
 mod greeting;
+mod relay;
+mod requests;
 
 pub use greeting::Greeting;
+pub(crate) use greeting::forget_pages;
+use relay::Relay;
+pub(crate) use relay::{Outgoing, SENT_AGAIN};
+use requests::Requests;
+pub(crate) use requests::WRITE_BYTES_MAX;
 
 /// At most 8 threads read requests of one mount: each has 16 MiB of address space for its buffer, and what they do is
 /// short. At least 2, so that a copy of 1 MiB on one never keeps a stat waiting.
@@ -54,6 +62,17 @@ pub enum SessionError {
     },
 }
 
+/// Whether another process can go on with a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Succession {
+    /// No.
+    None,
+    /// Yes, by means of the kernel's if it has any, and by ours otherwise.
+    Kept,
+    /// Yes, as on a kernel that has none.
+    KeptByUs,
+}
+
 /// A connection that is not served yet.
 #[derive(Debug)]
 pub struct Attached {
@@ -63,6 +82,9 @@ pub struct Attached {
     pub device: OwnedFd,
     /// What the kernel said when it was made.
     pub greeting: Greeting,
+    /// What a successor needs beside it, from a kernel that cannot send requests again.
+    pub requests: Option<Arc<Requests>>,
+    relay: Option<Relay>,
     new: bool,
 }
 
@@ -70,6 +92,7 @@ impl Attached {
     fn new(
         volume: Volume,
         (device, greeting): (OwnedFd, Greeting),
+        requests: Option<Arc<Requests>>,
         runtime: &Handle,
         new: bool,
     ) -> Result<Self, SessionError> {
@@ -77,17 +100,37 @@ impl Attached {
         if !new {
             flusher.inherit();
         }
-        let skin = Skin::new(volume, runtime.clone(), flusher.clone());
+        let outgoing = match &requests {
+            Some(_) => Outgoing::relayed(),
+            None => Outgoing::default(),
+        };
+        let skin = Skin::new(volume, runtime.clone(), (flusher.clone(), outgoing.clone()));
         let mut config = Config::default();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        config.n_threads = Some(cores.clamp(*THREADS.start(), *THREADS.end()));
-        let session = greeting::greet(skin, (&device, &greeting), config, new)
-            .map_err(|source| SessionError::Greeting { source })?;
+        let threads = cores.clamp(*THREADS.start(), *THREADS.end());
+        config.n_threads = Some(threads);
+        let failed = |source| SessionError::Greeting { source };
+        let (session, socket) = greeting::greet(skin, (&device, &greeting), config, new).map_err(failed)?;
+        let relay = match &requests {
+            Some(requests) => Some(Relay {
+                device: device.try_clone().map_err(failed)?,
+                socket,
+                requests: Arc::clone(requests),
+                outgoing,
+                threads,
+            }),
+            None => {
+                greeting::connect(&session, &device).map_err(failed)?;
+                None
+            }
+        };
         Ok(Self {
             session,
             flusher,
             device,
             greeting,
+            requests,
+            relay,
             new,
         })
     }
@@ -110,21 +153,22 @@ impl Attached {
             session,
             flusher,
             device,
+            relay,
             new,
             ..
         } = self;
-        flusher
-            .start(session.notifier())
-            .map_err(|source| SessionError::Thread { source })?;
-        match new {
-            true => {
-                if let Ok(Some(mounted)) = mountpoint::mounted_at(path) {
-                    mountpoint::widen_read_ahead(&mounted);
-                }
-            }
-            false => greeting::ask_again(&device).map_err(|source| SessionError::Greeting { source })?,
+        let of_thread = |source| SessionError::Thread { source };
+        let relayed = relay.is_some();
+        if let Some(relay) = relay {
+            relay.start().map_err(of_thread)?;
         }
-        drop(device);
+        if new && let Ok(Some(mounted)) = mountpoint::mounted_at(path) {
+            mountpoint::widen_read_ahead(&mounted);
+        }
+        if !new && !relayed {
+            greeting::ask_again(&device).map_err(|source| SessionError::Greeting { source })?;
+        }
+        flusher.start(device.into()).map_err(of_thread)?;
         let (end, ended) = watch::channel(false);
         let place = path.to_path_buf();
         std::thread::Builder::new()
@@ -135,7 +179,7 @@ impl Attached {
                 }
                 end.send_replace(true);
             })
-            .map_err(|source| SessionError::Thread { source })?;
+            .map_err(of_thread)?;
         Ok(Session { ended })
     }
 }
@@ -156,12 +200,22 @@ impl Session {
         volume: Volume,
         path: &Path,
         options: &AttachOptions,
+        succession: Succession,
         runtime: &Handle,
     ) -> Result<Attached, SessionError> {
         let device = mountpoint::attach(path, options)?;
-        let greeting = greeting::hear(&device).map_err(|source| SessionError::Greeting { source });
-        greeting
-            .and_then(|greeting| Attached::new(volume, (device, greeting), runtime, true))
+        let greeted = || {
+            let mut greeting = greeting::hear(&device)?;
+            if succession == Succession::KeptByUs {
+                greeting = greeting.of_an_older_kernel();
+            }
+            let relays = succession != Succession::None && !greeting.can_send_again();
+            let requests = relays.then(Requests::new).transpose()?;
+            Ok((greeting, requests.map(Arc::new)))
+        };
+        let greeted = greeted().map_err(|source| SessionError::Greeting { source });
+        greeted
+            .and_then(|(greeting, requests)| Attached::new(volume, (device, greeting), requests, runtime, true))
             .inspect_err(|_| {
                 if let Err(error) = mountpoint::detach(path) {
                     tracing::error!(%error, "the mount that nobody serves could not be taken off");
@@ -169,12 +223,27 @@ impl Session {
             })
     }
 
-    /// Goes on with a connection that another process has served.
+    /// Goes on with a connection that another process has served; `requests` is what lay beside it.
     ///
     /// # Errors
     /// `SessionError`; the connection stays as it is.
-    pub fn adopt(volume: Volume, kept: (OwnedFd, Greeting), runtime: &Handle) -> Result<Attached, SessionError> {
-        Attached::new(volume, kept, runtime, false)
+    pub fn adopt(
+        volume: Volume,
+        kept: (OwnedFd, Greeting),
+        requests: Option<OwnedFd>,
+        runtime: &Handle,
+    ) -> Result<Attached, SessionError> {
+        let failed = |source| SessionError::Greeting { source };
+        let requests = match (requests, kept.1.can_send_again()) {
+            (Some(left), _) => Some(Arc::new(Requests::left(left).map_err(failed)?)),
+            (None, true) => None,
+            (None, false) => {
+                return Err(failed(io::Error::other(
+                    "what programs have asked is not known, and the kernel is older than Linux 6.9",
+                )));
+            }
+        };
+        Attached::new(volume, kept, requests, runtime, false)
     }
 
     /// Returns when the kernel has given the connection up: no program can reach the volume any more.

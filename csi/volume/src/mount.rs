@@ -26,7 +26,7 @@ use crate::metrics::Histogram;
 use crate::neighbours::Neighbours;
 use crate::outage::{Watch, Way};
 use crate::readahead::Readahead;
-use crate::table::{Need, Stop, Tables};
+use crate::table::{Log, Need, Stop, Tables};
 use crate::tail::{Answer, Batch, Changes, SpillLog, Spilled, TailLog, Taken};
 use crate::tree::{Tree, TreeError};
 
@@ -128,7 +128,7 @@ impl DirtyState for State {
 
 impl Changes for State {
     fn take(&self) -> Result<Option<Batch>, Generation> {
-        self.lock().take_unlogged()
+        self.lock().take_unlogged(Log::Tail)
     }
 
     fn durable(&self) -> Generation {
@@ -354,7 +354,7 @@ impl Mount {
     fn take_for_spill(&self, tables: &mut Tables) -> Option<Taken<'_>> {
         let spill = self.state.spill.get()?;
         let state = (tables.newest_generation(), tables.durable());
-        Some(spill.take(state, || tables.take_unlogged()))
+        Some(spill.take(state, || tables.take_unlogged(Log::Spill)))
     }
 
     /// The spill does not have it: the bucket must, before anybody is told.

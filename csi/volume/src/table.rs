@@ -39,6 +39,7 @@ use evict::EvictKey;
 pub(crate) use extents::{FileExtents, Part};
 pub(crate) use load::Need;
 use seal::{Flight, Touched};
+pub use unlogged::Log;
 use unlogged::Unlogged;
 use xattrs::XattrSet;
 
@@ -163,7 +164,7 @@ pub(crate) struct Tables {
     capacity_bytes: Option<u64>,
     open: OpenGeneration,
     /// What the tail does not have yet; `None` for a volume without one.
-    unlogged: Option<Unlogged>,
+    unlogged: Unlogged,
     /// Sealed and not applied, oldest first.
     flights: VecDeque<Flight>,
     /// Bytes of content and rows that are sealed and not durable.
@@ -205,7 +206,7 @@ impl Tables {
             counters,
             capacity_bytes: None,
             open: OpenGeneration::new(Generation(1)),
-            unlogged: None,
+            unlogged: Unlogged::default(),
             flights: VecDeque::new(),
             flying_bytes: 0,
             durable: Generation(0),

@@ -13,7 +13,7 @@
 //!   the bucket has all that came before.
 //! - The last record of all may be torn by a crash and is dropped then; anything else that cannot be read is an error.
 //!
-//! Beside them lie the spills (`spill.rs`) of volumes of the other durabilities, which a process leaves to its successor.
+//! Beside them lie the spills (`spill.rs`), which a process leaves to its successor.
 //!
 //! Callers: `volume/mounting.rs`, `ops/sync.rs`, `mount.rs`. Absent: which change belongs into a record (`table/unlogged.rs`), and what
 //! a record does to the tables (`table/replay.rs`).
@@ -21,6 +21,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -119,11 +120,11 @@ impl TailName {
     }
 }
 
-/// The folder that holds the tails of one volume. Nobody else uses it while this lives.
-#[derive(Debug)]
+/// The folder that holds the tails of one volume. No other mount uses it while this or a clone of it lives.
+#[derive(Debug, Clone)]
 pub(crate) struct TailDir {
     path: PathBuf,
-    _lock: File,
+    _lock: Arc<File>,
 }
 
 impl TailDir {
@@ -161,7 +162,10 @@ impl TailDir {
         for folder in [state, &state.join("tails"), &path] {
             sync_folder(folder)?;
         }
-        Ok(Self { path, _lock: lock })
+        Ok(Self {
+            path,
+            _lock: Arc::new(lock),
+        })
     }
 
     /// Where it is.

@@ -16,7 +16,7 @@ use volume::volume::{CacheConfig, Volume};
 use volume::volume_id::NodeId;
 use volume_mount::mountpoint::{self, AttachOptions};
 use volume_mount::open::{Connection, OpenSpec, RootOwner, open};
-use volume_mount::session::Session;
+use volume_mount::session::{Session, Succession};
 use volume_mount::store::{Access, Keys, Stores};
 use volume_s3::{Credentials, S3Location};
 
@@ -133,7 +133,8 @@ pub fn group(bench: &mut Bench) {
             noexec: false,
             nosuid: false,
         };
-        let attached = Session::attach(volume.clone(), &dir, &attach, bench.runtime.handle()).unwrap();
+        let attached =
+            Session::attach(volume.clone(), &dir, &attach, Succession::None, bench.runtime.handle()).unwrap();
         let session = attached.serve(&dir).unwrap();
         let took = begun.elapsed();
         let counts = bench.proxy.counts().since(&before);

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -10,8 +10,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::binaries::{Program, built};
 use tests::engine_process::{Ask, EngineProcess};
+use tests::environment::{number, say};
 use tests::history::Dice;
 use tests::local_store::LocalStore;
+use volume::head::{Durability, Parameters};
 
 mod programs;
 mod service_manager;
@@ -30,24 +32,14 @@ const CYCLES: u64 = 5;
 /// 8 connections more to the store than after the first mount: fewer than the cycles of the long run.
 const CONNECTIONS_MORE: usize = 8;
 
+/// 3 MiB, with the pages of its program.
+const KEEPER_KIB_MAX: u64 = 3 * 1024;
+
 /// 20 engines, of which one is caught before it serves.
 const ENGINES_STOPPED: usize = 20;
 
 /// 60 s for what takes a moment on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-#[allow(
-    clippy::disallowed_methods,
-    reason = "tests take their length and their seed from the environment"
-)]
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
-
-#[expect(clippy::disallowed_macros, reason = "a long test says how it goes on its own output")]
-fn say(line: &str) {
-    println!("{line}");
-}
 
 fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -59,8 +51,7 @@ fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
 
 /// Waits until the programs go on behind `engine`, and tells how long the longest call took meanwhile.
 fn recovered(engine: &EngineProcess, work: &Work, before: Pid) -> Duration {
-    let is_new = || engine.kept_engine().is_some_and(|now| now != before);
-    wait_until("another engine runs", is_new);
+    engine.kept_engine_after(before);
     let pulses = work.pulses.load(Ordering::SeqCst);
     // The first may have begun before.
     wait_until("programs go on", || work.pulses.load(Ordering::SeqCst) >= pulses + 2);
@@ -79,6 +70,38 @@ fn tell_pauses(what: &str, mut pauses: Vec<Duration>) {
     ));
 }
 
+/// A store, the folder of an engine, and a volume that this engine has mounted at the place that comes next.
+fn kept_mount(
+    start: impl FnOnce(&LocalStore, &Path) -> EngineProcess,
+) -> (LocalStore, PathBuf, PathBuf, EngineProcess) {
+    kept_mount_of(Durability::default(), start)
+}
+
+/// The same, of a volume of this durability.
+fn kept_mount_of(
+    durability: Durability,
+    start: impl FnOnce(&LocalStore, &Path) -> EngineProcess,
+) -> (LocalStore, PathBuf, PathBuf, EngineProcess) {
+    let store = LocalStore::start();
+    let (folder, mnt) = (store.folder("engine"), store.folder("mnt"));
+    let parameters = Parameters {
+        durability,
+        ..Parameters::default()
+    };
+    store.create_volume_as("volume", parameters);
+    let mut engine = start(&store, &folder);
+    let ask = Ask {
+        create: false,
+        ..Ask::new("volume", &mnt)
+    };
+    engine.mount(&store, &ask).expect("a mount");
+    (store, folder, mnt, engine)
+}
+
+fn is_of_a_dead_mount(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
+}
+
 /// How many descriptors a process has.
 fn descriptors(process: Pid) -> usize {
     let all = fs::read_dir(format!("/proc/{process}/fd")).expect("the process lives");
@@ -86,20 +109,41 @@ fn descriptors(process: Pid) -> usize {
 }
 
 fn seed() -> u64 {
-    from_environment("PANNIER_TEST_SEED").unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 16)
+    number("PANNIER_TEST_SEED").unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 16)
 }
 
 /// kill -9 of the engine under programs that make, move and remove files, append, write through maps, sync and lock: no call fails,
 /// nothing is lost or done twice, open files, unlinked ones, locks, listings and maps go on. At the end nothing is left behind.
 #[test]
 fn programs_see_no_more_than_a_pause_when_the_engine_is_killed() {
-    let (kills, seed) = (from_environment("PANNIER_TEST_KILLS").unwrap_or(KILLS), seed());
+    kills_under_programs("kills", Durability::Remote, EngineProcess::start_kept);
+}
+
+/// The same on a volume of durability `local`, of which only what was synced would be in its tail.
+#[test]
+fn programs_see_no_more_than_a_pause_on_a_local_volume() {
+    kills_under_programs("kills on a local volume", Durability::Local, EngineProcess::start_kept);
+}
+
+/// The same where the kernel cannot send again what nobody has answered.
+#[test]
+fn programs_see_no_more_than_a_pause_on_a_kernel_before_linux_6_9() {
+    let said = kills_under_programs("kills as on an older kernel", Durability::Remote, |store, folder| {
+        EngineProcess::start_kept_with(store, folder, &["--relay"])
+    });
+    assert!(said.contains("the mount's requests are kept by this program"), "{said}");
+}
+
+/// Returns what engine and keeper said.
+fn kills_under_programs(
+    what: &str,
+    durability: Durability,
+    start: impl FnOnce(&LocalStore, &Path) -> EngineProcess,
+) -> String {
+    let (kills, seed) = (number("PANNIER_TEST_KILLS").unwrap_or(KILLS), seed());
     say(&format!("PANNIER_TEST_SEED={seed} PANNIER_TEST_KILLS={kills}"));
     let mut dice = Dice::new(seed);
-    let store = LocalStore::start();
-    let (folder, mnt) = (store.folder("engine"), store.folder("mnt"));
-    let mut engine = EngineProcess::start_kept(&store, &folder);
-    engine.mount(&store, &Ask::new("volume", &mnt)).expect("a mount");
+    let (_store, folder, mnt, mut engine) = kept_mount_of(durability, start);
     let mut pauses = Vec::new();
     let held = descriptors(engine.pid());
     at_work(&mnt, &mut dice.clone(), |work| {
@@ -111,29 +155,25 @@ fn programs_see_no_more_than_a_pause_when_the_engine_is_killed() {
             pauses.push(recovered(&engine, work, before));
         }
     });
-    tell_pauses("kills", pauses);
+    tell_pauses(what, pauses);
     assert_eq!(engine.mounts().len(), 1, "the last engine knows the mount");
     wait_until("the keeper holds no more than before", || {
         descriptors(engine.pid()) <= held && engine.kept_engines() == 1
     });
+    let said = engine.said();
     ends_without_a_trace(engine, &folder, &mnt);
+    said
 }
 
 /// An engine is replaced by another one under the same programs: the new one is there before the old one goes.
 #[test]
 fn programs_see_no_more_than_a_pause_when_the_engine_is_replaced() {
-    let (replacements, seed) = (
-        from_environment("PANNIER_TEST_REPLACEMENTS").unwrap_or(REPLACEMENTS),
-        seed(),
-    );
+    let (replacements, seed) = (number("PANNIER_TEST_REPLACEMENTS").unwrap_or(REPLACEMENTS), seed());
     say(&format!(
         "PANNIER_TEST_SEED={seed} PANNIER_TEST_REPLACEMENTS={replacements}"
     ));
     let mut dice = Dice::new(seed);
-    let store = LocalStore::start();
-    let (folder, mnt) = (store.folder("engine"), store.folder("mnt"));
-    let mut engine = EngineProcess::start_kept(&store, &folder);
-    engine.mount(&store, &Ask::new("volume", &mnt)).expect("a mount");
+    let (_store, folder, mnt, engine) = kept_mount(EngineProcess::start_kept);
     let mut pauses = Vec::new();
     at_work(&mnt, &mut dice, |work| {
         for _ in 0..replacements {
@@ -150,10 +190,7 @@ fn programs_see_no_more_than_a_pause_when_the_engine_is_replaced() {
 /// A new engine that ends before it is ready changes nothing: the old one goes on, and is not even asked.
 #[test]
 fn an_engine_that_does_not_get_ready_leaves_the_old_one_serving() {
-    let store = LocalStore::start();
-    let (folder, mnt) = (store.folder("engine"), store.folder("mnt"));
-    let mut engine = EngineProcess::start_kept(&store, &folder);
-    engine.mount(&store, &Ask::new("volume", &mnt)).expect("a mount");
+    let (_store, folder, mnt, mut engine) = kept_mount(EngineProcess::start_kept);
     let serving = engine.health().expect("it answers").pid;
     engine.replace_engine(&["--memory-bytes", "1"]);
     wait_until("the keeper says so", || {
@@ -168,10 +205,7 @@ fn an_engine_that_does_not_get_ready_leaves_the_old_one_serving() {
 /// of this node.
 #[test]
 fn without_an_engine_programs_get_errors_and_the_next_mount_finds_everything() {
-    let store = LocalStore::start();
-    let (folder, mnt) = (store.folder("engine"), store.folder("mnt"));
-    let mut engine = EngineProcess::start_kept_for(&store, &folder, 2);
-    engine.mount(&store, &Ask::new("volume", &mnt)).expect("a mount");
+    let (store, folder, mnt, mut engine) = kept_mount(|store, folder| EngineProcess::start_kept_for(store, folder, 2));
     let path = mnt.join("file");
     nix::unistd::close(
         File::create(&path)
@@ -185,10 +219,7 @@ fn without_an_engine_programs_get_errors_and_the_next_mount_finds_everything() {
     fs::create_dir(&log).expect("a folder");
     kill(engine.kept_engine().expect("an engine"), Signal::SIGKILL).expect("it is there");
     let error = fs::create_dir(mnt.join("asks")).expect_err("nobody answers");
-    assert!(
-        [Some(libc::ENOTCONN), Some(libc::ECONNABORTED)].contains(&error.raw_os_error()),
-        "{error}"
-    );
+    assert!(is_of_a_dead_mount(&error), "{error}");
     engine.wait();
     drop(engine);
     fs::remove_dir(&log).expect("the folder goes");
@@ -201,10 +232,7 @@ fn without_an_engine_programs_get_errors_and_the_next_mount_finds_everything() {
 /// An engine that has the mounts and neither serves them nor says that it will is ended in the same time.
 #[test]
 fn an_engine_that_does_not_get_on_is_ended_and_programs_get_errors() {
-    let store = LocalStore::start();
-    let (folder, mnt) = (store.folder("engine"), store.folder("mnt"));
-    let mut engine = EngineProcess::start_kept_for(&store, &folder, 2);
-    engine.mount(&store, &Ask::new("volume", &mnt)).expect("a mount");
+    let (store, folder, mnt, mut engine) = kept_mount(|store, folder| EngineProcess::start_kept_for(store, folder, 2));
     fs::write(mnt.join("file"), "told").expect("a file");
     // Some are stopped before they serve, and some after: those would be waited for.
     for _ in 0..ENGINES_STOPPED {
@@ -212,9 +240,7 @@ fn an_engine_that_does_not_get_on_is_ended_and_programs_get_errors() {
         let serves = || engine.said().matches("is served again").count();
         let served = serves();
         kill(before, Signal::SIGKILL).expect("it is there");
-        let is_new = || engine.kept_engine().is_some_and(|now| now != before);
-        wait_until("another engine runs", is_new);
-        let next = engine.kept_engine().expect("an engine");
+        let next = engine.kept_engine_after(before);
         // Before that it is a copy of the keeper, which waits for it.
         wait_until("it is an engine", || {
             fs::read(format!("/proc/{next}/cmdline"))
@@ -226,10 +252,7 @@ fn an_engine_that_does_not_get_on_is_ended_and_programs_get_errors() {
             continue;
         }
         let error = fs::create_dir(mnt.join("asks")).expect_err("nobody answers");
-        assert!(
-            [Some(libc::ENOTCONN), Some(libc::ECONNABORTED)].contains(&error.raw_os_error()),
-            "{error}"
-        );
+        assert!(is_of_a_dead_mount(&error), "{error}");
         engine.wait();
         drop(engine);
         let mut engine = EngineProcess::start_kept(&store, &folder);
@@ -243,10 +266,7 @@ fn an_engine_that_does_not_get_on_is_ended_and_programs_get_errors() {
 /// The program of an engine may be gone when the next one is to be started: a job brings its program, and takes it along.
 #[test]
 fn an_engine_starts_again_though_its_program_was_deleted() {
-    let store = LocalStore::start();
-    let (folder, mnt) = (store.folder("engine"), store.folder("mnt"));
-    let mut engine = EngineProcess::start_kept(&store, &folder);
-    engine.mount(&store, &Ask::new("volume", &mnt)).expect("a mount");
+    let (_store, folder, mnt, engine) = kept_mount(EngineProcess::start_kept);
     let before = engine.kept_engine().expect("an engine runs");
     let brought = folder.join("pannier");
     fs::copy(built(Program::Binary("pannier")), &brought).expect("a copy of the program");
@@ -257,8 +277,7 @@ fn an_engine_starts_again_though_its_program_was_deleted() {
         fs::write(mnt.join(round), "served").expect("it is served");
         let before = engine.kept_engine().expect("an engine runs");
         kill(before, Signal::SIGKILL).expect("it is there");
-        let is_new = || engine.kept_engine().is_some_and(|now| now != before);
-        wait_until("another engine runs", is_new);
+        engine.kept_engine_after(before);
         assert_eq!(fs::read_to_string(mnt.join(round)).expect("it is served"), "served");
     }
     ends_without_a_trace(engine, &folder, &mnt);
@@ -267,7 +286,7 @@ fn an_engine_starts_again_though_its_program_was_deleted() {
 /// Mounts that come and go leave nothing with keeper or engine.
 #[test]
 fn mounts_that_come_and_go_leave_no_descriptor_behind() {
-    let cycles = from_environment("PANNIER_TEST_CYCLES").unwrap_or(CYCLES);
+    let cycles = number("PANNIER_TEST_CYCLES").unwrap_or(CYCLES);
     let store = LocalStore::start();
     let (folder, mnt) = (store.folder("engine"), store.folder("mnt"));
     let mut engine = EngineProcess::start_kept(&store, &folder);
@@ -293,13 +312,25 @@ fn mounts_that_come_and_go_leave_no_descriptor_behind() {
     ends_without_a_trace(engine, &folder, &mnt);
 }
 
+/// A keeper is on every node for as long as that runs, and waits nearly all the time.
+#[test]
+fn a_keeper_that_waits_has_less_than_3_mib() {
+    let (_store, folder, mnt, engine) = kept_mount(EngineProcess::start_kept);
+    let resident_kib = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", engine.pid())).expect("it lives");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let words = line.and_then(|line| line.split_whitespace().next());
+        words.expect("a size").parse::<u64>().expect("a number")
+    };
+    wait_until("it is small", || resident_kib() < KEEPER_KIB_MAX);
+    say(&format!("a keeper that waits has {} KiB", resident_kib()));
+    ends_without_a_trace(engine, &folder, &mnt);
+}
+
 /// A keeper that dies takes nothing with it: the engine serves on, and unmounts.
 #[test]
 fn a_killed_keeper_leaves_a_mount_that_serves() {
-    let store = LocalStore::start();
-    let (folder, mnt) = (store.folder("engine"), store.folder("mnt"));
-    let mut engine = EngineProcess::start_kept(&store, &folder);
-    engine.mount(&store, &Ask::new("volume", &mnt)).expect("a mount");
+    let (_store, _folder, mnt, mut engine) = kept_mount(EngineProcess::start_kept);
     let serving = engine.kept_engine().expect("an engine");
     engine.signal(Signal::SIGKILL);
     engine.wait();

@@ -54,7 +54,7 @@ async fn a_relaxed_fsync_asks_for_nothing_and_the_bucket_follows_within_seconds(
     volume.close().await.unwrap();
 }
 
-async fn local_store() -> VolumeStore {
+pub async fn local_store() -> VolumeStore {
     let parameters = Parameters {
         durability: Durability::Local,
         ..Parameters::default()

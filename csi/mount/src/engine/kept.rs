@@ -6,7 +6,7 @@
 //! Callers: `engine.rs`, `engine/process.rs`. Absent: what survives in a volume (`volume::tail`), and keeping (`keeper.rs`).
 
 use std::collections::BTreeMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -22,10 +22,16 @@ use super::table::{Served, ServedKey, Shown, Table};
 use super::{Engine, EngineError, MountSpec};
 use crate::keeper::Kept;
 use crate::open::{Connection, OpenFailed, Opened, Refusal, open};
-use crate::session::{Greeting, Session, SessionError};
+use crate::session::{Attached, Greeting, Session, SessionError};
 
 /// The version of what is left. Raised when an engine of the version before would serve it wrongly.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
+
+/// The version of a connection beside which nothing lies.
+const FORMAT_ALONE: u32 = 1;
+
+/// What the name of a connection follows in the name of the requests beside it.
+const REQUESTS: &[u8] = b"requests of ";
 
 /// 50 ms, and then twice as long each time up to 1 s, between tries to open a volume of which the store does not answer.
 const AGAIN_FIRST: Duration = Duration::from_millis(50);
@@ -59,6 +65,14 @@ pub(super) struct Left {
 }
 
 impl Left {
+    /// What an engine must be able to read to serve it.
+    fn format(&self) -> u32 {
+        match self.greeting.can_send_again() {
+            true => FORMAT_ALONE,
+            false => FORMAT,
+        }
+    }
+
     /// The key of the volume that is served.
     fn key(&self) -> ServedKey {
         ServedKey {
@@ -71,6 +85,10 @@ impl Left {
 /// What a keeper calls it.
 fn name_of(key: &ServedKey) -> Vec<u8> {
     format!("{} {}", if key.read_only { "ro" } else { "rw" }, key.volume_id).into_bytes()
+}
+
+fn name_of_requests(connection: &[u8]) -> Vec<u8> {
+    [REQUESTS, connection].concat()
 }
 
 fn encode(left: &Left) -> Vec<u8> {
@@ -121,31 +139,38 @@ pub(super) fn mountpoints_of(kept: &[Kept]) -> Vec<PathBuf> {
 
 impl Engine {
     /// Lets the keeper hold a new connection, before anything of it is served. A mount that cannot outlive this process says so.
-    pub(super) fn keep_new(&self, left: &Left, device: BorrowedFd<'_>, survives: bool) {
+    pub(super) fn keep_new(&self, left: &Left, attached: &Attached, survives: bool) {
         let Some(keeper) = &self.inner.keeper else { return };
         let (key, volume_id) = (left.key(), &left.spec.volume_id);
-        if !left.greeting.can_send_again() {
-            tracing::warn!(
-                volume_id,
-                "the mount does not outlive this engine: the kernel is older than Linux 6.9"
-            );
-        } else if !survives {
-            tracing::warn!(
+        if !survives {
+            return tracing::warn!(
                 volume_id,
                 "the mount does not outlive this engine: what was written last would be missing"
             );
-        } else {
-            match keeper.keep(&name_of(&key), (FORMAT, &encode(left)), Some(device)) {
-                Ok(()) => drop(self.table().left.insert(key, left.clone())),
-                Err(error) => tracing::error!(%error, volume_id, "the mount does not outlive this engine"),
+        }
+        let (name, beside) = (name_of(&key), encode(left));
+        let kept = match &attached.requests {
+            None => keeper.keep(&name, (left.format(), &beside), Some(attached.device.as_fd())),
+            Some(requests) => {
+                tracing::info!(
+                    volume_id,
+                    "the mount's requests are kept by this program: the kernel is older than Linux 6.9"
+                );
+                keeper
+                    .keep(&name_of_requests(&name), (FORMAT, &[]), Some(requests.as_fd()))
+                    .and_then(|()| keeper.keep(&name, (left.format(), &beside), Some(attached.device.as_fd())))
             }
+        };
+        match kept {
+            Ok(()) => drop(self.table().left.insert(key, left.clone())),
+            Err(error) => tracing::error!(%error, volume_id, "the mount does not outlive this engine"),
         }
     }
 
     /// Tells the keeper what has changed of a mount.
     pub(super) fn keep_again(&self, key: &ServedKey) {
         let Some(keeper) = &self.inner.keeper else { return };
-        let beside = {
+        let (needs, beside) = {
             let mut table = self.table();
             let Table { served, left, .. } = &mut *table;
             let (Some(served), Some(left)) = (served.get(key), left.get_mut(key)) else {
@@ -153,41 +178,46 @@ impl Engine {
             };
             left.spec.open = served.spec.clone();
             left.mountpoints = served.mountpoints.clone();
-            encode(left)
+            (left.format(), encode(left))
         };
-        if let Err(error) = keeper.keep(&name_of(key), (FORMAT, &beside), None) {
+        if let Err(error) = keeper.keep(&name_of(key), (needs, &beside), None) {
             tracing::error!(%error, volume_id = key.volume_id, "what has changed of the mount does not outlive this engine");
         }
     }
 
     /// The connection has ended, and its volume is closed.
     pub(super) fn keep_no_more(&self, key: &ServedKey) {
-        let was_kept = self.table().left.remove(key).is_some();
-        if let (Some(keeper), true) = (&self.inner.keeper, was_kept)
-            && let Err(error) = keeper.forget(&name_of(key))
-        {
-            tracing::warn!(%error, volume_id = key.volume_id, "the keeper still holds a connection that has ended");
+        let was_kept = self.table().left.remove(key);
+        if let Some(left) = was_kept {
+            self.give_up((&name_of(key), left.greeting.can_send_again()));
         }
     }
 
     /// Serves again what an engine before this one has left. Returns when all of it is served or given up.
     pub(super) async fn adopt(&self, all: Vec<Kept>, state_dir: Option<&Path>) {
-        let adopting = all.into_iter().map(|kept| {
-            let (engine, name) = (self.clone(), kept.key.clone());
-            async move {
+        let (requests, connections): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|kept| kept.key.starts_with(REQUESTS));
+        let mut requests: BTreeMap<_, _> = requests.into_iter().map(|kept| (kept.key, kept.connection)).collect();
+        let adopting: Vec<_> = connections
+            .into_iter()
+            .map(|kept| (self.clone(), requests.remove(&name_of_requests(&kept.key)), kept))
+            .map(|(engine, requests, kept)| async move {
                 match decode(&kept.beside) {
                     Ok(mut left) => {
                         left.spec.open.state_dir = state_dir.map(Path::to_path_buf);
-                        engine.adopt_one(left, kept.connection).await;
+                        engine.adopt_one(left, (kept.connection, requests)).await;
                     }
                     Err(detail) => {
                         tracing::error!(detail, "a mount was left that this engine does not understand: it ends");
-                        engine.give_up(&name);
+                        engine.give_up((&kept.key, requests.is_none()));
                     }
                 }
-            }
-        });
-        let mut adopted = std::pin::pin!(futures::future::join_all(adopting));
+            })
+            .collect();
+        // Their connections have ended.
+        requests.keys().for_each(|name| self.forget(name));
+        let adopting = futures::future::join_all(adopting);
+        let mut adopted = std::pin::pin!(adopting);
         while tokio::time::timeout(ADOPTS_EVERY, &mut adopted).await.is_err() {
             if let Some(keeper) = &self.inner.keeper
                 && let Err(error) = keeper.adopts()
@@ -202,23 +232,31 @@ impl Engine {
         }
     }
 
-    fn give_up(&self, name: &[u8]) {
-        if let Some(keeper) = &self.inner.keeper
-            && let Err(error) = keeper.forget(name)
-        {
-            tracing::warn!(%error, "the keeper still holds a connection that was given up");
+    /// Lets the keeper forget a connection; `alone` if nothing lies beside it.
+    fn give_up(&self, (name, alone): (&[u8], bool)) {
+        self.forget(name);
+        if !alone {
+            self.forget(&name_of_requests(name));
         }
     }
 
-    async fn adopt_one(&self, left: Left, device: OwnedFd) {
+    fn forget(&self, name: &[u8]) {
+        if let Some(keeper) = &self.inner.keeper
+            && let Err(error) = keeper.forget(name)
+        {
+            tracing::warn!(%error, "the keeper still holds a connection that has ended");
+        }
+    }
+
+    async fn adopt_one(&self, left: Left, (device, requests): (OwnedFd, Option<OwnedFd>)) {
         let _held = self.lock(&left.spec.volume_id).await;
         let began = Instant::now();
-        let key = left.key();
+        let (key, alone) = (left.key(), requests.is_none());
         let Some(opened) = self.open_again(&left, began).await else {
-            return self.give_up(&name_of(&key));
+            return self.give_up((&name_of(&key), alone));
         };
         let opened_ms = began.elapsed().as_millis();
-        match self.serve_again((&key, left), opened, device).await {
+        match self.serve_again((&key, left), opened, (device, requests)).await {
             Ok(()) => tracing::info!(
                 volume_id = key.volume_id,
                 opened_ms,
@@ -227,7 +265,7 @@ impl Engine {
             ),
             Err(error) => {
                 tracing::error!(%error, volume_id = key.volume_id, "a mount of the engine before has ended");
-                self.give_up(&name_of(&key));
+                self.give_up((&name_of(&key), alone));
             }
         }
     }
@@ -273,12 +311,12 @@ impl Engine {
         &self,
         (key, left): (&ServedKey, Left),
         opened: Opened,
-        device: OwnedFd,
+        (device, requests): (OwnedFd, Option<OwnedFd>),
     ) -> Result<(), EngineError> {
         let Opened { volume, bucket } = opened;
         let (of, greeting, runtime) = (volume.clone(), left.greeting.clone(), Handle::current());
         let place = left.mountpoints.keys().next().cloned().unwrap_or_default();
-        let adopt = move || Session::adopt(of, (device, greeting), &runtime)?.serve(&place);
+        let adopt = move || Session::adopt(of, (device, greeting), requests, &runtime)?.serve(&place);
         let session: Result<Session, SessionError> = tokio::task::spawn_blocking(adopt)
             .await
             .expect("adopting does not panic");

@@ -24,6 +24,7 @@ use super::server::Service;
 use super::{Engine, EngineError};
 use crate::clock::{SystemClock, unix_ms};
 use crate::keeper::{KeeperClient, KeeperError};
+use crate::session::Succession;
 
 /// 10 s between two tries to end while the store does not take what is dirty.
 const STOP_ROUND: Duration = Duration::from_secs(10);
@@ -43,6 +44,8 @@ pub struct EngineConfig {
     pub look_every: Duration,
     /// Where the keeper listens that has started this engine.
     pub keeper: Option<PathBuf>,
+    /// Let mounts outlive this engine without the kernel's help, as before Linux 6.9.
+    pub relays: bool,
     /// Version of the program, for `Health`.
     pub version: &'static str,
 }
@@ -104,7 +107,11 @@ pub async fn run_engine(config: EngineConfig, ready: impl FnOnce(Engine)) -> Res
         Some(at) => {
             let taken = tokio::task::spawn_blocking(move || KeeperClient::take_over(&at, kept::FORMAT));
             let (keeper, kept) = taken.await.expect("asking the keeper does not panic")?;
-            (Some(keeper), kept)
+            let succession = match config.relays {
+                true => Succession::KeptByUs,
+                false => Succession::Kept,
+            };
+            (Some((keeper, succession)), kept)
         }
     };
     let locked = match keeper {

@@ -7,6 +7,8 @@ use fuser::{Errno, InitFlags, KernelConfig, OpenFlags, RenameFlags, ReplyXattr};
 use volume::attr::{Fallocate, RenameMode, SeekKind};
 use volume::error::FsError;
 
+use crate::session::WRITE_BYTES_MAX;
+
 /// The answer that makes the kernel stop sending a request it can do without.
 pub const NOT_NEEDED: Errno = Errno::ENOSYS;
 
@@ -20,7 +22,7 @@ const BACKGROUND_REQUESTS_MAX: u16 = 32;
 /// Agrees with the kernel on how to talk. A mount that writes gets the writeback cache: the kernel answers write(2) from
 /// its own memory and sends us whole pages later. Locks are not asked for, so the kernel keeps them by itself. The
 /// umask comes to us, because a directory's default list may take its place.
-pub fn negotiate(config: &mut KernelConfig, read_only: bool) -> io::Result<()> {
+pub fn negotiate(config: &mut KernelConfig, read_only: bool, relayed: bool) -> io::Result<()> {
     let mut wanted = InitFlags::FUSE_ASYNC_READ
         | InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_ATOMIC_O_TRUNC
@@ -46,7 +48,8 @@ pub fn negotiate(config: &mut KernelConfig, read_only: bool) -> io::Result<()> {
         .add_capabilities(offered)
         .map_err(|bits| io::Error::other(format!("the kernel takes {bits:?} back")))?;
     let fits = |nearest: u32| io::Error::other(format!("the kernel wants {nearest} instead"));
-    config.set_max_write(REQUEST_BYTES_MAX).map_err(fits)?;
+    let write_bytes_max = if relayed { WRITE_BYTES_MAX } else { REQUEST_BYTES_MAX };
+    config.set_max_write(write_bytes_max).map_err(fits)?;
     config
         .set_max_background(BACKGROUND_REQUESTS_MAX)
         .map_err(|nearest| fits(nearest.into()))?;

@@ -16,9 +16,7 @@ use volume::volume::Volume;
 use super::answer::{About, refuse};
 use super::stat::file_attr;
 use super::{FOREVER, GENERATION, HANDLE, Skin};
-
-/// Set in the number of a request that the kernel has sent to a predecessor (Linux 6.9).
-const SENT_AGAIN: u64 = 1 << 63;
+use crate::session::{Outgoing, SENT_AGAIN};
 
 /// A request by its number, and what a predecessor has answered to it.
 struct Asked {
@@ -46,13 +44,15 @@ impl Skin {
         if asked.answered.is_some() {
             return reply.ok();
         }
+        let outgoing = self.outgoing.clone();
         self.run(async move {
             let (done, unanswered) = once(asked.call, work).await;
+            let held = outgoing.hold(asked.call, unanswered);
             match done {
                 Ok(()) => reply.ok(),
                 Err(error) => refuse(reply, about, &error),
             }
-            drop(unanswered);
+            drop(held);
         });
     }
 
@@ -61,14 +61,14 @@ impl Skin {
     where
         F: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
-        let (asked, volume) = (self.asked(request), self.volume.clone());
+        let (asked, volume, outgoing) = (self.asked(request), self.volume.clone(), self.outgoing.clone());
         self.run(async move {
-            let (done, unanswered) = made(asked, volume, work).await;
+            let (done, held) = made(asked, (volume, outgoing), work).await;
             match done {
                 Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr), GENERATION),
                 Err(error) => refuse(reply, about, &error),
             }
-            drop(unanswered);
+            drop(held);
         });
     }
 
@@ -77,10 +77,10 @@ impl Skin {
     where
         F: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
-        let (asked, volume) = (self.asked(request), self.volume.clone());
+        let (asked, volume, outgoing) = (self.asked(request), self.volume.clone(), self.outgoing.clone());
         let (flusher, open_flags) = (self.flusher.clone(), self.open_flags());
         self.run(async move {
-            let (done, unanswered) = made(asked, volume, work).await;
+            let (done, held) = made(asked, (volume, outgoing), work).await;
             match done {
                 Ok(attr) => {
                     flusher.opened(attr.ino, OpenFlags(flags));
@@ -88,21 +88,21 @@ impl Skin {
                 }
                 Err(error) => refuse(reply, about, &error),
             }
-            drop(unanswered);
+            drop(held);
         });
     }
 }
 
 async fn made(
     asked: Asked,
-    volume: Volume,
+    (volume, outgoing): (Volume, Outgoing),
     work: impl Future<Output = Result<Attr, FsError>>,
 ) -> (Result<Attr, FsError>, Option<Unanswered>) {
     match asked.answered {
         Some(answer) => (made_before(&volume, answer.ino).await, None),
         None => {
             let (done, unanswered) = once(asked.call, work).await;
-            (done, Some(unanswered))
+            (done, outgoing.hold(asked.call, unanswered))
         }
     }
 }

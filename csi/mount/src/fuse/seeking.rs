@@ -8,15 +8,17 @@
 //! The same thread tells the kernel of a mode that changed without its knowing.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use fuser::{INodeNo, Notifier, OpenFlags};
+use fuser::OpenFlags;
 use tokio::sync::oneshot;
 use volume::ids::InodeNo;
 
 use super::flags::writes;
+use crate::session::forget_pages;
 
 /// The offset that stands for no page at all.
 const ATTRIBUTES: i64 = -1;
@@ -45,12 +47,12 @@ struct FlushRequest {
 }
 
 impl Flusher {
-    /// Begins to serve, once the connection that `notifier` speaks to exists. The thread ends with the last clone.
-    pub fn start(&self, notifier: Notifier) -> std::io::Result<()> {
+    /// Begins to serve on a connection. The thread ends with the last clone.
+    pub fn start(&self, device: File) -> std::io::Result<()> {
         let (sender, requests) = channel::<FlushRequest>();
         std::thread::Builder::new().name("fuse-flusher".into()).spawn(move || {
             for FlushRequest { ino, offset, done } in requests {
-                if let Err(error) = notifier.inval_inode(INodeNo(ino.0), offset, 0) {
+                if let Err(error) = forget_pages(&device, ino.0, offset) {
                     tracing::debug!(%error, %ino, "the kernel did not flush");
                 }
                 // Nobody waits any more: nothing to tell.

@@ -36,9 +36,9 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// Puts a connection into the store, in place of what lies there by its name. A failure is told: it costs what only a dead keeper
-    /// needs.
-    pub(super) fn keep(&self, key: &[u8], shelved: &Shelved) {
+    /// Puts a connection into the store; in place of what lies there by its name, if it `replaces` that. A failure is told: it costs
+    /// what only a dead keeper needs.
+    pub(super) fn keep(&self, key: &[u8], shelved: &Shelved, replaces: bool) {
         if self.notify_socket.is_none() {
             return;
         }
@@ -50,7 +50,9 @@ impl ServiceManager {
                 Err(error) => return tracing::error!(%error, "a connection is not in the service manager's store"),
             },
         };
-        self.forget(key);
+        if replaces {
+            self.forget(key);
+        }
         let stored = words.in_memory().and_then(|file| {
             let both = [shelved.connection.as_raw_fd(), file.as_raw_fd()];
             self.say(&format!("FDSTORE=1\nFDNAME={}", name_of(key)), &both)
@@ -62,8 +64,12 @@ impl ServiceManager {
 
     /// Takes a connection that has ended out of the store.
     pub(super) fn forget(&self, key: &[u8]) {
-        if let Err(error) = self.say(&format!("FDSTOREREMOVE=1\nFDNAME={}", name_of(key)), &[]) {
-            tracing::warn!(%error, "the service manager still holds a connection that has ended");
+        self.remove(&name_of(key));
+    }
+
+    fn remove(&self, name: &str) {
+        if let Err(error) = self.say(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]) {
+            tracing::warn!(%error, "the service manager still holds what nobody needs");
         }
     }
 
@@ -113,7 +119,7 @@ impl ServiceManager {
                 Ok(found) => left.push(found),
                 Err(error) => {
                     tracing::error!(%error, name, "the service manager's store has something that is not understood");
-                    drop(self.say(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]));
+                    self.remove(&name);
                 }
             }
         }
@@ -121,20 +127,16 @@ impl ServiceManager {
     }
 }
 
-/// A connection and the file in memory beside it, in any order.
+/// What is kept and the file in memory with the words beside it, in any order.
 fn shelved_of((one, other): (File, File)) -> io::Result<(Vec<u8>, Shelved)> {
-    let is_device = one.metadata()?.file_type().is_char_device();
-    let (connection, mut file) = match is_device {
-        true => (one, other),
-        false => (other, one),
+    let (connection, words) = match words_in(&other)? {
+        Some(words) => (one, words),
+        None => {
+            let words = words_in(&one)?;
+            (other, words.ok_or(io::ErrorKind::NotFound)?)
+        }
     };
-    file.rewind()?;
-    let mut packet = Vec::new();
-    file.take(PACKET_BYTES_MAX as u64).read_to_end(&mut packet)?;
-    let message = Message::decode(&packet);
-    // It holds keys.
-    packet.fill(0);
-    match message? {
+    match words {
         Message::Keep { key, needs, beside } => Ok((
             key,
             Shelved {
@@ -145,6 +147,20 @@ fn shelved_of((one, other): (File, File)) -> io::Result<(Vec<u8>, Shelved)> {
         )),
         other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("{other:?}"))),
     }
+}
+
+/// The words in a file, if it is one of words. A connection is never read from: what is read of it is gone.
+fn words_in(mut file: &File) -> io::Result<Option<Message>> {
+    if file.metadata()?.file_type().is_char_device() {
+        return Ok(None);
+    }
+    file.rewind()?;
+    let mut packet = Vec::new();
+    file.take(PACKET_BYTES_MAX as u64).read_to_end(&mut packet)?;
+    let message = Message::decode(&packet);
+    // It holds keys.
+    packet.fill(0);
+    Ok(message.ok())
 }
 
 impl Message {

@@ -1,19 +1,35 @@
-//! Gives the memory back that only the start of this program needed: the keeper is one command of a large program, and runs for
-//! as long as the node does.
+//! Gives the memory back that this program does not need while it waits: the keeper is one command of a large program, runs for
+//! as long as the node does, and waits nearly all the time.
 
 use std::fs;
 
-/// Lets go of the pages of this program's files that nobody has changed; those that are needed again are read again.
-pub fn give_back() {
-    let Ok(smaps) = fs::read_to_string("/proc/self/smaps") else {
-        return;
-    };
-    for (start, end) in unchanged_files(&smaps) {
-        // SAFETY: the range is one whole private mapping of a file, which cannot be written to and has no page of its own, so each
-        // page of it is found in the file again, with the same content, when it is next used.
-        if unsafe { libc::madvise(start as *mut libc::c_void, end - start, libc::MADV_DONTNEED) } != 0 {
-            tracing::debug!(error = %std::io::Error::last_os_error(), "some memory is not given back");
+use nix::poll::{PollFd, PollTimeout, poll};
+
+/// What is given back.
+#[derive(Debug, Default)]
+pub struct Slim {
+    /// Mappings of this program's files that nobody has changed, once they were looked for.
+    files: Option<Vec<(usize, usize)>>,
+}
+
+impl Slim {
+    /// Waits as poll(2) does, and has let go of everything meanwhile that is found again when it is needed. The kernel reads a page of
+    /// code with those around it, so nothing may run between the two but this.
+    ///
+    /// # Errors
+    /// As of poll(2).
+    pub fn poll(&mut self, waits: &mut [PollFd<'_>], timeout: PollTimeout) -> nix::Result<i32> {
+        let files = self.files.get_or_insert_with(|| {
+            // SAFETY: it takes no memory of ours, it gives back what was freed.
+            unsafe { libc::malloc_trim(0) };
+            unchanged_files(&fs::read_to_string("/proc/self/smaps").unwrap_or_default())
+        });
+        for (start, end) in files {
+            // SAFETY: the range is one whole private mapping of a file, which cannot be written to and has no page of its own, so
+            // each page of it is found in the file again, with the same content, when it is next used. A failure changes nothing.
+            unsafe { libc::madvise(*start as *mut libc::c_void, *end - *start, libc::MADV_DONTNEED) };
         }
+        poll(waits, timeout)
     }
 }
 
@@ -48,6 +64,10 @@ fn mapping(line: &str) -> Option<Option<(usize, usize)>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use nix::poll::PollFlags;
+
     use super::*;
 
     #[test]
@@ -63,7 +83,18 @@ mod tests {
             block("7000-8000 r-xp 00000000 00:00 0 [vdso]", 0),
         ];
         assert_eq!(unchanged_files(&smaps.concat()), [(0x1000, 0x2000), (0x2000, 0x3000)]);
-        give_back();
         assert_eq!(unchanged_files(""), []);
+    }
+
+    #[test]
+    fn a_wait_that_gives_memory_back_returns_what_came_and_when_the_time_is_up() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let mut slim = Slim::default();
+        for (written, ready) in [(0, 0), (1, 1)] {
+            nix::unistd::write(&writer, &b"x"[..written]).unwrap();
+            let mut waits = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+            assert_eq!(slim.poll(&mut waits, PollTimeout::from(1u8)), Ok(ready));
+        }
+        assert!(slim.files.is_some_and(|files| !files.is_empty()));
     }
 }

@@ -1,8 +1,8 @@
 //! What keeper and engine say to each other: packets on a unix socket, each with a version, a kind and fields behind their
 //! lengths, some with a descriptor beside them.
 //!
-//! A keeper outlives many versions of the engine, so the words of a version are never changed: a new one is added, and what is not
-//! understood ends the connection.
+//! A keeper outlives many versions of the engine, so the words of a version are never changed: a new one is added, which a keeper of
+//! before refuses. What is no word ends the connection.
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -78,6 +78,11 @@ pub enum Message {
         /// Why.
         why: String,
     },
+    /// A word of a later build.
+    Unknown {
+        /// Its number.
+        kind: u8,
+    },
 }
 
 fn malformed(detail: &str) -> io::Error {
@@ -127,6 +132,7 @@ impl Message {
             Self::Refused { .. } => 8,
             Self::Serves => 9,
             Self::Adopts => 10,
+            Self::Unknown { kind } => *kind,
         };
         let mut out = vec![VERSION, kind];
         match self {
@@ -146,7 +152,7 @@ impl Message {
                 args.iter().for_each(|arg| put(&mut out, arg.as_bytes()));
             }
             Self::Refused { why } => put(&mut out, why.as_bytes()),
-            Self::All | Self::Done | Self::Serves | Self::Adopts => {}
+            Self::All | Self::Done | Self::Serves | Self::Adopts | Self::Unknown { .. } => {}
         }
         out
     }
@@ -199,7 +205,7 @@ impl Message {
             },
             9 => Self::Serves,
             10 => Self::Adopts,
-            kind => return Err(malformed(&format!("nothing is of kind {kind}"))),
+            kind => Self::Unknown { kind: *kind },
         })
     }
 }

@@ -1,7 +1,7 @@
 //! The kernel's greeting of a connection: answered once, and remembered, so that a successor can be greeted in the kernel's place.
 //!
 //! fuser wants to be greeted before it serves. So it is greeted through a pair of sockets, with what the kernel said at the
-//! mount, and its socket is then replaced by the connection itself. At the mount its answer goes to the kernel; to a
+//! mount, and its socket is then replaced by the connection itself, or relayed (`relay.rs`). At the mount its answer goes to the kernel; to a
 //! successor's answer nobody listens, because the kernel has its own since the mount: a successor must agree to the same.
 
 use std::io::{self, Read, Write};
@@ -21,7 +21,8 @@ const MORE_FLAGS_AT: usize = 56;
 /// Bit 39 of the flags: the kernel can send requests again that nobody has answered.
 const SENDS_AGAIN: u32 = 1 << (39 - 32);
 
-/// FUSE_NOTIFY_RESEND, as the kernel numbers its notifications.
+/// FUSE_NOTIFY_INVAL_INODE and FUSE_NOTIFY_RESEND, as the kernel numbers its notifications.
+const NOTIFY_INVAL_INODE: u32 = 2;
 const NOTIFY_RESEND: u32 = 7;
 
 /// What the kernel said at the mount.
@@ -44,6 +45,15 @@ impl Greeting {
         let word = self.0.get(MORE_FLAGS_AT..MORE_FLAGS_AT + 4);
         word.is_some_and(|word| u32::from_ne_bytes(word.try_into().expect("four bytes")) & SENDS_AGAIN != 0)
     }
+
+    /// What a kernel before Linux 6.9 would have said.
+    pub fn of_an_older_kernel(mut self) -> Self {
+        if let Some(word) = self.0.get_mut(MORE_FLAGS_AT..MORE_FLAGS_AT + 4) {
+            let flags = u32::from_ne_bytes((&*word).try_into().expect("four bytes")) & !SENDS_AGAIN;
+            word.copy_from_slice(&flags.to_ne_bytes());
+        }
+        self
+    }
 }
 
 /// Reads the kernel's greeting of a new connection.
@@ -64,7 +74,8 @@ pub fn hear(device: &OwnedFd) -> io::Result<Greeting> {
     }
 }
 
-/// Makes a session of `device`. `answers` where the kernel still waits for the answer.
+/// Makes a session that was greeted as the kernel greets. It is connected with the end of a pair of sockets that comes with it.
+/// `answers` where the kernel still waits for the answer.
 ///
 /// # Errors
 /// What the kernel or fuser says.
@@ -73,7 +84,7 @@ pub fn greet(
     (device, greeting): (&OwnedFd, &Greeting),
     config: Config,
     answers: bool,
-) -> io::Result<fuser::Session<Skin>> {
+) -> io::Result<(fuser::Session<Skin>, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     send(ours.as_raw_fd(), greeting.as_bytes(), MsgFlags::empty())?;
     // The kernel has checked who may (`allow_other`, `default_permissions`); a second check here would only differ.
@@ -84,13 +95,35 @@ pub fn greet(
         let mut device = std::fs::File::from(device.try_clone()?);
         device.write_all(&answer[..len])?;
     }
+    Ok((session, ours))
+}
+
+/// Connects a session with the kernel itself.
+///
+/// # Errors
+/// What the system refuses.
+pub fn connect(session: &fuser::Session<Skin>, device: &OwnedFd) -> io::Result<()> {
     // SAFETY: both descriptors are open: `device` is borrowed, and the other is the session's own, which lives on. dup3
     // replaces what the number stands for at once, and the session reads and writes by that number only.
     let replaced = unsafe { libc::dup3(device.as_raw_fd(), session.as_fd().as_raw_fd(), libc::O_CLOEXEC) };
-    if replaced < 0 {
-        return Err(io::Error::last_os_error());
+    match replaced < 0 {
+        true => Err(io::Error::last_os_error()),
+        false => Ok(()),
     }
-    Ok(session)
+}
+
+/// Makes the kernel write back what it has not written yet of a file, from a page on, and forget it; a negative offset stands for no
+/// page, only for what it knows of the file. Blocks while it does.
+///
+/// # Errors
+/// `NotFound` where the kernel knows nothing of the file.
+pub fn forget_pages(mut device: &std::fs::File, ino: u64, offset: i64) -> io::Result<()> {
+    let mut message = [0; 40];
+    message[..4].copy_from_slice(&40u32.to_ne_bytes());
+    message[4..8].copy_from_slice(&NOTIFY_INVAL_INODE.to_ne_bytes());
+    message[16..24].copy_from_slice(&ino.to_ne_bytes());
+    message[24..32].copy_from_slice(&offset.to_ne_bytes());
+    device.write_all(&message)
 }
 
 /// Asks the kernel for every request that a predecessor has read and not answered.

@@ -146,9 +146,7 @@ impl Tables {
         }
         self.durable = generation;
         self.dirty_share.allowed(self.dirty_bytes());
-        if let Some(unlogged) = &mut self.unlogged {
-            unlogged.forget(generation);
-        }
+        self.unlogged.forget(generation);
     }
 
     /// The tree contains everything up to this generation.

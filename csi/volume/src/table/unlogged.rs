@@ -1,9 +1,9 @@
-//! What changed since the last record of the tail: which rows and which ranges of files, by the commit that will contain
-//! them; and the record that is made of it.
+//! What changed since the last record of a log: which rows and which ranges of files, by the commit that will contain
+//! them; and the record that is made of it. A volume has up to two logs, its tail and its spill, each of which gets all.
 //!
 //! Invariant: everything changed and neither recorded nor in the bucket is here. What the bucket has leaves, so a record
-//! never needs content that is not in RAM. Callers: the tables note each change, where the volume has a tail;
-//! `tail/log.rs` takes it.
+//! never needs content that is not in RAM. Callers: the tables note each change, where the volume has a log;
+//! `tail/log.rs` and `tail/spill.rs` take it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -47,11 +47,11 @@ impl Changed {
     }
 }
 
-/// All of it, the oldest generation first.
+/// What one log has not recorded, the oldest generation first.
 #[derive(Debug, Default)]
-pub(super) struct Unlogged(VecDeque<(Generation, Changed)>);
+struct Queue(VecDeque<(Generation, Changed)>);
 
-impl Unlogged {
+impl Queue {
     fn of(&mut self, generation: Generation) -> &mut Changed {
         if self.0.back().is_none_or(|(last, _)| *last != generation) {
             self.0.push_back((generation, Changed::default()));
@@ -59,62 +59,98 @@ impl Unlogged {
         &mut self.0.back_mut().expect("put there just now").1
     }
 
-    /// The bucket has everything up to here.
-    pub fn forget(&mut self, durable: Generation) {
+    fn forget(&mut self, durable: Generation) {
         while self.0.front().is_some_and(|(generation, _)| *generation <= durable) {
             self.0.pop_front();
         }
     }
 }
 
+/// Who records what changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Log {
+    /// What an fsync of durability `local` leaves on the disk.
+    Tail,
+    /// What a process leaves to its successor.
+    Spill,
+}
+
+/// What the logs of a volume have not recorded; nothing where there is no such log.
+#[derive(Debug, Default)]
+pub(super) struct Unlogged {
+    tail: Option<Queue>,
+    spill: Option<Queue>,
+}
+
+impl Unlogged {
+    fn of(&mut self, log: Log) -> &mut Option<Queue> {
+        match log {
+            Log::Tail => &mut self.tail,
+            Log::Spill => &mut self.spill,
+        }
+    }
+
+    fn note(&mut self, generation: Generation, mut note: impl FnMut(&mut Changed)) {
+        for queue in self.tail.iter_mut().chain(&mut self.spill) {
+            note(queue.of(generation));
+        }
+    }
+
+    /// The bucket has everything up to here.
+    pub fn forget(&mut self, durable: Generation) {
+        for queue in self.tail.iter_mut().chain(&mut self.spill) {
+            queue.forget(durable);
+        }
+    }
+}
+
 impl Tables {
-    /// From now on changes are noted for the tail. Everything until now must be in the bucket.
-    pub fn note_changes(&mut self) {
-        self.unlogged = Some(Unlogged::default());
+    /// From now on changes are noted for this log. Everything until now must be in the bucket.
+    pub fn note_changes(&mut self, log: Log) {
+        *self.unlogged.of(log) = Some(Queue::default());
     }
 
     pub(super) fn note_inode(&mut self, ino: InodeNo) {
-        if let Some(unlogged) = &mut self.unlogged {
-            unlogged.of(self.open.number).inodes.insert(ino);
-        }
+        self.unlogged.note(self.open.number, |changed| {
+            changed.inodes.insert(ino);
+        });
     }
 
     pub(super) fn note_dirent(&mut self, key: &DirentKey) {
-        if let Some(unlogged) = &mut self.unlogged {
-            unlogged.of(self.open.number).dirents.insert(key.clone());
-        }
+        self.unlogged.note(self.open.number, |changed| {
+            changed.dirents.insert(key.clone());
+        });
     }
 
     pub(super) fn note_xattr(&mut self, ino: InodeNo, name: &Bytes) {
-        if let Some(unlogged) = &mut self.unlogged {
-            unlogged.of(self.open.number).xattrs.insert((ino, name.clone()));
-        }
+        self.unlogged.note(self.open.number, |changed| {
+            changed.xattrs.insert((ino, name.clone()));
+        });
     }
 
     pub(super) fn note_orphan(&mut self, ino: InodeNo) {
-        if let Some(unlogged) = &mut self.unlogged {
-            unlogged.of(self.open.number).orphans.insert(ino);
-        }
+        self.unlogged.note(self.open.number, |changed| {
+            changed.orphans.insert(ino);
+        });
     }
 
     pub(super) fn note_content(&mut self, ino: InodeNo, start: u64, end: u64) {
-        if let Some(unlogged) = &mut self.unlogged {
-            let content = &mut unlogged.of(self.open.number).content;
-            content.entry(ino).or_default().insert(start, end);
-        }
+        self.unlogged.note(self.open.number, |changed| {
+            changed.content.entry(ino).or_default().insert(start, end);
+        });
     }
 
-    /// What changed since the last call and is not in the bucket, as it is now.
+    /// What changed since this log's last call and is not in the bucket, as it is now.
     ///
     /// # Errors
     /// The generation to wait for, where content that changed is not in RAM.
-    pub fn take_unlogged(&mut self) -> Result<Option<Batch>, Generation> {
+    pub fn take_unlogged(&mut self, log: Log) -> Result<Option<Batch>, Generation> {
         let generation = self.newest_generation();
-        let Some(unlogged) = &mut self.unlogged else {
+        let Some(queue) = self.unlogged.of(log) else {
             return Err(generation);
         };
         let mut all = Changed::default();
-        unlogged.0.drain(..).for_each(|(_, changed)| all.join(changed));
+        queue.0.drain(..).for_each(|(_, changed)| all.join(changed));
         if all.is_empty() {
             return Ok(None);
         }

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::answers::Answers;
 use super::file::{Against, BLOCK_BYTES, FILE_PREFIX, FileHeader};
-use super::record::{RECORD_HEADER_BYTES, Record, RecordHeader};
+use super::record::{RECORD_HEADER_BYTES, RECORD_MAGIC, Record, RecordHeader};
 use super::{TailError, TailName, io_error};
 use crate::ids::Generation;
 use crate::wire::WireError;
@@ -48,7 +48,12 @@ pub(crate) struct TailReader {
     at: usize,
     position: u64,
     next_record: u64,
+    /// Where a record cannot be read, look whether another one follows.
+    looks: bool,
 }
+
+/// 1 MiB at a time, a multiple of what records are aligned to.
+const LOOK_BYTES: usize = 1024 * 1024;
 
 impl TailReader {
     /// The tail in `folder`.
@@ -90,7 +95,15 @@ impl TailReader {
             files,
             at: 0,
             position: BLOCK_BYTES,
+            // No power is lost between the records of a spill: what cannot be read is the last one, which its writer did not finish.
+            looks: against == Against::PowerLoss,
         })
+    }
+
+    /// The same, for one that must be whole whatever it was written against: a disk may change what it has.
+    pub fn doubting(mut self) -> Self {
+        self.looks = true;
+        self
     }
 
     /// The next record that a commit after `durable` would contain.
@@ -185,20 +198,32 @@ impl TailReader {
 
     /// Here the tail ends, unless anything follows that was written later.
     fn end(&self, detail: &str) -> Result<Option<Logged>, TailError> {
-        let mut position = self.position + BLOCK_BYTES;
-        let mut later = self.at + 1 < self.files.len();
-        // No power is lost between the records of a spill: what cannot be read is the last one, which its writer did not finish.
-        let looks = self.against == Against::PowerLoss;
-        while looks && !later && position < self.files[self.at].len {
-            later = self
-                .any_header_at(self.at, position)?
-                .is_some_and(|header| header.number > self.next_record);
-            position += BLOCK_BYTES;
-        }
+        let later = self.at + 1 < self.files.len() || (self.looks && self.is_followed()?);
         match later {
             true => Err(self.damaged(detail)),
             false => Ok(None),
         }
+    }
+
+    /// True if a record that was written later lies in the rest of the file.
+    fn is_followed(&self) -> Result<bool, TailError> {
+        let (found, align) = (&self.files[self.at], self.against.align());
+        let mut position = self.position + align;
+        let mut chunk = vec![0; LOOK_BYTES];
+        while position < found.len {
+            let len = usize::try_from(found.len - position).map_or(LOOK_BYTES, |left| left.min(LOOK_BYTES));
+            let read = found.file.read_exact_at(&mut chunk[..len], position);
+            read.map_err(io_error("read", &found.path))?;
+            let may_begin = |at: &u64| chunk[..len][*at as usize..].starts_with(RECORD_MAGIC);
+            for at in (0..len as u64).step_by(align as usize).filter(may_begin) {
+                let header = self.any_header_at(self.at, position + at)?;
+                if header.is_some_and(|header| header.number > self.next_record) {
+                    return Ok(true);
+                }
+            }
+            position += LOOK_BYTES as u64;
+        }
+        Ok(false)
     }
 
     fn damaged(&self, detail: &str) -> TailError {

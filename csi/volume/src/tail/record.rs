@@ -16,7 +16,8 @@ use crate::wire::{Reader, WireError, put_bytes, put_varint};
 /// Length of a record's header.
 pub(super) const RECORD_HEADER_BYTES: usize = 64;
 
-const MAGIC: &[u8; 8] = b"PnrTRec\n";
+/// The first bytes of a record.
+pub(super) const RECORD_MAGIC: &[u8; 8] = b"PnrTRec\n";
 const SUM_AT: usize = RECORD_HEADER_BYTES - 4;
 
 /// A range of a file as it is now.
@@ -63,7 +64,7 @@ pub(super) struct RecordHeader {
 impl RecordHeader {
     pub fn encode(&self) -> [u8; RECORD_HEADER_BYTES] {
         let mut out = [0; RECORD_HEADER_BYTES];
-        out[..8].copy_from_slice(MAGIC);
+        out[..8].copy_from_slice(RECORD_MAGIC);
         out[8..24].copy_from_slice(self.session.as_bytes());
         out[24..32].copy_from_slice(&self.number.to_le_bytes());
         out[32..40].copy_from_slice(&self.generation.0.to_le_bytes());
@@ -77,7 +78,7 @@ impl RecordHeader {
     /// The header in these bytes; `None` where there is none that is whole.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(bytes.get(..RECORD_HEADER_BYTES)?);
-        if reader.array::<8>("magic").ok()? != *MAGIC {
+        if reader.array::<8>("magic").ok()? != *RECORD_MAGIC {
             return None;
         }
         let header = Self {

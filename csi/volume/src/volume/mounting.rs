@@ -158,7 +158,7 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
     }
     let state = Arc::new(State::new(tables));
     let left = spilled::recover(&opened, (options.spill, options.state_dir.as_deref()), &state).await?;
-    let dir = recovery::recover(&opened, options.state_dir.as_deref(), &state).await?;
+    let dir = recovery::recover(&opened, (options.state_dir.as_deref(), left.as_ref()), &state).await?;
     let fetcher = fetcher(&opened.bucket, head.lineage(), (&options.cache, &budget));
     let commit = commits(&opened, &state, &fetcher, (options.commits, &budget));
     let tail = recovery::begin(&opened, dir, (&state, &commit)).await?;

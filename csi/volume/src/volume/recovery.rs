@@ -7,17 +7,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::spilled;
 use crate::commit::{CommitHandle, Lost};
 use crate::head::{Durability, Tail};
 use crate::ids::{Generation, JournalSeq};
 use crate::mount::State;
 use crate::open::{OpenError, OpenedWriter};
-use crate::table::Tables;
+use crate::table::{Log, Tables};
 use crate::tail::{Changes, Logged, Record, TailDir, TailError, TailLog, TailName, TailReader};
 use crate::tree::Tree;
 
 /// The name of the tail that the head names.
-fn old_name(opened: &OpenedWriter) -> Option<TailName> {
+pub(super) fn old_name(opened: &OpenedWriter) -> Option<TailName> {
     let head = &opened.taken.head;
     head.tail.as_ref().map(|tail| TailName {
         volume: head.uuid,
@@ -26,13 +27,14 @@ fn old_name(opened: &OpenedWriter) -> Option<TailName> {
     })
 }
 
-/// Replays what this node's disk holds of the volume, and returns the folder for what comes.
+/// Replays what this node's disk holds of the volume, and returns the folder for what comes. What a spill has of it, `left` behind
+/// by the same process, was replayed already: it holds all that the tail does, and what was told since.
 ///
 /// # Errors
 /// `Tail` where the head names a tail that cannot be had; `Replay`, `Tree`.
 pub(super) async fn recover(
     opened: &OpenedWriter,
-    state_dir: Option<&Path>,
+    (state_dir, left): (Option<&Path>, Option<&spilled::Left>),
     state: &State,
 ) -> Result<Option<TailDir>, OpenError> {
     let head = &opened.taken.head;
@@ -49,7 +51,11 @@ pub(super) async fn recover(
         tracing::warn!(volume = %head.uuid, "there is no state folder for the volume's tail: fsync waits for the bucket");
         return Ok(None);
     };
-    let found = TailDir::open(state_dir, head.uuid).and_then(|dir| {
+    let opened_dir = match left {
+        Some(left) => Ok(left.dir()),
+        None => TailDir::open(state_dir, head.uuid),
+    };
+    let found = opened_dir.and_then(|dir| {
         dir.put_others_aside(old)?;
         Ok(dir)
     });
@@ -61,7 +67,7 @@ pub(super) async fn recover(
             return Ok(None);
         }
     };
-    if let Some(old) = pending {
+    if let Some(old) = pending.filter(|_| !left.is_some_and(spilled::Left::has_tail)) {
         let durable = match opened.last.epoch == old.epoch {
             // The n-th commit of a mount is its n-th generation.
             true => Generation(opened.last.seq.0),
@@ -196,7 +202,7 @@ async fn start(dir: TailDir, name: TailName, state: &Arc<State>) -> Option<TailL
     let making = tokio::task::spawn_blocking(move || dir.begin(name).map(|files| (dir, files)));
     let made = making.await.expect("making files does not panic");
     let started = made.and_then(|(dir, files)| {
-        state.lock().note_changes();
+        state.lock().note_changes(Log::Tail);
         TailLog::start(dir, (name, files), Arc::clone(state) as Arc<dyn Changes>)
     });
     match started {

@@ -5,8 +5,10 @@
 //!   Whoever else had the volume meanwhile and committed nothing has changed nothing.
 //! - All that is replayed becomes one commit, and nobody uses the volume before the bucket has it.
 //! - A spill that cannot be used never keeps a volume from being opened: it promises nothing beyond the end of a process.
+//! - Either the tail that the head names is replayed (`recovery.rs`) or the spill of the same mount, never a part of each: a spill
+//!   beside which there is a tail is read to its end before anything of it is replayed.
 //!
-//! Caller: `mounting.rs`. Absent: volumes of durability `local`, whose log promises more (`recovery.rs`).
+//! Caller: `mounting.rs`.
 
 use std::cmp::Ordering;
 use std::path::Path;
@@ -16,10 +18,10 @@ use uuid::Uuid;
 
 use super::{SpillOptions, recovery};
 use crate::commit::CommitHandle;
-use crate::head::Durability;
 use crate::ids::Generation;
 use crate::mount::State;
 use crate::open::{OpenError, OpenedWriter};
+use crate::table::Log;
 use crate::tail::{Answer, SpillLog, SpillName, TailDir, TailError, TailName, may_have_spill};
 
 /// What was left, and where this mount leaves its own.
@@ -32,6 +34,10 @@ pub(super) struct Left {
     answers: Vec<Answer>,
     /// How many records were replayed.
     records: u64,
+    /// The tail that the head names.
+    tail: Option<TailName>,
+    /// All that is in that tail was replayed.
+    has_tail: bool,
 }
 
 /// What one spill held.
@@ -54,9 +60,6 @@ pub(super) async fn recover(
     let (Some(options), Some(state_dir)) = (options, state_dir) else {
         return Ok(None);
     };
-    if head.parameters.durability == Durability::Local || head.tail.is_some() {
-        return Ok(None);
-    }
     if !options.leaves && !may_have_spill(state_dir, head.uuid) {
         return Ok(None);
     }
@@ -79,6 +82,8 @@ pub(super) async fn recover(
         old: Vec::new(),
         answers: Vec::new(),
         records: 0,
+        tail: recovery::old_name(opened),
+        has_tail: false,
     };
     for name in spills {
         left.take_in(name, (opened, state)).await?;
@@ -87,6 +92,17 @@ pub(super) async fn recover(
 }
 
 impl Left {
+    /// The folder that it lies in.
+    pub fn dir(&self) -> TailDir {
+        self.dir.clone()
+    }
+
+    /// True if all was replayed that the tail holds which the head names. One that is empty says nothing: its writer may have failed
+    /// to begin it.
+    pub fn has_tail(&self) -> bool {
+        self.has_tail
+    }
+
     async fn take_in(&mut self, name: SpillName, (opened, state): (&OpenedWriter, &State)) -> Result<(), OpenError> {
         self.old.push(name);
         let (volume, epoch) = (name.tail.volume, name.tail.epoch);
@@ -100,9 +116,9 @@ impl Left {
             Ordering::Equal => Some(Generation(opened.last.seq.0)),
             Ordering::Greater => None,
         };
-        let read = self.dir.find_spill(name);
-        match self.replay(read, durable, (opened, state)).await {
+        match self.replay(name, durable, (opened, state)).await {
             Ok(held) => {
+                self.has_tail |= held.records > 0 && self.tail == Some(name.tail);
                 if held.records > 0 {
                     tracing::info!(%volume, %epoch, after = ?durable, records = held.records, "a spill was replayed");
                 }
@@ -123,14 +139,28 @@ impl Left {
         }
     }
 
+    async fn read_through(&self, name: SpillName) -> Result<(), TailError> {
+        let mut reader = self.dir.find_spill(name)?.0.doubting();
+        loop {
+            let (rest, some) = recovery::read_some(reader, Generation(0)).await?;
+            if some.is_empty() {
+                return Ok(());
+            }
+            reader = rest;
+        }
+    }
+
     /// Replays what a commit after `durable` would contain: nothing if `None`, where the bucket has all of it.
     async fn replay(
         &mut self,
-        read: Result<(crate::tail::TailReader, Vec<Answer>), TailError>,
+        name: SpillName,
         durable: Option<Generation>,
         to: (&OpenedWriter, &State),
     ) -> Result<Held, OpenError> {
-        let (mut reader, handed_on) = read?;
+        if self.tail == Some(name.tail) {
+            self.read_through(name).await?;
+        }
+        let (mut reader, handed_on) = self.dir.find_spill(name)?;
         let mut held = Held {
             answers: handed_on,
             ..Held::default()
@@ -181,6 +211,7 @@ pub(super) async fn begin(
         old,
         answers,
         records,
+        ..
     } = left;
     if !options.leaves {
         if records > 0 {
@@ -203,7 +234,7 @@ pub(super) async fn begin(
             return Ok(None);
         }
     };
-    state.lock().note_changes();
+    state.lock().note_changes(Log::Spill);
     tell(old.into_iter().try_for_each(|name| log.remove(name)));
     Ok(Some(log))
 }
@@ -276,10 +307,10 @@ mod tests {
             .unwrap();
         let spill = state.spill.get().unwrap();
         let mut tables = state.lock();
-        tables.note_changes();
+        tables.note_changes(Log::Spill);
         tables.add_inode(root_row(Timestamp::default()));
         let at = (tables.newest_generation(), tables.durable());
-        let taken = spill.take(at, || tables.take_unlogged());
+        let taken = spill.take(at, || tables.take_unlogged(Log::Spill));
         drop(tables);
         let is_cut = AtomicBool::new(false);
         let open = std::thread::scope(|scope| {
