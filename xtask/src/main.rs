@@ -47,6 +47,7 @@ const TRY_PACKAGES: &[packages::Package] = &[
 const TEST_PACKAGES: &[packages::Package] = &[
     packages::Package::new("git", "/usr/bin/git"),
     packages::Package::new("fio", "/usr/bin/fio"),
+    packages::Package::new("stress-ng", "/usr/bin/stress-ng"),
     packages::Package::new("attr", "/usr/bin/setfattr"),
     packages::Package::new("acl", "/usr/bin/setfacl"),
     packages::Package::new("procps", "/usr/bin/ps"),

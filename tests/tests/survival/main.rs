@@ -17,6 +17,7 @@ use volume::head::{Durability, Parameters};
 
 mod programs;
 mod service_manager;
+mod versions;
 
 use programs::{Work, at_work};
 

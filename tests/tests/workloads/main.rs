@@ -16,6 +16,7 @@ mod git;
 mod postgres;
 mod rsync;
 mod sqlite;
+mod stress;
 
 /// The programs, or `None` with the first missing one named.
 fn programs<const N: usize>(names: [&str; N]) -> Option<[PathBuf; N]> {
