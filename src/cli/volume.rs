@@ -386,11 +386,13 @@ fn size(text: &str) -> Result<u64, ParameterError> {
     if text == "0" { Ok(0) } else { bytes("capacity", text) }
 }
 
+/// As `size` reads it, in the largest unit that leaves no rest.
 fn capacity(bytes: u64) -> String {
-    if bytes == 0 {
-        "no limit".to_owned()
-    } else {
-        bytes.to_string()
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.into_iter().find(|(shift, _)| bytes.is_multiple_of(1 << shift)) {
+        _ if bytes == 0 => "no limit".to_owned(),
+        Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
+        None => bytes.to_string(),
     }
 }
 
@@ -469,6 +471,20 @@ mod tests {
         assert_eq!(used_by(&head), "n1 (mounted), n2 (reads)");
         head.leader = None;
         assert_eq!(used_by(&head), "n1, n2 (reads)");
+    }
+
+    #[test]
+    fn a_capacity_is_written_as_it_can_be_given() {
+        assert_eq!(capacity(0), "no limit");
+        for (bytes, text) in [
+            (1_000, "1000"),
+            (1 << 27, "128MiB"),
+            (3 << 29, "1536MiB"),
+            (5 << 40, "5TiB"),
+        ] {
+            assert_eq!(capacity(bytes), text);
+            assert_eq!(size(text).ok(), Some(bytes));
+        }
     }
 
     #[test]
