@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use pannier::cli::{Failure, csi, doctor, engine, keeper, log, mount, mounts, try_job, volume};
 
 #[global_allocator]
-static MEMORY: pannier::memory::RequestsStay = pannier::memory::RequestsStay;
+static MEMORY: pannier::memory::Memory = pannier::memory::Memory;
 
 /// Volumes in S3, mounted as POSIX file systems.
 #[derive(Parser)]

@@ -11,6 +11,7 @@ use volume_mount::engine::LOOK_EVERY;
 use volume_mount::engine::process::{EngineConfig, run_engine};
 
 use super::Failure;
+use crate::memory::keep_large_blocks;
 use crate::metrics_server::{MetricsAddress, process_metrics, serve_metrics};
 
 /// Arguments of `pannier engine`.
@@ -55,6 +56,7 @@ pub struct EngineArgs {
 /// # Errors
 /// `Failure` in words for a person.
 pub async fn run(args: EngineArgs) -> Result<(), Failure> {
+    keep_large_blocks(args.memory_bytes);
     let mut cache = CacheConfig {
         dir: args.cache_dir,
         ..CacheConfig::default()

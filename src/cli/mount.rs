@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use volume::budget::MEMORY_BYTES_MAX;
 use volume::head::{Durability, Parameters};
 use volume::volume::CacheConfig;
 use volume::volume_id::NodeId;
@@ -15,6 +16,7 @@ use volume_s3::S3Location;
 
 use super::store::StoreArgs;
 use super::{Failure, say};
+use crate::memory::keep_large_blocks;
 
 /// Arguments of `pannier mount`.
 #[derive(Debug, Args)]
@@ -59,6 +61,7 @@ pub struct MountArgs {
 /// # Errors
 /// `Failure` in words for a person.
 pub async fn run(args: MountArgs) -> Result<(), Failure> {
+    keep_large_blocks(MEMORY_BYTES_MAX);
     let signals = Signals::new()?;
     let (mounted, place) = oneshot::channel();
     let request = ForegroundMount {
