@@ -108,7 +108,7 @@ impl EngineProcess {
     /// # Panics
     /// As `start`.
     pub fn start_kept_for(store: &LocalStore, folder: &Path, seconds: u64) -> Self {
-        Self::start_keeper(store, folder, (seconds, &[]))
+        Self::start_keeper(&store.environment(), folder, (seconds, &[]))
     }
 
     /// The same with engines that have these arguments as well.
@@ -116,15 +116,23 @@ impl EngineProcess {
     /// # Panics
     /// As `start`.
     pub fn start_kept_with(store: &LocalStore, folder: &Path, of_engine: &[&str]) -> Self {
-        Self::start_keeper(store, folder, (30, of_engine))
+        Self::start_keeper(&store.environment(), folder, (30, of_engine))
     }
 
-    fn start_keeper(store: &LocalStore, folder: &Path, (seconds, of_engine): (u64, &[&str])) -> Self {
+    /// The same with these variables besides those of the test, for a store that is none of the tests' own.
+    ///
+    /// # Panics
+    /// As `start`.
+    pub fn start_kept_from(environment: &[(String, String)], folder: &Path) -> Self {
+        Self::start_keeper(environment, folder, (30, &[]))
+    }
+
+    fn start_keeper(environment: &[(String, String)], folder: &Path, (seconds, of_engine): (u64, &[&str])) -> Self {
         let socket = folder.join("engine.sock").to_string_lossy().into_owned();
         let seconds = seconds.to_string();
         let mut words = vec!["keeper", "--abort-after", &seconds, "--socket", &socket, "--"];
         words.extend(of_engine);
-        Self::start_as(&store.environment(), folder, &words)
+        Self::start_as(environment, folder, &words)
     }
 
     /// Starts a keeper as a service manager that listens at `notify` does, which hands it these descriptors by their names.
@@ -221,6 +229,14 @@ impl EngineProcess {
         if ask.create {
             store.create_volume(&ask.volume);
         }
+        self.mount_from(&store.endpoint(), ask)
+    }
+
+    /// Mounts a volume that is there, from a store that is none of the tests' own.
+    ///
+    /// # Errors
+    /// What the engine says.
+    pub fn mount_from(&mut self, endpoint: &str, ask: &Ask) -> Result<wire::MountInfo, Status> {
         let credentials = ask.keys.clone().map(|(id, secret)| wire::Credentials {
             access_key_id: id,
             secret_access_key: secret,
@@ -232,7 +248,7 @@ impl EngineProcess {
             location: Some(wire::VolumeLocation {
                 bucket: ask.bucket.clone(),
                 prefix: format!("v/{}", ask.volume),
-                endpoint: ask.endpoint.clone().unwrap_or_else(|| store.endpoint()),
+                endpoint: ask.endpoint.clone().unwrap_or_else(|| endpoint.to_owned()),
                 ..Default::default()
             }),
             mountpoint: ask.mountpoint.to_string_lossy().into_owned(),

@@ -56,6 +56,11 @@ impl Mounted {
 
     /// As `new`, but returns how the process ended, and what it said, if it did not mount.
     pub fn start(options: &MountOptions) -> Result<Self, (ExitStatus, String)> {
+        Self::start_by(&built(Program::Binary("pannier")), options)
+    }
+
+    /// As `start`, by this build of the program.
+    pub fn start_by(program: &Path, options: &MountOptions) -> Result<Self, (ExitStatus, String)> {
         let log = options.cache_dir.with_extension("log");
         let output = File::options()
             .create(true)
@@ -63,7 +68,7 @@ impl Mounted {
             .open(&log)
             .expect("the log of a mount");
         let errors = output.try_clone().expect("a second handle of the log");
-        let mut command = Command::new(built(Program::Binary("pannier")));
+        let mut command = Command::new(program);
         command
             .arg("mount")
             .arg(&options.location)

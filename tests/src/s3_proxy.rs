@@ -69,6 +69,8 @@ pub struct Seen {
     pub verb: Verb,
     /// Path and query.
     pub target: String,
+    /// The range of bytes that is asked for, as the header has it; empty for the whole.
+    pub range: String,
     /// Token of the temporary keys that it is signed with; empty for none.
     pub token: String,
     /// How many requests came before it.
@@ -314,7 +316,8 @@ fn handle(shared: Arc<Shared>, request: Request<Incoming>) -> BoxFuture<'static,
         let fault = shared.fault(&Seen {
             verb,
             target: target.clone(),
-            token: token_of(&parts.headers),
+            range: text_of(&parts.headers, "range"),
+            token: text_of(&parts.headers, "x-amz-security-token"),
             number,
         });
         // Nobody else sends on this channel, so waiting fails only when the proxy has ended.
@@ -384,10 +387,10 @@ fn never(never: Infallible) -> std::io::Error {
     match never {}
 }
 
-fn token_of(headers: &http::HeaderMap) -> String {
-    let token = headers.get("x-amz-security-token");
-    token
-        .and_then(|token| token.to_str().ok())
+fn text_of(headers: &http::HeaderMap, name: &str) -> String {
+    let value = headers.get(name);
+    value
+        .and_then(|value| value.to_str().ok())
         .unwrap_or_default()
         .to_owned()
 }

@@ -26,6 +26,10 @@ const CLIENTS: u64 = 32;
 /// 10 s of pgbench.
 const PGBENCH_SECONDS: u64 = 10;
 
+/// 5 ms that who commits waits for others: a client whose transaction has just ended comes along with its next one, instead of
+/// waiting for a flush that it missed by a moment, and then for its own.
+const COMMIT_DELAY_US: u64 = 5_000;
+
 /// 120 s for the server to begin or end.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -37,7 +41,7 @@ pub fn group(bench: &mut Bench) {
 }
 
 fn is_measured(system: System) -> bool {
-    matches!(system, System::Ext4 | System::Pannier)
+    matches!(system, System::Ext4 | System::Pannier | System::Kept | System::Other)
 }
 
 fn sqlite(bench: &mut Bench, put: f64) {
@@ -93,7 +97,13 @@ fn pgbench(bench: &mut Bench, put: f64) {
         unit: "/s",
         limit: Some(Limit::ShareOfLesser([System::Plain, System::Ext4], 0.5)),
     };
-    bench.table.note(metric, System::Plain, CLIENTS as f64 / put);
+    let gathered = Metric {
+        name: "the same, commit_delay 5 ms",
+        ..metric
+    };
+    for metric in [metric, gathered] {
+        bench.table.note(metric, System::Plain, CLIENTS as f64 / put);
+    }
     let sockets = bench.place.scratch.join("sockets");
     fs::create_dir_all(&sockets).unwrap();
     fs::set_permissions(&bench.place.scratch, fs::Permissions::from_mode(0o711)).unwrap();
@@ -115,22 +125,29 @@ fn pgbench(bench: &mut Bench, put: f64) {
                 .args(["-i", "-q", "-I", "dtgp", "-s", &scale, USER]),
         );
         cluster.query("checkpoint");
-        bench.settle(system);
-        let before = bench.proxy.counts();
-        let (clients, seconds) = (CLIENTS.to_string(), PGBENCH_SECONDS.to_string());
-        let arguments = ["--no-vacuum", "-j", "2", "-c", &clients, "-T", &seconds, USER];
-        let said = succeeded(cluster.client("pgbench").args(arguments));
-        let rate = said.lines().find_map(|line| line.strip_prefix("tps = "));
-        let rate = rate
-            .and_then(|rate| rate.split(' ').next()?.parse().ok())
-            .expect("a rate");
-        bench.table.note(metric, system, rate);
-        if system == System::Pannier {
-            bench.table.note_counts(metric, bench.proxy.counts().since(&before));
+        for (metric, delay_us) in [(metric, 0), (gathered, COMMIT_DELAY_US)] {
+            cluster.query(&format!("alter system set commit_delay = {delay_us}"));
+            cluster.query("select pg_reload_conf()");
+            bench.settle(system);
+            let before = bench.proxy.counts();
+            bench.table.note(metric, system, transactions(&cluster));
+            if system == System::Pannier {
+                bench.table.note_counts(metric, bench.proxy.counts().since(&before));
+            }
         }
         drop(cluster);
         fs::remove_dir_all(&data).unwrap();
     }
+}
+
+/// Runs pgbench and returns its transactions per second.
+fn transactions(cluster: &Cluster) -> f64 {
+    let (clients, seconds) = (CLIENTS.to_string(), PGBENCH_SECONDS.to_string());
+    let arguments = ["--no-vacuum", "-j", "2", "-c", &clients, "-T", &seconds, USER];
+    let said = succeeded(cluster.client("pgbench").args(arguments));
+    let rate = said.lines().find_map(|line| line.strip_prefix("tps = "));
+    rate.and_then(|rate| rate.split(' ').next()?.parse().ok())
+        .expect("a rate")
 }
 
 /// Where the server's programs are; Debian keeps them off the PATH.

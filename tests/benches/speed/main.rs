@@ -5,8 +5,10 @@
 //! never those of two. `ratio` is the figure as a share of what was promised: 1 and above where more is better, 1 and below
 //! where less is, keeps the promise.
 //!
-//! `cargo bench --workspace --bench speed -- [GROUP ...] [--rounds N] [--files N] [--mib N] [--million N] [--no-peers] [--strict]`,
-//! where a group is `files`, `find`, `fsync`, `large`, `tree`, `mount` or `databases`. `--strict` fails if a promise is not kept.
+//! `cargo bench --workspace --bench speed -- [GROUP ...] [--rounds N] [--files N] [--mib N] [--million N] [--no-peers] [--kept]
+//! [--beside PROGRAM] [--trace] [--strict]`, where a group is `files`, `find`, `fsync`, `large`, `tree`, `mount` or `databases`.
+//! `--kept` measures a volume too that an engine with a keeper serves, `--beside` one of another build of `pannier`, both turn by
+//! turn with the first; `--trace` tells each request; `--strict` fails if a promise is not kept.
 
 #![allow(clippy::disallowed_macros, reason = "a bench prints its table")]
 #![allow(clippy::unwrap_used, reason = "each step of a bench must succeed")]
@@ -20,11 +22,11 @@ mod small_files;
 mod systems;
 mod table;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tests::s3_proxy::{Delays, S3Proxy};
+use tests::s3_proxy::{Delays, S3Proxy, Seen};
 use tests::s3_server::{Kind, S3Server};
 use tokio::runtime::Runtime;
 use volume_s3::{S3Options, S3Store};
@@ -40,6 +42,9 @@ struct Arguments {
     mib: u64,
     million: u64,
     peers: bool,
+    kept: bool,
+    beside: Option<PathBuf>,
+    trace: bool,
     strict: bool,
 }
 
@@ -52,10 +57,17 @@ impl Arguments {
             mib: 256,
             million: 1_000_000,
             peers: true,
+            kept: false,
+            beside: None,
+            trace: false,
             strict: false,
         };
         let mut given = std::env::args().skip(1);
         while let Some(argument) = given.next() {
+            if argument == "--beside" {
+                parsed.beside = given.next().map(PathBuf::from);
+                continue;
+            }
             let mut number = || given.next().and_then(|n| n.parse().ok()).expect("a number follows");
             match argument.as_str() {
                 "--rounds" => parsed.rounds = number(),
@@ -63,6 +75,8 @@ impl Arguments {
                 "--mib" => parsed.mib = number(),
                 "--million" => parsed.million = number(),
                 "--no-peers" => parsed.peers = false,
+                "--kept" => parsed.kept = true,
+                "--trace" => parsed.trace = true,
                 "--strict" => parsed.strict = true,
                 group if !group.starts_with('-') => parsed.groups.push(group.to_owned()),
                 // What cargo itself passes to a bench.
@@ -100,10 +114,26 @@ impl Bench {
             }
             S3Proxy::start(server.endpoint(), Delays::REGION).await
         });
+        if arguments.trace {
+            let begun = Instant::now();
+            proxy.set_rule(
+                move |Seen {
+                          verb, target, range, ..
+                      }| {
+                    println!(
+                        "    {:>10.1} ms {verb:?} {target} {range}",
+                        begun.elapsed().as_secs_f64() * 1e3
+                    );
+                    None
+                },
+            );
+        }
         let scratch = tempfile::Builder::new().prefix("pannier-speed-").tempdir().unwrap();
         let place = Place {
             scratch: scratch.path().to_owned(),
             endpoint: proxy.endpoint(),
+            kept: arguments.kept,
+            other: arguments.beside.clone(),
         };
         let wanted = |system: &System| arguments.peers || !matches!(system, System::S3fs | System::Rclone);
         let systems = System::ALL

@@ -6,6 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, umount2};
+use tests::binaries::{Program, built};
+use tests::engine_process::{Ask, EngineProcess};
 use tests::mounted::{MountOptions, Mounted};
 use tests::s3_server::{S3Server, installed};
 
@@ -23,6 +25,10 @@ pub enum System {
     Plain,
     /// A volume.
     Pannier,
+    /// A volume as the plugin mounts it: by an engine that its keeper holds, with every change on this node's disk as well.
+    Kept,
+    /// A volume of another build of the program, for what a change brings.
+    Other,
     /// s3fs of Debian.
     S3fs,
     /// rclone of Debian.
@@ -31,11 +37,13 @@ pub enum System {
 
 impl System {
     /// All, as the table has them.
-    pub const ALL: [System; 6] = [
+    pub const ALL: [System; 8] = [
         System::Ext4,
         System::Null,
         System::Plain,
         System::Pannier,
+        System::Kept,
+        System::Other,
         System::S3fs,
         System::Rclone,
     ];
@@ -47,6 +55,8 @@ impl System {
             System::Null => "null FUSE",
             System::Plain => "plain S3",
             System::Pannier => "pannier",
+            System::Kept => "kept",
+            System::Other => "other",
             System::S3fs => "s3fs",
             System::Rclone => "rclone",
         }
@@ -60,6 +70,10 @@ pub struct Place {
     pub scratch: PathBuf,
     /// The store, at the distance of a real one.
     pub endpoint: String,
+    /// Whether a volume that a keeper holds is measured too.
+    pub kept: bool,
+    /// Another build of the program.
+    pub other: Option<PathBuf>,
 }
 
 /// A system that runs.
@@ -71,6 +85,7 @@ pub struct Running {
     pub dir: PathBuf,
     place: Place,
     volume: Option<Mounted>,
+    engine: Option<EngineProcess>,
     process: Option<Child>,
 }
 
@@ -84,12 +99,56 @@ impl Running {
             dir,
             place: place.clone(),
             volume: None,
+            engine: None,
             process: None,
         };
-        running.mount("cache").then_some(running)
+        running.mount().then_some(running)
     }
 
-    fn mount(&mut self, cache: &str) -> bool {
+    fn cache(&self) -> PathBuf {
+        self.place
+            .scratch
+            .join(format!("cache-{:?}", self.system).to_lowercase())
+    }
+
+    /// By a keeper and an engine. The volume is made by a mount of its own.
+    fn mount_kept(&mut self) -> bool {
+        let folder = self.place.scratch.join("kept-engine");
+        if fs::create_dir_all(&folder).is_ok() && !folder.join("engine.log").exists() {
+            self.mount_volume(&built(Program::Binary("pannier")));
+            let made = self.volume.take().map(Mounted::unmount);
+            assert!(made.is_some_and(|status| status.success()), "the volume is made");
+        }
+        let environment = S3Server::environment().map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let mut engine = EngineProcess::start_kept_from(&environment, &folder);
+        let ask = Ask {
+            bucket: "bench".to_owned(),
+            create: false,
+            ..Ask::new("kept", &self.dir)
+        };
+        engine.mount_from(&self.place.endpoint, &ask).unwrap();
+        self.engine = Some(engine);
+        true
+    }
+
+    fn mount_volume(&mut self, program: &Path) -> bool {
+        let mounted = Mounted::start_by(
+            program,
+            &MountOptions {
+                location: format!("s3://bench/v/{:?}", self.system).to_lowercase(),
+                endpoint: self.place.endpoint.clone(),
+                dir: self.dir.clone(),
+                cache_dir: self.cache(),
+                create: true,
+                read_only: false,
+                environment: Vec::new(),
+            },
+        );
+        self.volume = Some(mounted.unwrap_or_else(|(status, said)| panic!("the mount ended with {status}:\n{said}")));
+        true
+    }
+
+    fn mount(&mut self) -> bool {
         match self.system {
             System::Ext4 => true,
             System::Plain => false,
@@ -99,18 +158,12 @@ impl Running {
                 command.arg("--serve-null").arg(&self.dir);
                 self.spawn(&mut command)
             }
-            System::Pannier => {
-                self.volume = Some(Mounted::new(&MountOptions {
-                    location: "s3://bench/volume".to_owned(),
-                    endpoint: self.place.endpoint.clone(),
-                    dir: self.dir.clone(),
-                    cache_dir: self.place.scratch.join(cache),
-                    create: true,
-                    read_only: false,
-                    environment: Vec::new(),
-                }));
-                true
-            }
+            System::Pannier => self.mount_volume(&built(Program::Binary("pannier"))),
+            System::Kept => self.place.kept && self.mount_kept(),
+            System::Other => match self.place.other.clone() {
+                Some(program) => self.mount_volume(&program),
+                None => false,
+            },
             System::S3fs => self.mount_s3fs(),
             System::Rclone => self.mount_rclone(),
         }
@@ -176,12 +229,17 @@ impl Running {
 
     /// Mounts a volume again, which leaves nothing of it in RAM, with its cache on disk or without one. Does nothing to the others.
     pub fn remount(&mut self, keep_cache: bool) {
-        if let Some(volume) = self.volume.take() {
-            assert!(volume.unmount().success(), "SIGTERM flushes and unmounts");
+        let volume = self.volume.take().map(Mounted::unmount);
+        let engine = self.engine.take().map(|engine| give_back(engine, &self.dir));
+        if volume.is_some() || engine.is_some() {
+            assert!(
+                volume.is_none_or(|status| status.success()),
+                "SIGTERM flushes and unmounts"
+            );
             if !keep_cache {
-                let _ = fs::remove_dir_all(self.place.scratch.join("cache"));
+                let _ = fs::remove_dir_all(self.cache());
             }
-            self.mount("cache");
+            self.mount();
         }
     }
 }
@@ -191,6 +249,7 @@ impl Drop for Running {
         if let Some(volume) = self.volume.take() {
             let _ = volume.unmount();
         }
+        drop(self.engine.take());
         if let Some(mut process) = self.process.take() {
             let _ = umount2(&self.dir, MntFlags::MNT_DETACH);
             let begun = Instant::now();
@@ -204,6 +263,12 @@ impl Drop for Running {
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
+}
+
+/// Unmounts, which flushes, and ends engine and keeper.
+fn give_back(mut engine: EngineProcess, dir: &Path) {
+    let told = engine.unmount(dir, PATIENCE);
+    assert!(told.is_ok(), "{told:?}");
 }
 
 /// Makes the kernel forget pages, names and attributes, of all file systems.

@@ -122,14 +122,16 @@ impl Table {
     pub fn print(&self) -> usize {
         let mut missed = 0;
         print!("\n{:<42}{:>6}", "", "");
-        for system in System::ALL {
+        let measured = |system: &System| self.lines.iter().any(|(_, values, _)| values.contains_key(system));
+        let systems: Vec<System> = System::ALL.into_iter().filter(measured).collect();
+        for system in &systems {
             print!("{:>11}", system.name());
         }
-        println!("{:>10}  {:<26}{:<6}PUT / GET", "ratio", "limit", "met");
+        println!("{:>10}  {:<26}{:<6}PUT / GET / DELETE", "ratio", "limit", "met");
         for (metric, values, counts) in &self.lines {
             print!("{:<42}{:>6}", metric.name, metric.unit);
-            for system in System::ALL {
-                match values.get(&system) {
+            for system in &systems {
+                match values.get(system) {
                     Some(value) => print!("{:>11}", number(*value)),
                     None => print!("{:>11}", "-"),
                 }
@@ -153,9 +155,10 @@ impl Table {
             print!("{ratio:>10}  {words:<26}{met:<6}");
             match counts {
                 Some(counts) => println!(
-                    "{} / {}",
+                    "{} / {} / {}",
                     counts.of(Verb::Put).requests,
-                    counts.requests() - counts.of(Verb::Put).requests
+                    counts.requests() - counts.of(Verb::Put).requests - counts.of(Verb::Delete).requests,
+                    counts.of(Verb::Delete).requests
                 ),
                 None => println!(),
             }
