@@ -321,6 +321,7 @@ impl Mount {
 
     /// Loads rows into the tables.
     pub async fn load(&self, need: Need) -> Result<(), FsError> {
+        self.tree.expect_reads();
         let began = self.lock().begin_fetch();
         let fetching = Fetching {
             state: &self.state,

@@ -18,8 +18,12 @@ const ORPHAN_ROWS: usize = 1_000;
 /// 60 s until what could not be purged is tried again: the store may be away, or the tables too small for a while.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
 
+/// 1 s after an opening: what programs read first must not wait behind a scan of the whole tree for orphans.
+const BEGIN_AFTER: Duration = Duration::from_secs(1);
+
 /// Purges until the mount ends, or can change nothing any more. What could not be purged is tried again.
 pub(crate) async fn run(mount: Arc<Mount>) {
+    tokio::time::sleep(BEGIN_AFTER).await;
     let mut adopted = false;
     loop {
         let mut failed = Vec::new();

@@ -32,6 +32,9 @@ pub trait Tree: Debug + Send + Sync + 'static {
     /// At most `rows_max` rows with `from <= key < until`, in order.
     async fn scan(&self, from: &Key, until: &Key, rows_max: usize) -> Result<Vec<(Key, Row)>, TreeError>;
 
+    /// Operations begin to miss rows: what nearly every look-up in the tree needs may come at once, instead of file after file.
+    fn expect_reads(&self) {}
+
     /// Writes one commit: all changes and the `Applied` row, atomically. `None` deletes. Readers see it at once.
     ///
     /// # Durability

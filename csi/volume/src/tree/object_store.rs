@@ -23,7 +23,7 @@ use object_store::{
 
 use crate::bucket::{self, BucketError, BucketRef, ETag, ListRequest};
 
-mod ends;
+pub(crate) mod ends;
 pub(crate) mod look;
 mod parts;
 

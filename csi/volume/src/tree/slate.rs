@@ -5,6 +5,7 @@
 //! head, so a superseded writer can never fence its successor's tree.
 //! Callers: `open.rs`. Absent: retries of requests, which SlateDB makes without end: an outage makes calls wait.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -14,8 +15,10 @@ use slatedb::admin::AdminBuilder;
 use slatedb::config::{DbReaderOptions, FlushOptions, FlushType, ScanOptions, Settings, SstBlockSize};
 use slatedb::manifest::VersionedManifest;
 use slatedb::{
-    CloseReason, Db, DbIterator, DbReader, DbReaderMode, ErrorKind, MergeOperator, MergeOperatorError, WriteBatch,
+    CloseReason, Db, DbIterator, DbReader, DbReaderMode, DbStatus, ErrorKind, MergeOperator, MergeOperatorError,
+    WriteBatch,
 };
+use tokio::sync::{OnceCell, watch};
 use uuid::Uuid;
 
 use super::blocks::BlockCache;
@@ -31,6 +34,8 @@ use crate::ids::{Epoch, JournalSeq};
 use crate::open::TreeConfig;
 use crate::row::codec::{decode_key, decode_pair, decode_row, encode_key, encode_row};
 use crate::row::{Applied, Key, Row};
+
+mod bring;
 
 /// Folder of the tree below the volume's data prefix.
 pub(crate) const FOLDER: &str = "m";
@@ -64,6 +69,12 @@ pub struct SlateTree {
     db: Db,
     upkeep: Upkeep,
     state: Mutex<State>,
+    /// What the tree looks like to its writer.
+    status: watch::Receiver<DbStatus>,
+    /// Operations have begun to miss rows.
+    reads_expected: AtomicBool,
+    /// Filters and indexes were brought.
+    ends: OnceCell<()>,
 }
 
 /// Held for a moment, never across an await.
@@ -175,7 +186,8 @@ impl SlateTree {
         let manifest = db.manifest();
         clock.reach(newest_stamp(&manifest));
         kept.writer = manifest.writer_epoch();
-        let upkeep = Upkeep::begin(kept, manifest.l0().len());
+        let upkeep = Upkeep::begin(kept, manifest.l0().len(), db.subscribe());
+        let status = db.subscribe();
         let key = encode_key(&Key::Applied);
         let row = db.get(&key).await.map_err(outward)?;
         let state = State {
@@ -186,6 +198,9 @@ impl SlateTree {
             db,
             upkeep,
             state: Mutex::new(state),
+            status,
+            reads_expected: AtomicBool::new(false),
+            ends: OnceCell::new(),
         })
     }
 
@@ -379,6 +394,7 @@ fn scan_options(rows_max: usize) -> ScanOptions {
 impl Tree for SlateTree {
     async fn get(&self, key: &Key) -> Result<Option<Row>, TreeError> {
         self.check_open()?;
+        self.wait_for_ends().await;
         let key = encode_key(key);
         let row = self.db.get(&key).await.map_err(outward)?;
         row.map(|row| decoded(&key, &row).map(|(_, row)| row)).transpose()
@@ -390,8 +406,14 @@ impl Tree for SlateTree {
         if range.is_empty() || rows_max == 0 {
             return Ok(Vec::new());
         }
+        self.wait_for_ends().await;
+        self.bring_first_blocks(&range.start).await;
         let rows = self.db.scan_with_options(range, &scan_options(rows_max)).await;
         rows_of(rows.map_err(outward)?, rows_max).await
+    }
+
+    fn expect_reads(&self) {
+        self.reads_expected.store(true, Ordering::Relaxed);
     }
 
     async fn apply(&self, applied: Applied, changes: Vec<(Key, Option<Row>)>) -> Result<(), TreeError> {

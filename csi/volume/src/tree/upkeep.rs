@@ -1,9 +1,10 @@
 //! What keeps a tree in shape: compaction, and the collector of files that compaction has replaced. Beside the tree, so that
 //! opening one does not wait for what may as well come later.
 //!
-//! Invariants: it begins soon where many small files wait for a compaction, and within a minute otherwise; when it ends
+//! Invariants: it begins soon where many files wait for a compaction, and within a minute otherwise; when it ends
 //! with the tree it leaves nothing half done that the next one does not finish. One that fails is begun anew. What many
-//! mounts left that were too short for a compaction is compacted before the next one opens the tree.
+//! mounts left that were too short for a compaction is compacted before the next one opens the tree; what a mount writes itself
+//! is compacted as soon as it is many files, for each of them makes a first look-up longer.
 //! Caller: `slate.rs`. Absent: what a compaction is (SlateDB).
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +15,7 @@ use slatedb::compactor::Compactor;
 use slatedb::config::{
     CompactionWorkerOptions, CompactorOptions, GarbageCollectorDirectoryOptions, GarbageCollectorOptions, SstBlockSize,
 };
-use slatedb::{CompactorBuilder, GarbageCollectorBuilder};
+use slatedb::{CompactorBuilder, DbStatus, GarbageCollectorBuilder};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -45,7 +46,8 @@ const CATCH_UP_AT_OPENING_MAX: Duration = Duration::from_secs(20);
 /// 1.5 s in haste: a compaction takes 8 files and some 150 ms, so this much brings the files far below the limit.
 const CATCH_UP_IN_HASTE_MAX: Duration = Duration::from_millis(1_500);
 
-/// 8 files that no compaction has taken yet: each of them makes a look-up longer.
+/// 8 files that no compaction has taken yet: each of them makes a look-up longer. While a volume is written they are 128 MiB of
+/// rows.
 const WAITING_MANY: usize = 8;
 
 /// 32 files: an opening may as well wait for their compaction, which makes every look-up after it shorter.
@@ -93,20 +95,26 @@ impl Drop for Upkeep {
 }
 
 impl Upkeep {
-    /// Begins some time from now. `waiting` is the number of files that no compaction has taken yet.
-    pub fn begin(kept: Kept, waiting: usize) -> Self {
+    /// Begins some time from now. `waiting` is the number of files that no compaction has taken yet, `tree` tells what the tree
+    /// looks like to its writer.
+    pub fn begin(kept: Kept, waiting: usize, tree: watch::Receiver<DbStatus>) -> Self {
+        let mut files = Files::of(tree);
         let (ended, end) = watch::channel(false);
         let after = match waiting >= WAITING_MANY {
             true => BEGIN_SOON,
             false => BEGIN_AFTER,
         };
         let keeping = tokio::spawn(async move {
-            if !ends_within(end.clone(), after).await {
-                if waiting >= WAITING_MANY && is_ours(&kept, &end).await {
-                    let limit = ends_within(end.clone(), CATCH_UP_MAX);
-                    catch_up(&kept, CATCH_UP_POLL, async { _ = limit.await }).await;
+            let soon = tokio::time::timeout(after, files.many());
+            let ended = tokio::select! {
+                _ = soon => false,
+                () = end_of(end.clone()) => true,
+            };
+            if !ended {
+                if waiting >= WAITING_MANY {
+                    catch_up_behind(&kept, &end, &mut files).await;
                 }
-                tokio::join!(compact(&kept, end.clone()), collect(&kept, end.clone()));
+                tokio::join!(compact(&kept, end.clone(), files), collect(&kept, end.clone()));
             }
         });
         Self {
@@ -124,6 +132,50 @@ impl Upkeep {
         {
             keeping.abort();
         }
+    }
+}
+
+/// The files that the tree's writer has made and no compaction has been asked to take.
+struct Files {
+    tree: watch::Receiver<DbStatus>,
+    /// The newest that one was asked to take. The writer learns what became of them with its next file only.
+    taken: Option<u128>,
+}
+
+impl Files {
+    /// Those that come from now on.
+    fn of(tree: watch::Receiver<DbStatus>) -> Self {
+        let mut files = Self { tree, taken: None };
+        files.take();
+        files
+    }
+
+    /// All that are there now are left to a compaction.
+    fn take(&mut self) {
+        let status = self.tree.borrow();
+        let newest = status.current_manifest.l0().iter().map(|file| file.id.0).max();
+        self.taken = self.taken.max(newest);
+    }
+
+    /// Returns when there are many; never where the tree has ended.
+    async fn many(&mut self) {
+        let taken = self.taken;
+        let many = |status: &DbStatus| {
+            let files = status.current_manifest.l0().iter();
+            files.filter(|file| Some(file.id.0) > taken).count() >= WAITING_MANY
+        };
+        if self.tree.wait_for(many).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+/// Compacts what waits, beside the tree's writer.
+async fn catch_up_behind(kept: &Kept, end: &watch::Receiver<bool>, files: &mut Files) {
+    files.take();
+    if is_ours(kept, end).await {
+        let limit = ends_within(end.clone(), CATCH_UP_MAX);
+        catch_up(kept, CATCH_UP_POLL, async { _ = limit.await }).await;
     }
 }
 
@@ -201,10 +253,15 @@ async fn is_ours(kept: &Kept, end: &watch::Receiver<bool>) -> bool {
     }
 }
 
-async fn compact(kept: &Kept, end: watch::Receiver<bool>) {
+async fn compact(kept: &Kept, end: watch::Receiver<bool>, mut files: Files) {
     while is_ours(kept, &end).await {
         let compactor = compactor(kept, COMPACTOR_POLL);
         tokio::select! {
+            () = files.many() => {
+                drop(tokio::time::timeout(ENDS_WITHIN, compactor.stop()).await);
+                catch_up_behind(kept, &end, &mut files).await;
+                continue;
+            }
             failed = compactor.run() => tracing::warn!(?failed, "compaction of the tree has ended, and begins again"),
             () = end_of(end.clone()) => {
                 drop(tokio::time::timeout(ENDS_WITHIN, compactor.stop()).await);
@@ -280,5 +337,45 @@ fn collection() -> GarbageCollectorOptions {
         wal_fence_options: None,
         detach_options: None,
         ..GarbageCollectorOptions::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::memory::MemoryBucket;
+    use crate::ids::{Epoch, JournalSeq};
+    use crate::open::TreeConfig;
+    use crate::row::{Applied, Key};
+    use crate::tree::Tree;
+    use crate::tree::slate::{SlateTree, seen_writer};
+
+    /// Goal: who writes much does not leave a tree of many files to who reads next. Method: a dozen files in no time, and a look
+    /// at the manifest, which must show few of them before a mount's first regular compaction.
+    #[tokio::test(start_paused = true)]
+    async fn what_a_mount_writes_is_compacted_as_soon_as_it_is_many_files() {
+        let bucket: BucketRef = Arc::new(MemoryBucket::new());
+        let seen = seen_writer(bucket.clone()).await.unwrap();
+        let tree = SlateTree::open(bucket.clone(), seen, &TreeConfig::default())
+            .await
+            .unwrap();
+        for seq in 1..=12 {
+            let applied = Applied {
+                epoch: Epoch(1),
+                seq: JournalSeq(seq),
+            };
+            tree.apply(applied, vec![(Key::Counters, None)]).await.unwrap();
+            tree.flush().await.unwrap();
+        }
+        let few = async {
+            while read_manifest(bucket.clone()).await.unwrap().unwrap().l0().len() >= WAITING_MANY {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(BEGIN_AFTER / 2, few)
+            .await
+            .expect("they are compacted soon");
+        assert_eq!(tree.applied().seq, JournalSeq(12));
+        tree.close().await.unwrap();
     }
 }

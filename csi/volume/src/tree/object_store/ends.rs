@@ -14,8 +14,9 @@ use crate::bucket::Object;
 /// 128 KiB behind a filter: the index of a file of 16 MiB has some 50 KiB.
 const BEHIND_BYTES: u64 = 128 * 1024;
 
-/// 4 ends are kept for the second question, which several readers may ask at once.
-const ENDS_MAX: usize = 4;
+/// 16 ends, some 70 KiB each, are kept for the second question, which several readers may ask at once: those of all files of a
+/// tree that `slate.rs` brings together.
+pub(crate) const ENDS_MAX: usize = 16;
 
 /// 4,096 files are remembered by where their filter begins; with more, they begin anew.
 const FILES_MAX: usize = 4_096;
