@@ -1,7 +1,8 @@
 //! What an fsync takes in each mode of durability, beside the local file system that holds the tail, in one run.
 //!
-//! The store stands behind a proxy that adds 20 ms to each PUT. Rounds of all four take turns, so that whatever else the
-//! machine does meets each of them.
+//! The store stands behind a proxy that adds 20 ms to each PUT. Rounds of all take turns, so that whatever else the
+//! machine does meets each of them. The engine has a keeper, so that each change is in a spill as well; one volume is mounted by an
+//! engine without.
 //!
 //! `cargo bench -p tests --bench durability -- [--times]`; with `--times` a `local` fsync may take at most twice what the local
 //! file system takes, in the median: on a machine that does nothing else.
@@ -63,10 +64,20 @@ fn main() {
     let strict = std::env::args().any(|argument| argument == "--times");
     let store = LocalStore::start();
     let proxy = store.block_on(S3Proxy::start(&store.endpoint(), Delays::REGION));
-    let mut engine = EngineProcess::start(&store, &store.folder("engine"));
+    let mut engine = EngineProcess::start_kept(&store, &store.folder("engine"));
+    let mut alone = EngineProcess::start(&store, &store.folder("alone"));
     let mut places = vec![Place::new("local file system".to_owned(), &store.folder("plain"))];
-    for durability in [Durability::Local, Durability::Relaxed, Durability::Remote] {
-        let name = durability.to_string();
+    for (durability, is_kept) in [
+        (Durability::Local, true),
+        (Durability::Local, false),
+        (Durability::Relaxed, true),
+        (Durability::Remote, true),
+    ] {
+        let (engine, more) = match is_kept {
+            true => (&mut engine, ""),
+            false => (&mut alone, "-alone"),
+        };
+        let name = format!("{durability}{more}");
         let parameters = Parameters {
             durability,
             ..Parameters::default()
@@ -95,6 +106,8 @@ fn main() {
     let ratio = medians[1] / medians[0];
     println!("local beside the local file system: {ratio:.2}");
     drop(places);
-    assert!(engine.shut_down().unwrap().success());
+    for engine in [&mut engine, &mut alone] {
+        assert!(engine.shut_down().unwrap().success());
+    }
     assert!(!strict || ratio <= RATIO_MAX, "{ratio:.2} is more than {RATIO_MAX}");
 }
