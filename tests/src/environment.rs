@@ -1,5 +1,7 @@
 //! What a person may tell a test by the environment, its length and its seed, and what a test tells him.
 
+use std::path::PathBuf;
+
 /// A number that a variable holds, if it is set.
 ///
 /// # Panics
@@ -10,6 +12,15 @@
 )]
 pub fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// A program that a variable names, if it is set.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "tests are told by the environment which programs of others to use"
+)]
+pub fn program(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).map(PathBuf::from)
 }
 
 /// Says a line, whether the harness captures output or not.

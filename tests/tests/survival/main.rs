@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::binaries::{Program, built};
 use tests::engine_process::{Ask, EngineProcess};
-use tests::environment::{number, say};
+use tests::environment::{number, program, say};
 use tests::history::Dice;
 use tests::local_store::LocalStore;
 use volume::head::{Durability, Parameters};
@@ -166,7 +166,8 @@ fn kills_under_programs(
     said
 }
 
-/// An engine is replaced by another one under the same programs: the new one is there before the old one goes.
+/// An engine is replaced by another one under the same programs: the new one is there before the old one goes. An engine of another
+/// version takes turns with ours if PANNIER_TEST_OTHER names its program.
 #[test]
 fn programs_see_no_more_than_a_pause_when_the_engine_is_replaced() {
     let (replacements, seed) = (number("PANNIER_TEST_REPLACEMENTS").unwrap_or(REPLACEMENTS), seed());
@@ -175,11 +176,14 @@ fn programs_see_no_more_than_a_pause_when_the_engine_is_replaced() {
     ));
     let mut dice = Dice::new(seed);
     let (_store, folder, mnt, engine) = kept_mount(EngineProcess::start_kept);
-    let mut pauses = Vec::new();
+    let (mut pauses, other) = (Vec::new(), program("PANNIER_TEST_OTHER"));
     at_work(&mnt, &mut dice, |work| {
-        for _ in 0..replacements {
+        for round in 0..replacements {
             let before = engine.kept_engine().expect("an engine runs");
-            engine.replace_engine(&[]);
+            match other.as_ref().filter(|_| round.is_multiple_of(2)) {
+                Some(other) => engine.replace_engine_by(other, &[]),
+                None => engine.replace_engine(&[]),
+            }
             wait_until("the old one goes", || kill(before, None).is_err());
             pauses.push(recovered(&engine, work, before));
         }
