@@ -126,11 +126,14 @@ impl Relay {
         let mut device = File::from(self.device.try_clone()?);
         for left in self.requests.leftovers() {
             match left {
-                Leftover::Reply(reply) => match device.write_all(&reply) {
-                    // It had left.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    written => written?,
-                },
+                Leftover::Reply(reply) => {
+                    let number = number_of_reply(&reply);
+                    match self.requests.reply(number, &reply, || device.write_all(&reply)) {
+                        // It had left.
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                        written => written?,
+                    }
+                }
                 Leftover::Request(mut request) => {
                     let number = number_of_reply(&request) | SENT_AGAIN;
                     request[8..16].copy_from_slice(&number.to_ne_bytes());

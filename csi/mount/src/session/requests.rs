@@ -201,7 +201,7 @@ impl Requests {
         left
     }
 
-    /// What a predecessor has left, oldest first. Replies are for whoever takes them now, requests stay until they are answered.
+    /// What a predecessor has left, oldest first. All of it stays until `reply`, for a successor of this process.
     pub fn leftovers(&self) -> Vec<Leftover> {
         let mut found = Vec::new();
         for index in 0..SLOTS {
@@ -212,8 +212,9 @@ impl Requests {
                 FREE => continue,
                 REPLIED if (16..=REPLY_BYTES_MAX).contains(&len) => {
                     let reply = self.read(at + REPLY_AT, len);
-                    found.push((number_of_reply(&reply), Leftover::Reply(reply)));
-                    self.free(index);
+                    let number = number_of_reply(&reply);
+                    found.push((number, Leftover::Reply(reply)));
+                    self.slots().of_number.insert(number, index);
                 }
                 ASKED if (HEADER_BYTES..=REQUEST_BYTES_MAX).contains(&len) => {
                     let request = self.read(at + PAGE, len);
@@ -381,7 +382,13 @@ mod tests {
         assert_eq!(left_by(&requests), both, "oldest first, and nothing that has no reply");
         let (short, long) = (reply(4, 32), reply(2, REPLY_BYTES_MAX + 1));
         requests.reply(4, &short, || {
-            assert_eq!(left_by(&requests), [both[0].clone(), Leftover::Reply(short.clone())]);
+            let left = [both[0].clone(), Leftover::Reply(short.clone())];
+            assert_eq!(left_by(&requests), left);
+            // A successor that dies as well, before it has written the reply, leaves it to the next one.
+            let successor = Requests::left(requests.as_fd().try_clone_to_owned().unwrap()).unwrap();
+            assert_eq!(successor.leftovers(), left);
+            drop(successor);
+            assert_eq!(left_by(&requests), left);
         });
         requests.reply(2, &long, || assert_eq!(left_by(&requests), both[..1]));
         assert_eq!(left_by(&requests), []);
