@@ -1,4 +1,5 @@
-//! The skin: FUSE requests become calls of `Volume`, and their results become replies. Each callback decodes, calls, replies.
+//! The skin: FUSE requests become calls of `Volume`, and their results become replies. Each operation calls and replies; a
+//! transport (`classic.rs`) decodes before and encodes after it.
 //!
 //! What is in RAM is answered on the thread that read the request: a call is polled once in place, and only if it has to
 //! wait does it become a task. Invariant: every request gets exactly one reply, also after a panic (a reply that is dropped
@@ -7,34 +8,30 @@
 //! Absent on purpose: any meaning of an operation (`volume::ops`), error numbers (`errno.rs`), permission checks and
 //! flock/fcntl locks (the kernel does both by itself, the locks because a volume has one writer).
 
-use std::ffi::OsStr;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner,
-    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
-};
+use bytes::Bytes;
+use fuser::{Errno, FopenFlags, OpenFlags, RenameFlags};
 use tokio::runtime::Handle;
 use volume::attr::{Caller, CopyRange, NewNode, Place, SetAttr, XattrMode};
 use volume::error::FsError;
-use volume::ids::DirCookie;
+use volume::ids::{DirCookie, InodeNo};
 use volume::volume::Volume;
 
 mod answer;
+mod classic;
 mod flags;
 mod listing;
 mod once;
+pub mod reply;
 mod seeking;
 mod stat;
 
 use answer::{About, refuse};
+pub use classic::Classic;
+use reply::{Attributes, Content, Created, Found, Listing, Offset, Opened, Reply, Request, Space, Written, Xattr};
 pub use seeking::Flusher;
-use stat::{file_attr, inode_no, kind_of_mode, no_file, permissions, set_time, timestamp};
+use stat::{kind_of_mode, permissions};
 
 use crate::session::Outgoing;
 
@@ -49,16 +46,7 @@ const WHILE_READING: Duration = Duration::from_secs(1);
 /// The largest part of copy_file_range answered at once: what a reply can count, in whole pages.
 const COPY_BYTES_MAX: u64 = !4095u32 as u64;
 
-/// Bytes of a block in statfs(2).
-const STATFS_BLOCK_BYTES: u32 = 4096;
-
-/// Inode numbers are never reused, so all are of one generation.
-const GENERATION: Generation = Generation(0);
-
-/// The handle of every open file.
-const HANDLE: FileHandle = FileHandle(0);
-
-/// One mounted volume as fuser calls it.
+/// One mounted volume as its transport calls it.
 #[derive(Debug)]
 pub struct Skin {
     volume: Volume,
@@ -68,6 +56,15 @@ pub struct Skin {
     valid: Duration,
     flusher: Flusher,
     outgoing: Outgoing,
+}
+
+/// What a program wants to make, with the umask that is to be taken from its mode.
+#[derive(Debug, Clone, Copy)]
+pub struct Making {
+    /// Kind and permission bits.
+    pub mode: u32,
+    /// Bits that it does not get.
+    pub umask: u32,
 }
 
 impl Skin {
@@ -87,111 +84,72 @@ impl Skin {
 
 fn caller(request: &Request, umask: u32) -> Caller {
     Caller {
-        uid: request.uid(),
-        gid: request.gid(),
+        uid: request.uid,
+        gid: request.gid,
         umask: permissions(umask),
     }
 }
 
-fn bytes(name: &OsStr) -> Bytes {
-    Bytes::copy_from_slice(name.as_bytes())
+fn bytes(name: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(name)
 }
 
-/// What was read, in one piece: a reply takes only one.
-fn one_piece(mut parts: Vec<Bytes>) -> Bytes {
-    if parts.len() <= 1 {
-        return parts.pop().unwrap_or_default();
-    }
-    let mut whole = BytesMut::with_capacity(parts.iter().map(Bytes::len).sum());
-    parts.iter().for_each(|part| whole.extend_from_slice(part));
-    whole.freeze()
-}
-
-impl Filesystem for Skin {
-    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        flags::negotiate(config, self.read_only, self.outgoing.is_relayed())
-    }
-
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (volume, name, valid) = (self.volume.clone(), bytes(name), self.valid);
-        self.run(async move {
-            match volume.lookup(inode_no(parent), &name).await {
-                Ok(attr) => reply.entry(&valid, &file_attr(&attr), GENERATION),
+/// Names and attributes.
+impl Skin {
+    /// Finds a name.
+    pub fn lookup(&self, at: Place<'_>, reply: impl Reply<Found>) {
+        let (volume, parent, name, valid) = (self.volume.clone(), at.dir, bytes(at.name), self.valid);
+        let work = async move {
+            match volume.lookup(parent, &name).await {
+                Ok(attr) => Ok(Some(attr)),
                 // The kernel remembers that the name does not exist, until it makes it itself.
-                Err(FsError::NotFound) => reply.entry(&valid, &no_file(), GENERATION),
-                Err(error) => refuse(reply, About("lookup", parent), &error),
+                Err(FsError::NotFound) => Ok(None),
+                Err(error) => Err(error),
             }
-        });
-    }
-
-    fn forget(&self, _request: &Request, ino: INodeNo, count: u64) {
-        self.volume.forget(inode_no(ino), count);
-    }
-
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let (volume, valid) = (self.volume.clone(), self.valid);
-        let work = async move { volume.getattr(inode_no(ino)).await };
-        self.answer(About("getattr", ino), work, reply, move |reply, attr| {
-            reply.attr(&valid, &file_attr(&attr))
-        });
-    }
-
-    fn setattr(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        let change = SetAttr {
-            mode: mode.map(permissions),
-            uid,
-            gid,
-            size,
-            atime: atime.map(set_time),
-            mtime: mtime.map(set_time),
-            ctime: ctime.map(timestamp),
         };
-        let clears = size.is_some() && clears_suid(request);
+        self.answer(About("lookup", parent), work, reply, move |attr| Found { attr, valid });
+    }
+
+    /// Takes references of the kernel back.
+    pub fn forget(&self, ino: InodeNo, count: u64) {
+        self.volume.forget(ino, count);
+    }
+
+    /// Tells attributes.
+    pub fn getattr(&self, ino: InodeNo, reply: impl Reply<Attributes>) {
+        let (volume, valid) = (self.volume.clone(), self.valid);
+        let work = async move { volume.getattr(ino).await };
+        self.answer(About("getattr", ino), work, reply, move |attr| Attributes {
+            attr,
+            valid,
+        });
+    }
+
+    /// Changes attributes; `clears_suid` where a new length takes the set-user-id bit away.
+    pub fn setattr(&self, ino: InodeNo, change: SetAttr, clears_suid: bool, reply: impl Reply<Attributes>) {
         let volume = self.volume.clone();
         let work = async move {
-            if clears {
-                volume.clear_suid(inode_no(ino)).await?;
+            if clears_suid {
+                volume.clear_suid(ino).await?;
             }
-            volume.setattr(inode_no(ino), &change).await
+            volume.setattr(ino, &change).await
         };
-        self.answer(About("setattr", ino), work, reply, |reply, attr| {
-            reply.attr(&FOREVER, &file_attr(&attr))
+        self.answer(About("setattr", ino), work, reply, |attr| Attributes {
+            attr,
+            valid: FOREVER,
         });
     }
 
-    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+    /// Tells where a symbolic link leads.
+    pub fn readlink(&self, ino: InodeNo, reply: impl Reply<Content>) {
         let volume = self.volume.clone();
-        let work = async move { volume.readlink(inode_no(ino)).await };
-        self.answer(About("readlink", ino), work, reply, |reply, target| reply.data(&target));
+        let work = async move { volume.readlink(ino).await };
+        self.answer(About("readlink", ino), work, reply, |target| Content(vec![target]));
     }
 
-    fn mknod(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
+    /// Makes a file or what is no folder and no link, without opening it.
+    pub fn mknod(&self, request: &Request, at: Place<'_>, (making, rdev): (Making, u32), reply: impl Reply<Found>) {
+        let (parent, Making { mode, umask }) = (at.dir, making);
         let Some(kind) = kind_of_mode(mode) else {
             return refuse(
                 reply,
@@ -204,282 +162,163 @@ impl Filesystem for Skin {
             mode: permissions(mode),
             rdev,
         };
-        let (volume, name, caller) = (self.volume.clone(), bytes(name), caller(request, umask));
+        let (volume, name, caller) = (self.volume.clone(), bytes(at.name), caller(request, umask));
         self.make((request, About("mknod", parent)), reply, async move {
-            volume.make_node(inode_no(parent), &name, node, caller).await
+            volume.make_node(parent, &name, node, caller).await
         });
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let (volume, name, caller) = (self.volume.clone(), bytes(name), caller(request, umask));
+    /// Makes a folder.
+    pub fn mkdir(&self, request: &Request, at: Place<'_>, making: Making, reply: impl Reply<Found>) {
+        let (volume, parent, name) = (self.volume.clone(), at.dir, bytes(at.name));
+        let (mode, caller) = (permissions(making.mode), caller(request, making.umask));
         self.make((request, About("mkdir", parent)), reply, async move {
-            volume.mkdir(inode_no(parent), &name, permissions(mode), caller).await
+            volume.mkdir(parent, &name, mode, caller).await
         });
     }
 
-    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (volume, name) = (self.volume.clone(), bytes(name));
-        let work = async move { volume.unlink(inode_no(parent), &name).await };
+    /// Takes a name away.
+    pub fn unlink(&self, request: &Request, at: Place<'_>, reply: impl Reply<()>) {
+        let (volume, parent, name) = (self.volume.clone(), at.dir, bytes(at.name));
+        let work = async move { volume.unlink(parent, &name).await };
         self.once((request, About("unlink", parent)), work, reply);
     }
 
-    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (volume, name) = (self.volume.clone(), bytes(name));
-        let work = async move { volume.rmdir(inode_no(parent), &name).await };
+    /// Takes a folder away.
+    pub fn rmdir(&self, request: &Request, at: Place<'_>, reply: impl Reply<()>) {
+        let (volume, parent, name) = (self.volume.clone(), at.dir, bytes(at.name));
+        let work = async move { volume.rmdir(parent, &name).await };
         self.once((request, About("rmdir", parent)), work, reply);
     }
 
-    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (volume, name, target) = (self.volume.clone(), bytes(name), bytes(target.as_os_str()));
+    /// Makes a symbolic link.
+    pub fn symlink(&self, request: &Request, at: Place<'_>, target: &[u8], reply: impl Reply<Found>) {
+        let (volume, parent, name, target) = (self.volume.clone(), at.dir, bytes(at.name), bytes(target));
         let caller = caller(request, 0);
         self.make((request, About("symlink", parent)), reply, async move {
-            volume.symlink(inode_no(parent), &name, &target, caller).await
+            volume.symlink(parent, &name, &target, caller).await
         });
     }
 
-    fn rename(
+    /// Moves a name.
+    pub fn rename(
         &self,
         request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        new_parent: INodeNo,
-        new_name: &OsStr,
+        (from, to): (Place<'_>, Place<'_>),
         flags: RenameFlags,
-        reply: ReplyEmpty,
+        reply: impl Reply<()>,
     ) {
+        let about = About("rename", from.dir);
         let mode = match flags::rename_mode(flags) {
             Ok(mode) => mode,
-            Err(error) => return refuse(reply, About("rename", parent), &error),
+            Err(error) => return refuse(reply, about, &error),
         };
-        let (volume, from, to) = (self.volume.clone(), bytes(name), bytes(new_name));
+        let (volume, name, new_name) = (self.volume.clone(), bytes(from.name), bytes(to.name));
+        let (parent, new_parent) = (from.dir, to.dir);
         let work = async move {
             let from = Place {
-                dir: inode_no(parent),
-                name: &from,
+                dir: parent,
+                name: &name,
             };
             let to = Place {
-                dir: inode_no(new_parent),
-                name: &to,
+                dir: new_parent,
+                name: &new_name,
             };
             volume.rename(from, to, mode).await
         };
-        self.once((request, About("rename", parent)), work, reply);
+        self.once((request, about), work, reply);
     }
 
-    fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (volume, name) = (self.volume.clone(), bytes(name));
+    /// Gives a file one more name.
+    pub fn link(&self, request: &Request, ino: InodeNo, to: Place<'_>, reply: impl Reply<Found>) {
+        let (volume, parent, name) = (self.volume.clone(), to.dir, bytes(to.name));
         self.make((request, About("link", ino)), reply, async move {
-            volume.link(inode_no(ino), inode_no(parent), &name).await
+            volume.link(ino, parent, &name).await
         });
     }
+}
 
-    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+/// Content.
+impl Skin {
+    /// Opens a file; `clears_suid` where emptying it takes the set-user-id bit away.
+    pub fn open(&self, ino: InodeNo, flags: OpenFlags, clears_suid: bool, reply: impl Reply<Opened>) {
         let truncate = flags::truncates(flags);
-        let clears = truncate && clears_suid(request);
+        let clears = truncate && clears_suid;
         let (volume, flusher, open_flags) = (self.volume.clone(), self.flusher.clone(), self.open_flags());
         let work = async move {
             if clears {
-                volume.clear_suid(inode_no(ino)).await?;
+                volume.clear_suid(ino).await?;
             }
-            volume.open_file(inode_no(ino), truncate).await
+            volume.open_file(ino, truncate).await
         };
-        self.answer(About("open", ino), work, reply, move |reply, _| {
-            flusher.opened(inode_no(ino), flags);
-            reply.opened(HANDLE, open_flags);
+        self.answer(About("open", ino), work, reply, move |_| {
+            flusher.opened(ino, flags);
+            Opened(open_flags)
         });
     }
 
-    fn create(
+    /// Makes a file and opens it.
+    pub fn create(
         &self,
         request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
+        at: Place<'_>,
+        (making, flags): (Making, OpenFlags),
+        reply: impl Reply<Created>,
     ) {
-        let (volume, name, caller) = (self.volume.clone(), bytes(name), caller(request, umask));
-        let work = async move { volume.create(inode_no(parent), &name, permissions(mode), caller).await };
+        let (volume, parent, name) = (self.volume.clone(), at.dir, bytes(at.name));
+        let (mode, caller) = (permissions(making.mode), caller(request, making.umask));
+        let work = async move { volume.create(parent, &name, mode, caller).await };
         self.make_open((request, About("create", parent)), flags, reply, work);
     }
 
-    fn read(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
+    /// Reads.
+    pub fn read(&self, ino: InodeNo, offset: u64, size: u32, reply: impl Reply<Content>) {
         let volume = self.volume.clone();
-        let work = async move { volume.read(inode_no(ino), offset, size).await };
-        self.answer(About("read", ino), work, reply, |reply, parts| {
-            reply.data(&one_piece(parts))
-        });
+        let work = async move { volume.read(ino, offset, size).await };
+        self.answer(About("read", ino), work, reply, Content);
     }
 
-    fn write(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        data: &[u8],
-        write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        let clears = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+    /// Writes; `clears_suid` where that takes the set-user-id bit away.
+    pub fn write(&self, ino: InodeNo, (offset, data): (u64, &[u8]), clears_suid: bool, reply: impl Reply<Written>) {
         let (volume, data) = (self.volume.clone(), Bytes::copy_from_slice(data));
         let len_bytes = u32::try_from(data.len()).expect("a request is at most 1 MiB long");
         let work = async move {
-            if clears {
-                volume.clear_suid(inode_no(ino)).await?;
+            if clears_suid {
+                volume.clear_suid(ino).await?;
             }
-            volume.write(inode_no(ino), offset, data).await
+            volume.write(ino, offset, data).await
         };
-        self.answer(About("write", ino), work, reply, move |reply, ()| {
-            reply.written(len_bytes)
-        });
+        self.answer(About("write", ino), work, reply, move |()| Written(len_bytes));
     }
 
-    fn flush(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    /// A program closes a descriptor.
+    pub fn flush(&self, ino: InodeNo, reply: impl Reply<()>) {
         let volume = self.volume.clone();
-        let work = async move { volume.flush(inode_no(ino)).await };
-        self.answer(About("flush", ino), work, reply, |reply, ()| reply.ok());
+        let work = async move { volume.flush(ino).await };
+        self.answer(About("flush", ino), work, reply, |()| ());
     }
 
-    fn release(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.flusher.released(inode_no(ino), flags);
-        self.volume.release(inode_no(ino));
-        reply.ok();
+    /// Nobody has the file open by this opening any more.
+    pub fn release(&self, ino: InodeNo, flags: OpenFlags, reply: impl Reply<()>) {
+        self.flusher.released(ino, flags);
+        self.volume.release(ino);
+        reply.give(());
     }
 
-    fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
+    /// Makes everything of a file or a folder durable.
+    pub fn fsync(&self, ino: InodeNo, reply: impl Reply<()>) {
         let volume = self.volume.clone();
-        let work = async move { volume.fsync(inode_no(ino)).await };
-        self.answer(About("fsync", ino), work, reply, |reply, ()| reply.ok());
+        let work = async move { volume.fsync(ino).await };
+        self.answer(About("fsync", ino), work, reply, |()| ());
     }
 
-    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        // "Not needed": the kernel stops asking, and caches listings until it changes the directory itself.
-        reply.error(flags::NOT_NEEDED);
-    }
-
-    fn readdir(&self, _request: &Request, dir: INodeNo, _handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let volume = self.volume.clone();
-        self.run(async move {
-            let mut reply = reply;
-            match listing::fill(&volume, inode_no(dir), DirCookie(offset), &mut reply).await {
-                Ok(()) => reply.ok(),
-                Err(error) => refuse(reply, About("readdir", dir), &error),
-            }
-        });
-    }
-
-    fn readdirplus(
-        &self,
-        _request: &Request,
-        dir: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
-        let (volume, valid) = (self.volume.clone(), self.valid);
-        self.run(async move {
-            let mut reply = reply;
-            match listing::fill_plus((&volume, valid), inode_no(dir), DirCookie(offset), &mut reply).await {
-                Ok(()) => reply.ok(),
-                Err(error) => refuse(reply, About("readdirplus", dir), &error),
-            }
-        });
-    }
-
-    fn fsyncdir(&self, request: &Request, dir: INodeNo, handle: FileHandle, data_only: bool, reply: ReplyEmpty) {
-        self.fsync(request, dir, handle, data_only, reply);
-    }
-
-    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        let space = self.volume.statfs();
-        let blocks = |bytes: u64| bytes / u64::from(STATFS_BLOCK_BYTES);
-        reply.statfs(
-            blocks(space.total_bytes),
-            blocks(space.free_bytes),
-            blocks(space.free_bytes),
-            space.inodes.saturating_add(space.free_inodes),
-            space.free_inodes,
-            STATFS_BLOCK_BYTES,
-            volume::limits::NAME_BYTES_MAX as u32,
-            STATFS_BLOCK_BYTES,
-        );
-    }
-
-    fn setxattr(
+    /// Reserves, punches or zeroes a range.
+    pub fn fallocate(
         &self,
         request: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        let mode = match flags {
-            libc::XATTR_CREATE => XattrMode::Create,
-            libc::XATTR_REPLACE => XattrMode::Replace,
-            _ => XattrMode::Any,
-        };
-        let (volume, name, value) = (self.volume.clone(), bytes(name), Bytes::copy_from_slice(value));
-        let work = async move { volume.setxattr(inode_no(ino), &name, value, mode).await };
-        self.once((request, About("setxattr", ino)), work, reply);
-    }
-
-    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        let (volume, name) = (self.volume.clone(), bytes(name));
-        let work = async move { volume.getxattr(inode_no(ino), &name).await };
-        self.answer(About("getxattr", ino), work, reply, move |reply, value| {
-            flags::give_xattr(reply, size, &value)
-        });
-    }
-
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        let volume = self.volume.clone();
-        let work = async move { volume.listxattr(inode_no(ino)).await };
-        self.answer(About("listxattr", ino), work, reply, move |reply, names| {
-            let list: Vec<u8> = names.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
-            flags::give_xattr(reply, size, &list);
-        });
-    }
-
-    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (volume, name) = (self.volume.clone(), bytes(name));
-        let work = async move { volume.removexattr(inode_no(ino), &name).await };
-        self.once((request, About("removexattr", ino)), work, reply);
-    }
-
-    fn fallocate(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        len_bytes: u64,
-        mode: i32,
-        reply: ReplyEmpty,
+        ino: InodeNo,
+        (mode, offset, len_bytes): (i32, u64, u64),
+        reply: impl Reply<()>,
     ) {
         let what = match flags::fallocate(mode) {
             Ok(what) => what,
@@ -487,62 +326,133 @@ impl Filesystem for Skin {
         };
         let (volume, suid) = (self.volume.clone(), self.suid_taker(request));
         let work = async move {
-            suid.take(inode_no(ino)).await?;
-            volume.fallocate(inode_no(ino), what, offset, len_bytes).await
+            suid.take(ino).await?;
+            volume.fallocate(ino, what, offset, len_bytes).await
         };
-        self.answer(About("fallocate", ino), work, reply, |reply, ()| reply.ok());
+        self.answer(About("fallocate", ino), work, reply, |()| ());
     }
 
-    fn lseek(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
+    /// Finds data or a hole.
+    pub fn lseek(&self, ino: InodeNo, offset: i64, whence: i32, reply: impl Reply<Offset>) {
         let (volume, flusher) = (self.volume.clone(), self.flusher.clone());
         let work = async move {
             let kind = flags::seek_kind(whence)?;
             let offset = u64::try_from(offset).map_err(|_| FsError::NoSuchOffset)?;
-            flusher.flush(inode_no(ino)).await;
-            volume.seek(inode_no(ino), offset, kind).await
+            flusher.flush(ino).await;
+            volume.seek(ino, offset, kind).await
         };
-        self.answer(About("lseek", ino), work, reply, |reply, found| {
-            reply.offset(i64::try_from(found).unwrap_or(i64::MAX));
+        self.answer(About("lseek", ino), work, reply, |found| {
+            Offset(i64::try_from(found).unwrap_or(i64::MAX))
         });
     }
 
-    fn copy_file_range(
-        &self,
-        request: &Request,
-        from: INodeNo,
-        _from_handle: FileHandle,
-        from_offset: u64,
-        to: INodeNo,
-        _to_handle: FileHandle,
-        to_offset: u64,
-        len: u64,
-        _flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        let len_bytes = len.min(COPY_BYTES_MAX);
-        let range = CopyRange {
-            from: inode_no(from),
-            from_offset,
-            to: inode_no(to),
-            to_offset,
-            len_bytes,
-        };
+    /// Copies, or a first part of what is asked for.
+    pub fn copy_file_range(&self, request: &Request, mut range: CopyRange, reply: impl Reply<Written>) {
+        range.len_bytes = range.len_bytes.min(COPY_BYTES_MAX);
         let (volume, suid) = (self.volume.clone(), self.suid_taker(request));
         let work = async move {
-            suid.take(inode_no(to)).await?;
+            suid.take(range.to).await?;
             volume.copy_file_range(range).await
         };
-        self.answer(About("copy_file_range", to), work, reply, |reply, copied| {
-            reply.written(u32::try_from(copied).expect("never more than COPY_BYTES_MAX"));
+        self.answer(About("copy_file_range", range.to), work, reply, |copied| {
+            Written(u32::try_from(copied).expect("never more than COPY_BYTES_MAX"))
         });
+    }
+}
+
+/// Listings, space, extended attributes.
+impl Skin {
+    /// Opens a folder.
+    pub fn opendir(&self, reply: impl Reply<Opened>) {
+        // "Not needed": the kernel stops asking, and caches listings until it changes the directory itself.
+        reply.refuse(flags::NOT_NEEDED);
+    }
+
+    /// Lists a folder, from one place on.
+    pub fn readdir(&self, dir: InodeNo, after: DirCookie, reply: impl Listing) {
+        let volume = self.volume.clone();
+        self.run(async move {
+            let mut reply = reply;
+            match listing::fill(&volume, dir, after, &mut reply).await {
+                Ok(()) => reply.give(()),
+                Err(error) => refuse(reply, About("readdir", dir), &error),
+            }
+        });
+    }
+
+    /// Lists a folder with attributes.
+    pub fn readdirplus(&self, dir: InodeNo, after: DirCookie, reply: impl Listing) {
+        let (volume, valid) = (self.volume.clone(), self.valid);
+        self.run(async move {
+            let mut reply = reply;
+            match listing::fill_plus((&volume, valid), dir, after, &mut reply).await {
+                Ok(()) => reply.give(()),
+                Err(error) => refuse(reply, About("readdirplus", dir), &error),
+            }
+        });
+    }
+
+    /// Tells how much room there is.
+    pub fn statfs(&self, reply: impl Reply<Space>) {
+        reply.give(Space(self.volume.statfs()));
+    }
+
+    /// Sets an extended attribute.
+    pub fn setxattr(
+        &self,
+        (request, ino): (&Request, InodeNo),
+        (name, value): (&[u8], &[u8]),
+        flags: i32,
+        reply: impl Reply<()>,
+    ) {
+        let mode = match flags {
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => XattrMode::Any,
+        };
+        let (volume, name, value) = (self.volume.clone(), bytes(name), bytes(value));
+        let work = async move { volume.setxattr(ino, &name, value, mode).await };
+        self.once((request, About("setxattr", ino)), work, reply);
+    }
+
+    /// Tells an extended attribute, or its length where `size` is 0.
+    pub fn getxattr(&self, ino: InodeNo, name: &[u8], size: u32, reply: impl Reply<Xattr>) {
+        let (volume, name) = (self.volume.clone(), bytes(name));
+        let work = async move { volume.getxattr(ino, &name).await };
+        self.give_xattr((About("getxattr", ino), size), work, reply);
+    }
+
+    /// Tells the names of all extended attributes, or their length where `size` is 0.
+    pub fn listxattr(&self, ino: InodeNo, size: u32, reply: impl Reply<Xattr>) {
+        let volume = self.volume.clone();
+        let work = async move {
+            let names = volume.listxattr(ino).await?;
+            let list: Vec<u8> = names.iter().flat_map(|name| name.iter().copied().chain([0])).collect();
+            Ok(Bytes::from(list))
+        };
+        self.give_xattr((About("listxattr", ino), size), work, reply);
+    }
+
+    fn give_xattr(
+        &self,
+        (about, size): (About, u32),
+        work: impl Future<Output = Result<Bytes, FsError>> + Send + 'static,
+        reply: impl Reply<Xattr>,
+    ) {
+        self.run(async move {
+            match work.await.map(|value| flags::xattr(size, value)) {
+                Ok(Some(xattr)) => reply.give(xattr),
+                Ok(None) => reply.refuse(Errno::ERANGE),
+                Err(error) => refuse(reply, about, &error),
+            }
+        });
+    }
+
+    /// Takes an extended attribute away.
+    pub fn removexattr(&self, request: &Request, ino: InodeNo, name: &[u8], reply: impl Reply<()>) {
+        let (volume, name) = (self.volume.clone(), bytes(name));
+        let work = async move { volume.removexattr(ino, &name).await };
+        self.once((request, About("removexattr", ino)), work, reply);
     }
 }
 
@@ -553,7 +463,7 @@ struct SuidTaker {
 }
 
 impl SuidTaker {
-    async fn take(&self, ino: volume::ids::InodeNo) -> Result<(), FsError> {
+    async fn take(&self, ino: InodeNo) -> Result<(), FsError> {
         if let Some((volume, flusher)) = &self.of
             && volume.clear_suid(ino).await?
         {
@@ -566,7 +476,8 @@ impl SuidTaker {
 impl Skin {
     fn suid_taker(&self, request: &Request) -> SuidTaker {
         SuidTaker {
-            of: clears_suid(request).then(|| (self.volume.clone(), self.flusher.clone())),
+            // The kernel does not say who may keep it: root may.
+            of: (request.uid != 0).then(|| (self.volume.clone(), self.flusher.clone())),
         }
     }
 
@@ -576,10 +487,4 @@ impl Skin {
         flags.set(FopenFlags::FOPEN_NOFLUSH, self.read_only);
         flags
     }
-}
-
-/// True where truncating takes the set-user-id bit away. The kernel says so in a flag that fuser 0.18 does not pass on;
-/// root is who may keep it.
-fn clears_suid(request: &Request) -> bool {
-    request.uid() != 0
 }

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use volume::error::FsError;
 use volume::volume::Volume;
 
-use crate::fuse::{Flusher, Skin};
+use crate::fuse::{Classic, Flusher, Skin};
 use crate::mountpoint::{self, AttachOptions, MountpointError};
 
 mod greeting;
@@ -76,7 +76,7 @@ pub enum Succession {
 /// A connection that is not served yet.
 #[derive(Debug)]
 pub struct Attached {
-    session: fuser::Session<Skin>,
+    session: fuser::Session<Classic>,
     flusher: Flusher,
     /// The connection.
     pub device: OwnedFd,
@@ -104,13 +104,13 @@ impl Attached {
             Some(_) => Outgoing::relayed(),
             None => Outgoing::default(),
         };
-        let skin = Skin::new(volume, runtime.clone(), (flusher.clone(), outgoing.clone()));
+        let skin = Arc::new(Skin::new(volume, runtime.clone(), (flusher.clone(), outgoing.clone())));
         let mut config = Config::default();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = cores.clamp(*THREADS.start(), *THREADS.end());
         config.n_threads = Some(threads);
         let failed = |source| SessionError::Greeting { source };
-        let (session, socket) = greeting::greet(skin, (&device, &greeting), config, new).map_err(failed)?;
+        let (session, socket) = greeting::greet(Classic(skin), (&device, &greeting), config, new).map_err(failed)?;
         let relay = match &requests {
             Some(requests) => Some(Relay {
                 device: device.try_clone().map_err(failed)?,

@@ -6,42 +6,12 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::{Context, Waker};
 
-use fuser::{
-    Errno, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyWrite, ReplyXattr,
-};
 use volume::error::FsError;
+use volume::ids::InodeNo;
 
 use super::Skin;
+use super::reply::{Refuse, Reply};
 use crate::errno::{errno_of, errno_of_sync, is_fault};
-
-/// A reply that can say no.
-pub trait Refuse: Send + 'static {
-    /// Says it.
-    fn refuse(self, errno: Errno);
-}
-
-macro_rules! refuse {
-    ($($reply:ty),*) => { $(impl Refuse for $reply {
-        fn refuse(self, errno: Errno) {
-            self.error(errno);
-        }
-    })* };
-}
-
-refuse!(
-    ReplyAttr,
-    ReplyCreate,
-    ReplyData,
-    ReplyDirectory,
-    ReplyDirectoryPlus,
-    ReplyEmpty,
-    ReplyEntry,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyWrite,
-    ReplyXattr
-);
 
 impl Skin {
     /// Runs `work` in place as far as it goes without waiting, and the rest of it as a task.
@@ -59,17 +29,17 @@ impl Skin {
         }
     }
 
-    /// Runs `work` and gives its result to `give`, or its failure to the reply.
-    pub(super) fn answer<T, R: Refuse>(
+    /// Runs `work` and gives what `shape` makes of its result to the reply, or its failure.
+    pub(super) fn answer<T, A>(
         &self,
         about: About,
         work: impl Future<Output = Result<T, FsError>> + Send + 'static,
-        reply: R,
-        give: impl FnOnce(R, T) + Send + 'static,
+        reply: impl Reply<A>,
+        shape: impl FnOnce(T) -> A + Send + 'static,
     ) {
         self.run(async move {
             match work.await {
-                Ok(value) => give(reply, value),
+                Ok(value) => reply.give(shape(value)),
                 Err(error) => refuse(reply, about, &error),
             }
         });
@@ -78,7 +48,7 @@ impl Skin {
 
 /// Which request, for the log.
 #[derive(Debug, Clone, Copy)]
-pub struct About(pub &'static str, pub INodeNo);
+pub struct About(pub &'static str, pub InodeNo);
 
 /// Replies with an error.
 pub fn refuse(reply: impl Refuse, about: About, error: &FsError) {

@@ -3,10 +3,12 @@
 
 use std::io;
 
-use fuser::{Errno, InitFlags, KernelConfig, OpenFlags, RenameFlags, ReplyXattr};
+use bytes::Bytes;
+use fuser::{Errno, InitFlags, KernelConfig, OpenFlags, RenameFlags};
 use volume::attr::{Fallocate, RenameMode, SeekKind};
 use volume::error::FsError;
 
+use super::reply::Xattr;
 use crate::session::WRITE_BYTES_MAX;
 
 /// The answer that makes the kernel stop sending a request it can do without.
@@ -100,15 +102,12 @@ pub fn seek_kind(whence: i32) -> Result<SeekKind, FsError> {
     }
 }
 
-/// getxattr(2) and listxattr(2): a size of 0 asks for the length; a buffer that is too small is refused.
-pub fn give_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+/// getxattr(2) and listxattr(2): a size of 0 asks for the length. `None`: it does not fit.
+pub fn xattr(size: u32, value: Bytes) -> Option<Xattr> {
     let len_bytes = u32::try_from(value.len()).expect("at most XATTR_BYTES_MAX or XATTR_LIST_BYTES_MAX");
-    if size == 0 {
-        reply.size(len_bytes);
-    } else if size < len_bytes {
-        reply.error(Errno::ERANGE);
-    } else {
-        reply.data(value);
+    match size {
+        0 => Some(Xattr::Length(len_bytes)),
+        _ => (len_bytes <= size).then_some(Xattr::Value(value)),
     }
 }
 

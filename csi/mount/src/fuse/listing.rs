@@ -1,28 +1,23 @@
 //! Directory listings: as many entries as a reply takes, from one cookie on.
 
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
-use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use volume::error::FsError;
 use volume::ids::{DirCookie, InodeNo};
 use volume::volume::Volume;
 
-use super::GENERATION;
-use super::stat::{file_attr, file_type};
+use super::reply::Listing;
 
 /// 128 entries per call: three of the kernel's smallest buffers of names, six with attributes.
 const ENTRIES_PER_CALL: usize = 128;
 
 /// Fills a reply of readdir.
-pub async fn fill(volume: &Volume, dir: InodeNo, after: DirCookie, reply: &mut ReplyDirectory) -> Result<(), FsError> {
+pub async fn fill(volume: &Volume, dir: InodeNo, after: DirCookie, reply: &mut impl Listing) -> Result<(), FsError> {
     let mut after = after;
     loop {
         let entries = volume.readdir(dir, after, ENTRIES_PER_CALL, false).await?;
         for entry in &entries {
-            let name = OsStr::from_bytes(&entry.name);
-            if reply.add(INodeNo(entry.ino.0), entry.cookie.0, file_type(entry.kind), name) {
+            if reply.add(entry, Duration::ZERO) {
                 return Ok(());
             }
             after = entry.cookie;
@@ -39,23 +34,15 @@ pub async fn fill_plus(
     (volume, valid): (&Volume, Duration),
     dir: InodeNo,
     after: DirCookie,
-    reply: &mut ReplyDirectoryPlus,
+    reply: &mut impl Listing,
 ) -> Result<(), FsError> {
     let mut after = after;
     loop {
         let entries = volume.readdir(dir, after, ENTRIES_PER_CALL, true).await?;
         for entry in &entries {
             // An entry that was removed meanwhile has no attributes any more: it is left out, as if never met.
-            if let Some(attr) = &entry.attr {
-                let name = OsStr::from_bytes(&entry.name);
-                if reply.add(
-                    INodeNo(entry.ino.0),
-                    entry.cookie.0,
-                    name,
-                    &valid,
-                    &file_attr(attr),
-                    GENERATION,
-                ) {
+            if entry.attr.is_some() {
+                if reply.add(entry, valid) {
                     return Ok(());
                 }
                 if !matches!(&entry.name[..], b"." | b"..") {

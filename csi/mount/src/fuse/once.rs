@@ -5,7 +5,7 @@
 //! other requests may be done twice: a program that has not got an answer yet cannot tell.
 //! Absent: the record (`volume::calls`).
 
-use fuser::{OpenFlags, ReplyCreate, ReplyEmpty, ReplyEntry, Request};
+use fuser::OpenFlags;
 use volume::attr::Attr;
 use volume::calls::{Unanswered, once};
 use volume::error::FsError;
@@ -14,8 +14,8 @@ use volume::tail::Answer;
 use volume::volume::Volume;
 
 use super::answer::{About, refuse};
-use super::stat::file_attr;
-use super::{FOREVER, GENERATION, HANDLE, Skin};
+use super::reply::{Created, Found, Opened, Reply, Request};
+use super::{FOREVER, Skin};
 use crate::session::{Outgoing, SENT_AGAIN};
 
 /// A request by its number, and what a predecessor has answered to it.
@@ -26,7 +26,7 @@ struct Asked {
 
 impl Skin {
     fn asked(&self, request: &Request) -> Asked {
-        let unique = request.unique().0;
+        let unique = request.unique;
         let call = unique & !SENT_AGAIN;
         let again = unique & SENT_AGAIN != 0;
         Asked {
@@ -36,20 +36,20 @@ impl Skin {
     }
 
     /// Runs `work`, whose success says nothing more, once.
-    pub(super) fn once<F>(&self, (request, about): (&Request, About), work: F, reply: ReplyEmpty)
+    pub(super) fn once<F>(&self, (request, about): (&Request, About), work: F, reply: impl Reply<()>)
     where
         F: Future<Output = Result<(), FsError>> + Send + 'static,
     {
         let asked = self.asked(request);
         if asked.answered.is_some() {
-            return reply.ok();
+            return reply.give(());
         }
         let outgoing = self.outgoing.clone();
         self.run(async move {
             let (done, unanswered) = once(asked.call, work).await;
             let held = outgoing.hold(asked.call, unanswered);
             match done {
-                Ok(()) => reply.ok(),
+                Ok(()) => reply.give(()),
                 Err(error) => refuse(reply, about, &error),
             }
             drop(held);
@@ -57,7 +57,7 @@ impl Skin {
     }
 
     /// Runs `work`, which makes an entry, once.
-    pub(super) fn make<F>(&self, (request, about): (&Request, About), reply: ReplyEntry, work: F)
+    pub(super) fn make<F>(&self, (request, about): (&Request, About), reply: impl Reply<Found>, work: F)
     where
         F: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
@@ -65,7 +65,7 @@ impl Skin {
         self.run(async move {
             let (done, held) = made(asked, (volume, outgoing), work).await;
             match done {
-                Ok(attr) => reply.entry(&FOREVER, &file_attr(&attr), GENERATION),
+                Ok(attr) => reply.give(lasting(attr)),
                 Err(error) => refuse(reply, about, &error),
             }
             drop(held);
@@ -73,8 +73,13 @@ impl Skin {
     }
 
     /// Runs `work`, which makes a file and opens it, once.
-    pub(super) fn make_open<F>(&self, (request, about): (&Request, About), flags: i32, reply: ReplyCreate, work: F)
-    where
+    pub(super) fn make_open<F>(
+        &self,
+        (request, about): (&Request, About),
+        flags: OpenFlags,
+        reply: impl Reply<Created>,
+        work: F,
+    ) where
         F: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
         let (asked, volume, outgoing) = (self.asked(request), self.volume.clone(), self.outgoing.clone());
@@ -83,13 +88,20 @@ impl Skin {
             let (done, held) = made(asked, (volume, outgoing), work).await;
             match done {
                 Ok(attr) => {
-                    flusher.opened(attr.ino, OpenFlags(flags));
-                    reply.created(&FOREVER, &file_attr(&attr), GENERATION, HANDLE, open_flags);
+                    flusher.opened(attr.ino, flags);
+                    reply.give(Created(lasting(attr), Opened(open_flags)));
                 }
                 Err(error) => refuse(reply, about, &error),
             }
             drop(held);
         });
+    }
+}
+
+fn lasting(attr: Attr) -> Found {
+    Found {
+        attr: Some(attr),
+        valid: FOREVER,
     }
 }
 

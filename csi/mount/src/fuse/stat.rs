@@ -5,13 +5,16 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
-use volume::attr::{Attr, SetTime};
+use volume::attr::{Attr, SetTime, StatFs};
 use volume::clock::Timestamp;
 use volume::ids::InodeNo;
 use volume::row::FileKind;
 
 /// 4 KiB: what stat(2) gives as the preferred block. Larger values make some programs allocate huge buffers.
 const PREFERRED_BLOCK_BYTES: u32 = 4096;
+
+/// Bytes of a block in statfs(2).
+pub const STATFS_BLOCK_BYTES: u32 = 4096;
 
 /// The file type bits of a mode, as in inode(7).
 const TYPE_MASK: u32 = 0o170_000;
@@ -61,6 +64,12 @@ pub fn no_file() -> FileAttr {
 /// FUSE's nodeid is the inode number.
 pub fn inode_no(ino: INodeNo) -> InodeNo {
     InodeNo(ino.0)
+}
+
+/// All blocks of statfs(2), and the free ones.
+pub fn statfs_blocks(space: &StatFs) -> (u64, u64) {
+    let blocks = |bytes: u64| bytes / u64::from(STATFS_BLOCK_BYTES);
+    (blocks(space.total_bytes), blocks(space.free_bytes))
 }
 
 /// The kind for readdir's d_type.

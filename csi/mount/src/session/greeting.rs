@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use fuser::{Config, SessionACL};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
 
-use crate::fuse::Skin;
+use crate::fuse::Classic;
 
 /// 8 KiB: what the kernel wants to have room for at least, whatever it says.
 const GREETING_BYTES_MAX: usize = 8192;
@@ -80,11 +80,11 @@ pub fn hear(device: &OwnedFd) -> io::Result<Greeting> {
 /// # Errors
 /// What the kernel or fuser says.
 pub fn greet(
-    skin: Skin,
+    skin: Classic,
     (device, greeting): (&OwnedFd, &Greeting),
     config: Config,
     answers: bool,
-) -> io::Result<(fuser::Session<Skin>, OwnedFd)> {
+) -> io::Result<(fuser::Session<Classic>, OwnedFd)> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     send(ours.as_raw_fd(), greeting.as_bytes(), MsgFlags::empty())?;
     // The kernel has checked who may (`allow_other`, `default_permissions`); a second check here would only differ.
@@ -102,7 +102,7 @@ pub fn greet(
 ///
 /// # Errors
 /// What the system refuses.
-pub fn connect(session: &fuser::Session<Skin>, device: &OwnedFd) -> io::Result<()> {
+pub fn connect(session: &fuser::Session<Classic>, device: &OwnedFd) -> io::Result<()> {
     // SAFETY: both descriptors are open: `device` is borrowed, and the other is the session's own, which lives on. dup3
     // replaces what the number stands for at once, and the session reads and writes by that number only.
     let replaced = unsafe { libc::dup3(device.as_raw_fd(), session.as_fd().as_raw_fd(), libc::O_CLOEXEC) };
