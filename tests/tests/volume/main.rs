@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "each step of a test must succeed")]
 
 mod durability;
+mod faults;
 mod hours;
 mod settings;
 mod snapshots;
