@@ -12,6 +12,22 @@
 //! | crash | `Unavailable`, for ever | the call it struck took place or not, by the seed; later calls do not reach the store |
 //! | bit flip | the changed bytes | the store lost a bit of an object at rest; the version stays believable |
 //!
+//! Each was seen to break a volume with a mistake made on purpose (`tests/volume/faults.rs` plays each fault alone; the
+//! right version passed the same worlds):
+//!
+//! | fault | mistake | what was seen |
+//! |---|---|---|
+//! | latency | a commit is acknowledged when it lands, not in its turn | the assertion that durability is told in order |
+//! | latency | a refused seal is taken for one's own earlier try, a failed read for the end of the journal | 46 of 333 synced appends left |
+//! | fail before | a put that was not answered is taken for done | 11 appends synced, none found |
+//! | fail after the effect | a repeated put that is refused is taken for another mount's seal | a program was told that the volume is fenced |
+//! | late effect | the same | the same |
+//! | stale 412 | a first put that is refused is taken for another mount's seal | the same |
+//! | cut body | a read that failed is told to the program, not repeated | a read of content failed |
+//! | outage | a put is given up after eight tries | a program was refused when the store was back |
+//! | crash | a commit is acknowledged when it is sent | 20 appends synced, 19 found |
+//! | bit flip | the checksum of a frame is not compared | content that nobody wrote |
+//!
 //! Not in the model, because no store that passes the probe does it: lost objects after `Ok`, two winners of a race, lists
 //! or reads that lag behind. Everything follows from the seed and the order of the calls, so under a current-thread
 //! runtime with paused time one seed is one run.
