@@ -1,7 +1,8 @@
 //! Our `Bucket` as the object store that SlateDB speaks to: one pool of connections, one place to inject faults.
 //!
 //! Invariants: every put that must win (`Create`, `Update`) carries SlateDB's own put id at its end, so two writers never
-//! put equal bytes and a lost answer can be told from a lost race. Objects named by a ULID (`.sst`) are stored bare.
+//! put equal bytes and a lost answer can be told from a lost race, and a checksum (`stamp.rs`). Objects named by a ULID
+//! (`.sst`) are stored bare.
 //! Callers: `tree/slate.rs`. Absent: retries (SlateDB's own, above this), copies, and multipart uploads of the store:
 //! an SST is gathered in RAM, because it is at most `SST_BYTES_MAX` (see `slate.rs`).
 
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -26,15 +27,15 @@ use crate::bucket::{self, BucketError, BucketRef, ETag, ListRequest};
 pub(crate) mod ends;
 pub(crate) mod look;
 mod parts;
+mod stamp;
 
 use look::Look;
 use parts::Parts;
+pub(super) use stamp::DamagedObject;
+use stamp::{stamp, unstamp};
 
 /// SlateDB's name for the id of a put, kept as an attribute where stores have them.
 const PUT_ID: Attribute = Attribute::Metadata(Cow::Borrowed("slatedbputid"));
-
-/// Ends an object that carries a put id: the id, its length in one byte, these.
-const STAMP_MAGIC: &[u8; 4] = b"pnr1";
 
 /// 10 deletions at a time, as the library does by default.
 const DELETES_MAX: usize = 10;
@@ -129,7 +130,7 @@ impl BucketStore {
     async fn get_stamped(&self, location: &Path, options: &GetOptions) -> Result<GetResult> {
         let key = location.as_ref();
         let object = self.get_whole(key).await.map_err(|e| outward(key, e))?;
-        let (body, put_id) = unstamp(&object.body).map_err(|detail| generic(detail.into()))?;
+        let (body, put_id) = unstamp(&object.body).map_err(|detail| damaged(key, detail))?;
         // Its time is not known from a read, and nobody asks: the collector takes times from lists.
         let meta = meta_of(location, body.len() as u64, 0, Some(object.etag));
         options.check_preconditions(&meta)?;
@@ -202,32 +203,6 @@ fn is_stamped(location: &Path) -> bool {
     !location.as_ref().ends_with(".sst")
 }
 
-fn stamp(payload: PutPayload, put_id: &str) -> Bytes {
-    let mut body = BytesMut::with_capacity(payload.content_length() + put_id.len() + 5);
-    for part in payload.iter() {
-        body.extend_from_slice(part);
-    }
-    // A ULID has 26 letters; a longer id would only be cut, never be taken for another's.
-    let id = &put_id.as_bytes()[..put_id.len().min(usize::from(u8::MAX))];
-    body.extend_from_slice(id);
-    body.extend_from_slice(&[id.len() as u8]);
-    body.extend_from_slice(STAMP_MAGIC);
-    body.freeze()
-}
-
-fn unstamp(body: &Bytes) -> Result<(Bytes, Option<String>), &'static str> {
-    let rest = body
-        .strip_suffix(STAMP_MAGIC)
-        .ok_or("the object does not end in a put id")?;
-    let (len, rest) = rest.split_last().ok_or("the object ends within its put id")?;
-    let start = rest
-        .len()
-        .checked_sub(usize::from(*len))
-        .ok_or("the put id is longer than the object")?;
-    let put_id = String::from_utf8(rest[start..].to_vec()).map_err(|_| "the put id is no text")?;
-    Ok((body.slice(..start), (!put_id.is_empty()).then_some(put_id)))
-}
-
 /// The range asked for, within an object of `size` bytes.
 fn bounded(options: &GetOptions, size: u64) -> Result<Range<u64>> {
     let range = match &options.range {
@@ -278,6 +253,14 @@ fn generic(source: Box<dyn std::error::Error + Send + Sync>) -> Error {
     Error::Generic {
         store: "bucket",
         source,
+    }
+}
+
+/// The one kind that SlateDB neither tries again, as no try would help, nor takes for an answer.
+fn damaged(key: &str, detail: &'static str) -> Error {
+    let key = key.to_owned();
+    Error::NotSupported {
+        source: Box::new(DamagedObject { key, detail }),
     }
 }
 
@@ -569,12 +552,5 @@ mod tests {
         store.delete(&Path::from("m/a/1.sst")).await.unwrap();
         let gone = store.get(&Path::from("m/a/1.sst")).await;
         assert!(matches!(gone, Err(Error::NotFound { .. })));
-    }
-
-    #[test]
-    fn foreign_ends_are_refused() {
-        for bytes in [&b""[..], b"pnr1", b"\x09pnr1", b"abc", b"\xff\x01pnr1"] {
-            assert!(unstamp(&Bytes::copy_from_slice(bytes)).is_err(), "{bytes:?}");
-        }
     }
 }

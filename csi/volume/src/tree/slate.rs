@@ -14,12 +14,11 @@ use bytes::Bytes;
 use slatedb::admin::AdminBuilder;
 use slatedb::config::{DbReaderOptions, FlushOptions, FlushType, ScanOptions, Settings, SstBlockSize};
 use slatedb::manifest::VersionedManifest;
-use slatedb::{
-    CloseReason, Db, DbIterator, DbReader, DbReaderMode, DbStatus, ErrorKind, MergeOperator, MergeOperatorError,
-    WriteBatch,
-};
+use slatedb::{Db, DbIterator, DbReader, DbReaderMode, DbStatus, MergeOperator, MergeOperatorError, WriteBatch};
 use tokio::sync::{OnceCell, watch};
 use uuid::Uuid;
+
+pub(super) use error::outward;
 
 use super::blocks::BlockCache;
 use super::clock::{Stamp, TreeClock, newest_compaction, newest_stamp};
@@ -36,6 +35,7 @@ use crate::row::codec::{decode_key, decode_pair, decode_row, encode_key, encode_
 use crate::row::{Applied, Key, Row};
 
 mod bring;
+mod error;
 
 /// Folder of the tree below the volume's data prefix.
 pub(crate) const FOLDER: &str = "m";
@@ -343,22 +343,6 @@ fn batch_of(applied: Applied, changes: Vec<(Key, Option<Row>)>) -> WriteBatch {
     let row = encode_row(&Row::Applied(applied));
     batch.put_bytes(encode_key(&Key::Applied).into(), row.into());
     batch
-}
-
-/// SlateDB's error in our words.
-pub(super) fn outward(error: slatedb::Error) -> TreeError {
-    let detail = error.to_string();
-    match error.kind() {
-        ErrorKind::Closed(CloseReason::Fenced) => TreeError::Fenced,
-        ErrorKind::Closed(CloseReason::Clean) => TreeError::Closed,
-        ErrorKind::Unavailable => TreeError::Unavailable { detail },
-        ErrorKind::Data => TreeError::Corrupt {
-            place: "the tree's files".to_owned(),
-            detail,
-        },
-        // The rest cannot come from outside: our settings and calls are fixed. `ErrorKind` may grow.
-        _ => TreeError::Failed { detail },
-    }
 }
 
 async fn rows_of(mut rows: DbIterator, rows_max: usize) -> Result<Vec<(Key, Row)>, TreeError> {

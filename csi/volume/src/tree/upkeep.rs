@@ -63,6 +63,10 @@ const BEGIN_AGAIN: Duration = Duration::from_secs(60);
 /// 12 minutes: each look is eight requests, and an idle volume asks the store less than once a minute, all pollers together.
 const COMPACTOR_POLL: Duration = Duration::from_secs(720);
 
+/// 1 s between looks whether a compaction under way is done: two requests each. One that is looked at seldom takes from one
+/// step to the next as long as `COMPACTOR_POLL`, and asked twice a second for nothing meanwhile.
+const COMMIT_POLL_MIN: Duration = Duration::from_secs(1);
+
 /// 1 hour between lists of what might be deleted.
 const COLLECT_EVERY: Duration = Duration::from_secs(3_600);
 
@@ -318,6 +322,7 @@ fn compaction(poll: Duration) -> CompactorOptions {
     CompactorOptions {
         poll_interval: poll,
         max_concurrent_compactions: 1,
+        commit_compacted_interval: poll.max(COMMIT_POLL_MIN),
         worker: Some(worker),
         ..CompactorOptions::default()
     }
