@@ -176,9 +176,10 @@ fn large(bench: &mut Bench) {
             let dir = bench.systems[at].dir.clone();
             let counted = |bench: &mut Bench, metric, load: &dyn Fn() -> f64| {
                 bench.settle(system);
-                let before = bench.proxy.counts();
+                let (before, cpu) = (bench.proxy.counts(), bench.cpu(Some(at)));
                 let value = load();
                 bench.table.note(metric, system, value);
+                bench.tell_cpu(Some(at), cpu);
                 if system == System::Pannier {
                     bench.table.note_counts(metric, bench.proxy.counts().since(&before));
                 }
@@ -209,7 +210,7 @@ fn plain_large(bench: &mut Bench, blocks: &[Vec<u8>], (write, read): (Metric, Me
     let bodies: Vec<Bytes> = blocks.chunks(8).map(|chunk| chunk.concat().into()).collect();
     let megabytes = blocks.len() as f64 * 1.048_576;
     let folder = format!("plain/{:?}", Instant::now());
-    let begun = Instant::now();
+    let (begun, cpu) = (Instant::now(), bench.cpu(None));
     bench.runtime.block_on(async {
         let puts = bodies
             .iter()
@@ -223,7 +224,8 @@ fn plain_large(bench: &mut Bench, blocks: &[Vec<u8>], (write, read): (Metric, Me
     bench
         .table
         .note(write, System::Plain, megabytes / begun.elapsed().as_secs_f64());
-    let begun = Instant::now();
+    bench.tell_cpu(None, cpu);
+    let (begun, cpu) = (Instant::now(), bench.cpu(None));
     bench.runtime.block_on(async {
         let gets = (0..bodies.len()).map(|n| bucket.get_at(&folder, n));
         let bytes: Vec<usize> = stream::iter(gets).buffer_unordered(PLAIN_AT_ONCE).collect().await;
@@ -232,6 +234,7 @@ fn plain_large(bench: &mut Bench, blocks: &[Vec<u8>], (write, read): (Metric, Me
     bench
         .table
         .note(read, System::Plain, megabytes / begun.elapsed().as_secs_f64());
+    bench.tell_cpu(None, cpu);
 }
 
 /// Numbered objects of the yardstick.
@@ -277,8 +280,9 @@ fn tree(bench: &mut Bench) {
             };
             std::fs::create_dir(&dir).unwrap();
             bench.settle(system);
-            let before = bench.proxy.counts();
+            let (before, cpu) = (bench.proxy.counts(), bench.cpu(Some(at)));
             let unpacked = loads::unpack(&dir, files);
+            bench.tell_cpu(Some(at), cpu);
             let synced = loads::sync(&dir);
             let cost = bench.proxy.counts().since(&before);
             bench.table.note(unpack, system, unpacked.elapsed.as_secs_f64());

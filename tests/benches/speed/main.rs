@@ -6,13 +6,15 @@
 //! where less is, keeps the promise.
 //!
 //! `cargo bench --workspace --bench speed -- [GROUP ...] [--rounds N] [--files N] [--mib N] [--million N] [--no-peers] [--kept]
-//! [--beside PROGRAM] [--trace] [--strict]`, where a group is `files`, `find`, `fsync`, `large`, `tree`, `mount` or `databases`.
+//! [--beside PROGRAM] [--trace] [--cpu] [--strict]`, where a group is `files`, `find`, `fsync`, `large`, `tree`, `mount` or `databases`.
 //! `--kept` measures a volume too that an engine with a keeper serves, `--beside` one of another build of `pannier`, both turn by
-//! turn with the first; `--trace` tells each request; `--strict` fails if a promise is not kept.
+//! turn with the first; `--trace` tells each request, `--cpu` whose processor time a load took; `--strict` fails if a promise
+//! is not kept.
 
 #![allow(clippy::disallowed_macros, reason = "a bench prints its table")]
 #![allow(clippy::unwrap_used, reason = "each step of a bench must succeed")]
 
+mod cpu;
 mod databases;
 mod groups;
 mod loads;
@@ -31,6 +33,7 @@ use tests::s3_server::{Kind, S3Server};
 use tokio::runtime::Runtime;
 use volume_s3::{S3Options, S3Store};
 
+use cpu::Cpu;
 use systems::{Place, Running, System};
 use table::Table;
 
@@ -45,6 +48,7 @@ struct Arguments {
     kept: bool,
     beside: Option<PathBuf>,
     trace: bool,
+    cpu: bool,
     strict: bool,
 }
 
@@ -60,6 +64,7 @@ impl Arguments {
             kept: false,
             beside: None,
             trace: false,
+            cpu: false,
             strict: false,
         };
         let mut given = std::env::args().skip(1);
@@ -77,6 +82,7 @@ impl Arguments {
                 "--no-peers" => parsed.peers = false,
                 "--kept" => parsed.kept = true,
                 "--trace" => parsed.trace = true,
+                "--cpu" => parsed.cpu = true,
                 "--strict" => parsed.strict = true,
                 group if !group.starts_with('-') => parsed.groups.push(group.to_owned()),
                 // What cargo itself passes to a bench.
@@ -99,6 +105,7 @@ struct Bench {
     proxy: S3Proxy,
     server: S3Server,
     runtime: Runtime,
+    _proxy_runtime: Runtime,
     place: Place,
     table: Table,
     _scratch: tempfile::TempDir,
@@ -106,14 +113,14 @@ struct Bench {
 
 impl Bench {
     fn start(arguments: Arguments) -> Option<Self> {
-        let runtime = Runtime::new().unwrap();
+        let (runtime, proxy_runtime) = (runtime(cpu::CLIENT_THREADS), runtime(cpu::PROXY_THREADS));
         let server = runtime.block_on(S3Server::start_in_ram(Kind::Minio))?;
-        let proxy = runtime.block_on(async {
+        runtime.block_on(async {
             for bucket in ["bench", "peer-s3fs", "peer-rclone"] {
                 server.bucket(bucket).await;
             }
-            S3Proxy::start(server.endpoint(), Delays::REGION).await
         });
+        let proxy = proxy_runtime.block_on(S3Proxy::start(server.endpoint(), Delays::REGION));
         if arguments.trace {
             let begun = Instant::now();
             proxy.set_rule(
@@ -145,6 +152,7 @@ impl Bench {
         Some(Self {
             arguments,
             runtime,
+            _proxy_runtime: proxy_runtime,
             server,
             proxy,
             place,
@@ -170,6 +178,18 @@ impl Bench {
         }
     }
 
+    /// Processor time up to now, with that of one of the systems.
+    fn cpu(&self, at: Option<usize>) -> Cpu {
+        Cpu::now(self.server.pid(), at.and_then(|at| self.systems[at].pid()))
+    }
+
+    /// Tells what was taken of it since, if that was asked for.
+    fn tell_cpu(&self, at: Option<usize>, before: Cpu) {
+        if self.arguments.cpu {
+            println!("    {}", self.cpu(at).since(before));
+        }
+    }
+
     /// Our client of the store.
     fn store(&self, endpoint: &str) -> Arc<S3Store> {
         let options = S3Options {
@@ -179,6 +199,11 @@ impl Bench {
         };
         self.runtime.block_on(S3Store::connect(options)).unwrap()
     }
+}
+
+fn runtime(threads: &str) -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_name(threads).build().unwrap()
 }
 
 fn main() {

@@ -75,6 +75,7 @@ const PHASES: [Phase; 6] = [
 /// Who does a phase, where, and how much of it.
 #[derive(Clone, Copy)]
 struct Turn<'a> {
+    at: usize,
     system: System,
     dir: &'a Path,
     workers: u64,
@@ -90,6 +91,7 @@ pub fn group(bench: &mut Bench) {
                 for (at, made) in made.iter_mut().enumerate() {
                     let dir = bench.systems[at].dir.join(format!("files-{workers}-{round}"));
                     let turn = Turn {
+                        at,
                         system: bench.systems[at].system,
                         dir: &dir,
                         workers,
@@ -109,6 +111,7 @@ pub fn group(bench: &mut Bench) {
 
 fn run(bench: &mut Bench, phase: &Phase, turn: Turn<'_>) -> Done {
     let Turn {
+        at,
         system,
         dir,
         workers,
@@ -128,9 +131,10 @@ fn run(bench: &mut Bench, phase: &Phase, turn: Turn<'_>) -> Done {
         }
         Kernel::Cold => forget_caches(dir),
     }
-    let before = bench.proxy.counts();
+    let (before, cpu) = (bench.proxy.counts(), bench.cpu(Some(at)));
     let done = (phase.load)(dir, workers, budget);
     bench.table.note(metric, system, done.rate());
+    bench.tell_cpu(Some(at), cpu);
     if system == System::Pannier {
         bench.table.note_counts(metric, bench.proxy.counts().since(&before));
     }

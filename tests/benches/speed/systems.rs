@@ -227,6 +227,14 @@ impl Running {
         true
     }
 
+    /// The process that answers, if there is one.
+    pub fn pid(&self) -> Option<u32> {
+        let engine = || self.engine.as_ref()?.kept_engine();
+        let pid = self.volume.as_ref().map(Mounted::pid).or_else(engine);
+        let pid = pid.and_then(|pid| u32::try_from(pid.as_raw()).ok());
+        pid.or_else(|| Some(self.process.as_ref()?.id()))
+    }
+
     /// Mounts a volume again, which leaves nothing of it in RAM, with its cache on disk or without one. Does nothing to the others.
     pub fn remount(&mut self, keep_cache: bool) {
         let volume = self.volume.take().map(Mounted::unmount);
@@ -271,10 +279,12 @@ fn give_back(mut engine: EngineProcess, dir: &Path) {
     assert!(told.is_ok(), "{told:?}");
 }
 
-/// Makes the kernel forget pages, names and attributes, of all file systems.
+/// Makes the kernel forget pages, names and attributes, of all file systems; first those that it has to write, which are of the
+/// caches on disk too.
 pub fn forget_caches(dir: &Path) {
     let folder = File::open(dir).unwrap();
     nix::unistd::syncfs(&folder).unwrap_or_else(|error| panic!("syncfs of {}: {error}", dir.display()));
+    nix::unistd::sync();
     fs::write("/proc/sys/vm/drop_caches", "3").expect("root may drop caches");
 }
 
