@@ -15,7 +15,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::task::spawn_blocking;
 
 use crate::bucket::{BucketError, BucketRef};
-use crate::cache::disk::{DiskCache, StoredFrame, Stretch};
+use crate::cache::disk::{DiskCache, KeptFor, StoredFrame, Stretch};
 use crate::cache::{FrameKey, RamCache};
 use crate::commit::KeepFrames;
 use crate::error::FsError;
@@ -173,8 +173,9 @@ impl Inner {
     }
 
     /// Keeps frames on disk; false where that cannot be.
-    fn keep_on_disk(&self, frames: &Arc<Vec<(FrameKey, Bytes)>>) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.put(Arc::clone(frames)))
+    fn keep_on_disk(&self, frames: &Arc<Vec<(FrameKey, Bytes)>>, kept_for: KeptFor) -> bool {
+        let put = |disk: &DiskCache| disk.put(Arc::clone(frames), kept_for);
+        self.disk.as_ref().is_some_and(put)
     }
 
     /// Keeps frames in RAM, copied, so that one that stays does not keep the others' bytes.
@@ -448,7 +449,7 @@ impl KeepFrames for Fetcher {
             }
         }
         let frames = Arc::new(frames);
-        if !self.inner.keep_on_disk(&frames) || body.len() <= KEPT_BYTES_MAX {
+        if !self.inner.keep_on_disk(&frames, KeptFor::Later) || body.len() <= KEPT_BYTES_MAX {
             self.inner.keep_copies(&frames);
         }
     }
@@ -480,7 +481,7 @@ async fn get(inner: Arc<Inner>, frames: Vec<Frame>) -> Fetched {
         Arc::new(frames.iter().map(cut).collect::<Vec<_>>())
     });
     if let Ok(brought) = &brought {
-        let kept = inner.keep_on_disk(brought);
+        let kept = inner.keep_on_disk(brought, KeptFor::Reading);
         match &brought[..] {
             // It was asked for by itself, and may be again; the others are read once by most.
             [(key, stored)] => inner.ram.put(*key, stored.clone()),

@@ -4,26 +4,33 @@
 //! hold is found by reading the headers of their entries once after opening. Frames are checked by whoever reads them, so
 //! a torn, lost or damaged entry costs a GET and nothing else. Nothing is synced: after a power failure the cache may be
 //! smaller. The kernel keeps what was lately read or written of it in memory, as of any file; that is not counted here.
+//! Content of large files goes past the kernel's memory (`direct.rs`).
 //! A volume that a process has open twice, for writing and for reading only, has one cache.
-//! Callers: `fetch.rs`, `volume/mounting.rs`. Absent: how an entry looks (`region.rs`), and reading it (`stretch.rs`).
+//! Callers: `fetch.rs`, `volume/mounting.rs`. Absent: how an entry looks (`region.rs`), reading it (`stretch.rs`), and what
+//! waits to be written (`waiting.rs`).
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
 use super::FrameKey;
 
 mod buffer;
+mod direct;
 mod region;
 mod stretch;
+mod waiting;
 
-use region::ENTRY_HEADER_BYTES;
+use direct::aligned;
+use region::{ENTRY_HEADER_BYTES, GAP_BYTES_MAX};
 pub(crate) use stretch::{StoredFrame, Stretch};
+pub(crate) use waiting::KeptFor;
+use waiting::Waiting;
 
 /// A 16th of the cache is given up at a time, so that what stays is most of it.
 const REGIONS: u64 = 16;
@@ -31,14 +38,8 @@ const REGIONS: u64 = 16;
 /// 64 KiB: a region is never shorter, so that a tiny cache still holds a frame of 4 KiB in each.
 const REGION_BYTES_MIN: u64 = 64 * 1024;
 
-/// 32 MiB wait for the disk at most. More is not cached: neither reading nor a commit must wait for a slow disk.
-const WRITING_BYTES_MAX: u64 = 32 * 1024 * 1024;
-
-/// 64 KiB: what waiting bytes are counted in.
-const WRITING_UNIT_BYTES: u64 = 64 * 1024;
-
-/// As many units.
-const WRITING_UNITS_MAX: u32 = (WRITING_BYTES_MAX / WRITING_UNIT_BYTES) as u32;
+/// 4 MiB: in a shorter region what lies between batches of whole blocks would take more than a sixtieth of it.
+const REGION_BYTES_DIRECT_MIN: u64 = 4 * 1024 * 1024;
 
 /// 512 frames are written by one call: with their headers as many parts as the kernel takes (IOV_MAX).
 const BATCH_FRAMES_MAX: usize = 512;
@@ -53,15 +54,27 @@ struct Location {
 #[derive(Debug)]
 struct Region {
     file: Arc<File>,
+    /// The same past the kernel's memory, where it can be and as long as it is appended to.
+    direct: Option<Arc<File>>,
     bytes: u64,
     keys: Vec<FrameKey>,
+}
+
+impl Region {
+    fn of(file: Arc<File>, direct: Option<Arc<File>>) -> Self {
+        Self {
+            file,
+            direct,
+            bytes: 0,
+            keys: Vec::new(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Index {
     by_key: HashMap<FrameKey, Location>,
-    /// What waits for the disk, at most `WRITING_BYTES_MAX`.
-    writing: HashMap<FrameKey, Bytes>,
+    waiting: Waiting,
     /// By their number, which is that of their file; the last one is appended to.
     regions: BTreeMap<u64, Region>,
     /// Nothing on disk is changed any more.
@@ -74,16 +87,36 @@ struct Inner {
     region_bytes: u64,
     /// Held for a look-up, never while the disk reads or writes.
     index: Mutex<Index>,
-    writes: Arc<Semaphore>,
 }
 
 /// Room that was reserved at the end of a region.
 struct Place {
     region: u64,
     file: Arc<File>,
+    /// For whole blocks, of which this room then consists.
+    direct: Option<Arc<File>>,
+    /// What is left free before it and behind it, so that it does.
+    gaps: [Range<u64>; 2],
     position: u64,
     /// How many frames it takes.
     frames: usize,
+}
+
+impl Place {
+    /// Writes these frames, which are as many as it takes.
+    fn write(&self, frames: &[(FrameKey, Bytes)]) -> io::Result<()> {
+        let [before, behind] = &self.gaps;
+        region::write_gap(&self.file, before)?;
+        if let Some(direct) = &self.direct {
+            match direct::write(direct, frames, self.position..behind.end) {
+                Ok(()) => return Ok(()),
+                // Its blocks may be larger than ours, or it may know no such writes at all.
+                Err(error) => tracing::debug!(%error, "a region of the cache takes no blocks past the kernel's memory"),
+            }
+        }
+        region::write(&self.file, frames, self.position)?;
+        region::write_gap(&self.file, behind)
+    }
 }
 
 /// Bytes that a frame takes on the disk.
@@ -162,19 +195,12 @@ impl DiskCache {
             dir: dir.to_owned(),
             region_bytes: (bytes_max / REGIONS).max(REGION_BYTES_MIN),
             index: Mutex::default(),
-            writes: Arc::new(Semaphore::new(WRITING_UNITS_MAX as usize)),
         });
         let found = region::numbers(dir)?;
         // What is appended from now on goes to a region of its own, so that the search never meets it.
         let next = found.last().map_or(0, |last| last + 1);
-        inner.lock().regions.insert(
-            next,
-            Region {
-                file: region::create(dir, next)?,
-                bytes: 0,
-                keys: Vec::new(),
-            },
-        );
+        let first = inner.create(next)?;
+        inner.lock().regions.insert(next, first);
         let searcher = Arc::clone(&inner);
         tokio::task::spawn_blocking(move || searcher.find(found));
         let guard = Guard {
@@ -212,52 +238,37 @@ impl DiskCache {
     /// True if the frame is here.
     pub fn contains(&self, key: FrameKey) -> bool {
         let index = self.inner.lock();
-        index.by_key.contains_key(&key) || index.writing.contains_key(&key)
+        index.by_key.contains_key(&key) || index.waiting.get(key).is_some()
     }
 
-    /// A frame that waits for the disk, as stored.
+    /// A frame that waits for the disk, or has just been written past the kernel's memory, as stored.
     pub fn waiting(&self, key: FrameKey) -> Option<Bytes> {
-        self.inner.lock().writing.get(&key).cloned()
+        self.inner.lock().waiting.get(key)
     }
 
     /// Keeps frames, which are found from now on; false where too many wait for the disk already.
-    pub fn put(&self, frames: Arc<Vec<(FrameKey, Bytes)>>) -> bool {
-        let bytes: u64 = frames.iter().map(|(_, stored)| stored.len() as u64).sum();
-        let units = u32::try_from(bytes.div_ceil(WRITING_UNIT_BYTES)).unwrap_or(u32::MAX);
-        let units = units.clamp(1, WRITING_UNITS_MAX);
-        let Ok(permit) = Arc::clone(&self.inner.writes).try_acquire_many_owned(units) else {
+    pub fn put(&self, frames: Arc<Vec<(FrameKey, Bytes)>>, kept_for: KeptFor) -> bool {
+        let mut index = self.inner.lock();
+        if !index.waiting.add(frames, kept_for) {
             return false;
-        };
-        {
-            let mut index = self.inner.lock();
-            for (key, stored) in frames.iter() {
-                index.writing.insert(*key, stored.clone());
-            }
         }
-        let inner = Arc::clone(&self.inner);
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = inner.append(&frames) {
-                tracing::warn!(%error, dir = %inner.dir.display(), "frames could not be cached on disk");
-            }
-            let mut index = inner.lock();
-            for (key, _) in frames.iter() {
-                index.writing.remove(key);
-            }
-            drop(permit);
-        });
+        if index.waiting.begin() {
+            let inner = Arc::clone(&self.inner);
+            tokio::task::spawn_blocking(move || waiting::write(&inner));
+        }
         true
     }
 
     /// Gives up a frame that waits, because it is damaged in RAM; what is on the disk may be whole.
     pub fn drop_waiting(&self, key: FrameKey) {
-        self.inner.lock().writing.remove(&key);
+        self.inner.lock().waiting.give_up(key);
     }
 
     /// Drops a frame that turned out to be damaged.
     pub fn remove(&self, key: FrameKey) {
         let mut index = self.inner.lock();
         index.by_key.remove(&key);
-        index.writing.remove(&key);
+        index.waiting.give_up(key);
     }
 }
 
@@ -266,8 +277,18 @@ impl Inner {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes frames that are not here yet. Those that are being written are not here: at worst they are written twice.
-    fn append(&self, frames: &[(FrameKey, Bytes)]) -> io::Result<()> {
+    /// Makes an empty region.
+    fn create(&self, number: u64) -> io::Result<Region> {
+        let file = region::create(&self.dir, number)?;
+        let direct = match self.region_bytes >= REGION_BYTES_DIRECT_MIN {
+            true => direct::open(&region::path_of(&self.dir, number)),
+            false => None,
+        };
+        Ok(Region::of(file, direct))
+    }
+
+    /// Writes frames that are not here yet; `direct` past the kernel's memory, where that can be.
+    fn append(&self, frames: &[(FrameKey, Bytes)], direct: bool) -> io::Result<()> {
         for frames in frames.chunks(BATCH_FRAMES_MAX) {
             let mut left = {
                 let index = self.lock();
@@ -278,11 +299,11 @@ impl Inner {
                 fresh.cloned().collect::<Vec<_>>()
             };
             while !left.is_empty() {
-                let Some(place) = self.reserve(&left)? else {
+                let Some(place) = self.reserve(&left, direct)? else {
                     return Ok(());
                 };
                 let rest = left.split_off(place.frames);
-                region::write(&place.file, &left, place.position)?;
+                place.write(&left)?;
                 self.index(&left, &place);
                 left = rest;
             }
@@ -291,20 +312,20 @@ impl Inner {
     }
 
     /// Room for the first of these frames, for as many as one region takes; `None` once the cache is closed.
-    fn reserve(&self, frames: &[(FrameKey, Bytes)]) -> io::Result<Option<Place>> {
+    fn reserve(&self, frames: &[(FrameKey, Bytes)], direct: bool) -> io::Result<Option<Place>> {
         let mut index = self.lock();
         if index.closed {
             return Ok(None);
         }
-        let last = index.regions.last_key_value();
-        let (&number, region) = last.expect("there is always a region to append to");
-        if region.bytes + entry_bytes(&frames[0].1) > self.region_bytes {
-            let file = region::create(&self.dir, number + 1)?;
-            let empty = Region {
-                file,
-                bytes: 0,
-                keys: Vec::new(),
-            };
+        let direct = direct && self.region_bytes >= REGION_BYTES_DIRECT_MIN;
+        // What is between batches of whole blocks has room too.
+        let spare = if direct { 2 * GAP_BYTES_MAX } else { 0 };
+        let last = index.regions.last_entry();
+        let mut last = last.expect("there is always a region to append to");
+        let (number, region) = (*last.key(), last.get_mut());
+        if region.bytes + entry_bytes(&frames[0].1) + spare > self.region_bytes {
+            region.direct = None;
+            let empty = self.create(number + 1)?;
             index.regions.insert(number + 1, empty);
             self.drop_oldest(&mut index);
         }
@@ -313,18 +334,23 @@ impl Inner {
             .last_entry()
             .expect("there is always a region to append to");
         let (number, region) = (*last.key(), last.get_mut());
-        let position = region.bytes;
-        let mut count = 0;
+        let direct = region.direct.clone().filter(|_| direct);
+        let whole_blocks = |at: u64| if direct.is_some() { aligned(at) } else { at };
+        let (begun, position) = (region.bytes, whole_blocks(region.bytes));
+        let (mut end, mut count) = (position, 0);
         for (_, stored) in frames {
-            if region.bytes + entry_bytes(stored) > self.region_bytes {
+            if end + entry_bytes(stored) + spare / 2 > self.region_bytes {
                 break;
             }
-            region.bytes += entry_bytes(stored);
+            end += entry_bytes(stored);
             count += 1;
         }
+        region.bytes = whole_blocks(end);
         Ok(Some(Place {
             region: number,
             file: Arc::clone(&region.file),
+            gaps: [begun..position, end..region.bytes],
+            direct,
             position,
             frames: count,
         }))
@@ -390,9 +416,9 @@ impl Inner {
                     index.regions.insert(
                         number,
                         Region {
-                            file: Arc::new(file),
                             bytes,
                             keys,
+                            ..Region::of(Arc::new(file), None)
                         },
                     );
                     self.drop_oldest(&mut index);

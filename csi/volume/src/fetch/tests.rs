@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -167,7 +168,7 @@ async fn a_reader_that_gives_up_does_not_stop_the_others() {
 
 /// Goal: a large read from the disk is one piece, which nobody copies together. Method: frames that the disk has, read in
 /// parts that begin and end anywhere, before and after one of them is damaged there.
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn frames_on_disk_are_read_in_one_piece() {
     let dir = TempDir::new().unwrap();
     let len = 6 * FRAME_BYTES as usize + 1_000;
@@ -177,7 +178,7 @@ async fn frames_on_disk_are_read_in_one_piece() {
     let keys: Vec<FrameKey> = frames_of(&part(&row, 0, len as u64)).map(|frame| frame.key).collect();
     fetcher.warm(vec![part(&row, 0, len as u64)]).await;
     while keys.iter().any(|key| disk.waiting(*key).is_some()) {
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let gets = bucket.gets.load(Ordering::Relaxed);
     for (skip, count) in [(0, len), (100, 300_000), (131_000, 400), (0, 131_072)] {
@@ -221,7 +222,7 @@ async fn what_is_damaged_in_ram_or_on_disk_is_fetched_anew() {
     };
     let bad = Bytes::from(vec![1; row.frame_stored_lens[0] as usize]);
     fetcher.inner.ram.put(key, bad.clone());
-    assert!(disk.put(Arc::new(vec![(key, bad)])));
+    assert!(disk.put(Arc::new(vec![(key, bad)]), KeptFor::Reading));
     while disk.locate([key].into_iter()).is_empty() || disk.waiting(key).is_some() {
         tokio::task::yield_now().await;
     }

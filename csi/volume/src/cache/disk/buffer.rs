@@ -1,8 +1,8 @@
-//! Memory of large reads, used again: asking the kernel for a new MiB each time, cleared page by page, took longer than
+//! Memory of large reads and writes, used again: asking the kernel for a new MiB each time, cleared page by page, took longer than
 //! filling it.
 //!
 //! Invariant: what an earlier read left in a buffer is never seen, because a buffer is given on only when it was filled.
-//! Caller: `stretch.rs`.
+//! Callers: `stretch.rs`, `direct.rs`, which writes only what it has put there.
 
 use std::sync::{Mutex, PoisonError};
 

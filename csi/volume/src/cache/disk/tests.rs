@@ -21,7 +21,7 @@ fn frame(n: u64) -> Bytes {
 /// Puts frames one by one, as the disk takes them.
 fn fill(cache: &DiskCache, numbers: std::ops::Range<u64>) {
     for n in numbers {
-        cache.inner.append(&[(key(n), frame(n))]).unwrap();
+        cache.inner.append(&[(key(n), frame(n))], false).unwrap();
     }
 }
 
@@ -109,7 +109,7 @@ async fn frames_that_were_put_together_are_read_together() {
     let cache = DiskCache::open(dir.path(), 1 << 20).unwrap().unwrap();
     for batch in 0..30 {
         let frames: Vec<_> = (batch * 7..batch * 7 + 7).map(|n| (key(n), frame(n))).collect();
-        cache.inner.append(&frames).unwrap();
+        cache.inner.append(&frames, false).unwrap();
         // A second time changes nothing.
         let bytes = cache
             .inner
@@ -118,7 +118,7 @@ async fn frames_that_were_put_together_are_read_together() {
             .values()
             .map(|region| region.bytes)
             .sum::<u64>();
-        cache.inner.append(&frames).unwrap();
+        cache.inner.append(&frames, false).unwrap();
         let again = cache
             .inner
             .lock()
@@ -163,4 +163,70 @@ async fn regression_a_cache_that_this_process_has_open_is_shared() {
     drop(reader);
     let again = caches.open(dir.path(), 1 << 30).unwrap().unwrap();
     found(&again, 7).await;
+}
+
+/// A frame of a large file.
+fn large(n: u64) -> Bytes {
+    Bytes::from(vec![n as u8; 100_000 + n as usize])
+}
+
+/// Goal: frames of large files, which go past the kernel's memory where they can, lie amid others, and all of them are found
+/// at any moment and after a restart. Method: both turn by turn, so that each batch begins and ends where no block does.
+#[tokio::test(start_paused = true)]
+async fn frames_that_go_past_the_kernels_memory_lie_amid_others() {
+    let dir = TempDir::new().unwrap();
+    let cache = DiskCache::open(dir.path(), 128 << 20).unwrap().unwrap();
+    let batches: Vec<Vec<u64>> = (0..30)
+        .map(|batch| (1_000 + batch * 4..1_004 + batch * 4).collect())
+        .collect();
+    for (small, batch) in batches.iter().enumerate() {
+        fill(&cache, small as u64..small as u64 + 1);
+        let frames = batch.iter().map(|n| (key(*n), large(*n)));
+        let kept_for = match small % 2 {
+            0 => KeptFor::Reading,
+            _ => KeptFor::Later,
+        };
+        assert!(cache.put(Arc::new(frames.collect()), kept_for));
+        assert!(batch.iter().all(|n| cache.contains(key(*n))));
+    }
+    let all = || batches.iter().flatten().copied();
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
+    while all().any(|n| read(&cache, &[n]).is_empty() || cache.waiting(key(n)).is_some()) {
+        assert!(tokio::time::Instant::now() < deadline, "not written, or never let go");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let check = |cache: &DiskCache| {
+        assert!(all().all(|n| read(cache, &[n]) == [(key(n), large(n))]));
+        assert!((0..30).all(|n| read(cache, &[n]) == [(key(n), frame(n))]));
+        let stretches = cache.locate(all().map(key));
+        assert!(
+            stretches.len() <= 40,
+            "{} reads for {} batches",
+            stretches.len(),
+            batches.len()
+        );
+    };
+    check(&cache);
+    let regions = cache.inner.lock().regions.len();
+    assert!(regions > 1, "{regions}: it takes more than one");
+    drop(cache);
+    let cache = DiskCache::open(dir.path(), 128 << 20).unwrap().unwrap();
+    for n in all().chain(0..30) {
+        found(&cache, n).await;
+    }
+    check(&cache);
+}
+
+/// Goal: a disk that does not keep up costs neither memory nor time. Method: more than may wait, before anything is written.
+#[tokio::test]
+async fn more_than_may_wait_is_not_kept() {
+    let dir = TempDir::new().unwrap();
+    let cache = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
+    let mut index = cache.inner.lock();
+    let batch = |n: u64| Arc::new((n * 10..n * 10 + 10).map(|n| (key(n), large(n))).collect::<Vec<_>>());
+    let taken = (0..100)
+        .take_while(|n| index.waiting.add(batch(*n), KeptFor::Reading))
+        .count();
+    assert!((31..=34).contains(&taken), "{taken} of a MB each");
+    assert!(index.waiting.get(key(0)).is_some() && index.waiting.get(key(999)).is_none());
 }

@@ -1,0 +1,187 @@
+//! What waits for the disk, in the order in which it came, and what has just got there past the kernel's memory: both are
+//! found here meanwhile.
+//!
+//! Invariant: never more than `WAITING_BYTES_MAX`. One thread writes at a time, and only while there is something to write.
+//! Caller: `disk.rs`. Absent: where it goes.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::Inner;
+use crate::cache::FrameKey;
+
+/// 32 MiB wait at most. More is not cached: neither reading nor a commit must wait for a slow disk.
+const WAITING_BYTES_MAX: u64 = 32 * 1024 * 1024;
+
+/// 16 MiB: with more than that behind a batch, the disk does not keep up, and the kernel's memory takes the batch in.
+const BEHIND_BYTES: u64 = WAITING_BYTES_MAX / 2;
+
+/// 256 KiB: shorter batches are written by way of the kernel's memory, which gathers them.
+const DIRECT_BYTES_MIN: u64 = 256 * 1024;
+
+/// 32 KiB in the mean: shorter frames are of small files, which are read one by one out of what one GET has brought.
+const DIRECT_FRAME_BYTES_MIN: u64 = 32 * 1024;
+
+/// 2 s: who reads a file in sequence has read by then what was fetched ahead of it, or has stopped.
+const FRESH_FOR: Duration = Duration::from_secs(2);
+
+/// What frames are kept for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KeptFor {
+    /// They were asked for, or were fetched ahead of somebody who reads.
+    Reading,
+    /// The kernel has their content, as content of the files that were written.
+    Later,
+}
+
+type Frames = Arc<Vec<(FrameKey, Bytes)>>;
+
+/// Frames that came together.
+#[derive(Debug)]
+struct Batch {
+    frames: Frames,
+    bytes: u64,
+    kept_for: KeptFor,
+}
+
+impl Batch {
+    fn is_direct(&self) -> bool {
+        let large = self.kept_for == KeptFor::Later || self.bytes >= self.frames.len() as u64 * DIRECT_FRAME_BYTES_MIN;
+        large && self.bytes >= DIRECT_BYTES_MIN
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    by_key: HashMap<FrameKey, Bytes>,
+    queue: VecDeque<Batch>,
+    queue_bytes: u64,
+    /// Written already, but only just: whoever reads in sequence is about to ask for it.
+    fresh: VecDeque<(Instant, Batch)>,
+    /// Of all of them, that which is being written included.
+    bytes: u64,
+    /// A thread writes.
+    writing: bool,
+    /// A task forgets what is not fresh any more.
+    aging: bool,
+}
+
+impl Waiting {
+    /// A frame as stored, if it is here.
+    pub fn get(&self, key: FrameKey) -> Option<Bytes> {
+        self.by_key.get(&key).cloned()
+    }
+
+    /// Forgets a frame, which is damaged.
+    pub fn give_up(&mut self, key: FrameKey) {
+        self.by_key.remove(&key);
+    }
+
+    /// Takes frames; false where too many are here.
+    pub fn add(&mut self, frames: Frames, kept_for: KeptFor) -> bool {
+        let bytes: u64 = frames.iter().map(|(_, stored)| stored.len() as u64).sum();
+        while self.bytes + bytes > WAITING_BYTES_MAX {
+            match self.fresh.pop_front() {
+                Some((_, oldest)) => self.forget(&oldest),
+                None => return false,
+            }
+        }
+        for (key, stored) in frames.iter() {
+            self.by_key.insert(*key, stored.clone());
+        }
+        self.bytes += bytes;
+        self.queue_bytes += bytes;
+        self.queue.push_back(Batch {
+            frames,
+            bytes,
+            kept_for,
+        });
+        true
+    }
+
+    /// True for who has to write from now on, because nobody does.
+    pub fn begin(&mut self) -> bool {
+        !std::mem::replace(&mut self.writing, true)
+    }
+
+    /// What is to be written next, and whether past the kernel's memory; `None` ends the writing.
+    fn next(&mut self) -> Option<(Batch, bool)> {
+        let Some(batch) = self.queue.pop_front() else {
+            self.writing = false;
+            return None;
+        };
+        self.queue_bytes -= batch.bytes;
+        let direct = batch.is_direct() && self.queue_bytes <= BEHIND_BYTES;
+        Some((batch, direct))
+    }
+
+    fn written(&mut self, batch: Batch, direct: bool) {
+        match direct && batch.kept_for == KeptFor::Reading {
+            true => self.fresh.push_back((Instant::now(), batch)),
+            false => self.forget(&batch),
+        }
+    }
+
+    fn forget(&mut self, batch: &Batch) {
+        for (key, stored) in batch.frames.iter() {
+            // It may have come again, and wait again.
+            if self
+                .by_key
+                .get(key)
+                .is_some_and(|here| here.as_ptr() == stored.as_ptr())
+            {
+                self.by_key.remove(key);
+            }
+        }
+        self.bytes -= batch.bytes;
+    }
+
+    /// Forgets what is not fresh any more; returns when to look again, if anything is left.
+    fn age(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        while let Some((since, _)) = self.fresh.front() {
+            if now < *since + FRESH_FOR {
+                return Some(*since + FRESH_FOR);
+            }
+            if let Some((_, oldest)) = self.fresh.pop_front() {
+                self.forget(&oldest);
+            }
+        }
+        self.aging = false;
+        None
+    }
+
+    /// True for who has to see to that from now on, because nobody does.
+    fn begin_aging(&mut self) -> bool {
+        !self.fresh.is_empty() && !std::mem::replace(&mut self.aging, true)
+    }
+}
+
+/// Writes what waits, on a thread that may wait for the disk.
+pub(super) fn write(inner: &Arc<Inner>) {
+    loop {
+        let next = inner.lock().waiting.next();
+        let Some((batch, direct)) = next else { break };
+        if let Err(error) = inner.append(&batch.frames, direct) {
+            tracing::warn!(%error, dir = %inner.dir.display(), "frames could not be cached on disk");
+        }
+        let mut index = inner.lock();
+        index.waiting.written(batch, direct);
+        if index.waiting.begin_aging() {
+            tokio::spawn(age(Arc::clone(inner)));
+        }
+    }
+}
+
+async fn age(inner: Arc<Inner>) {
+    loop {
+        let next = inner.lock().waiting.age();
+        let Some(next) = next else { break };
+        tokio::time::sleep_until(next).await;
+    }
+}
