@@ -96,6 +96,8 @@ struct Refs {
     lookups: u64,
     /// Open descriptions.
     opens: u64,
+    /// It never had a name, and may be given one.
+    nameable: bool,
 }
 
 /// What changed since the last cut.

@@ -332,6 +332,15 @@ impl Volume {
         ops::make::create(&self.inner.mount, parent, name, mode, caller).await
     }
 
+    /// Makes a regular file without a name, as a file of `parent`, and opens it: counts as `create` does. It is gone when nobody holds it
+    /// any more, or after a crash, unless `link` has given it a name. POSIX: none; Linux: open(2), O_TMPFILE.
+    ///
+    /// # Errors
+    /// As `make_node`, but for those of a name.
+    pub async fn create_nameless(&self, parent: InodeNo, mode: u16, caller: Caller) -> Result<Attr, FsError> {
+        ops::make::create_nameless(&self.inner.mount, parent, mode, caller).await
+    }
+
     /// Opens a regular file or directory, and empties a file if `truncate`. `release` takes it back.
     ///
     /// # Errors

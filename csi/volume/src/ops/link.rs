@@ -27,8 +27,10 @@ pub(crate) async fn link(mount: &Mount, ino: InodeNo, parent: InodeNo, name: &[u
                 if nlink >= LINKS_MAX {
                     return Err(FsError::TooManyLinks.into());
                 }
-                // A file that lost its last name while it was open gets none again: Linux, link(2), ENOENT.
-                if nlink == 0 {
+                // A file that lost its last name while it was open gets none again: Linux, link(2), ENOENT. One that never had a
+                // name may get one: open(2), O_TMPFILE.
+                let is_nameless = nlink == 0;
+                if is_nameless && !tables.is_nameable(ino) {
                     return Err(FsError::NotFound.into());
                 }
                 add_entry(tables, parent, name, DirentRow { ino, kind }, now);
@@ -36,6 +38,9 @@ pub(crate) async fn link(mount: &Mount, ino: InodeNo, parent: InodeNo, name: &[u
                     row.nlink += 1;
                     row.ctime = now;
                 });
+                if is_nameless {
+                    tables.end_nameless(ino);
+                }
                 tables.remember(ino);
                 tables.attr(ino)
             },

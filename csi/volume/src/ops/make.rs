@@ -88,12 +88,30 @@ struct New<'a> {
 }
 
 fn make(tables: &mut Tables, new: &New<'_>, now: Timestamp) -> Result<Attr, Stop> {
-    let directory = living_directory(tables, new.parent)?;
-    let (dir_mode, dir_gid, dir_nlink) = (directory.mode, directory.gid, directory.nlink);
-    let inherits = directory.has_xattrs && new.node.kind != FileKind::Symlink;
+    living_directory(tables, new.parent)?;
     if tables.dirent(new.parent, new.name)?.is_some() {
         return Err(FsError::Exists.into());
     }
+    let ino = make_inode(tables, new, 1, now)?;
+    add_entry(
+        tables,
+        new.parent,
+        new.name,
+        DirentRow {
+            ino,
+            kind: new.node.kind,
+        },
+        now,
+    );
+    tables.remember(ino);
+    tables.attr(ino)
+}
+
+/// An inode as its directory wants it, which no directory has yet.
+fn make_inode(tables: &mut Tables, new: &New<'_>, nlink: u32, now: Timestamp) -> Result<InodeNo, Stop> {
+    let directory = living_directory(tables, new.parent)?;
+    let (dir_mode, dir_gid, dir_nlink) = (directory.mode, directory.gid, directory.nlink);
+    let inherits = directory.has_xattrs && new.node.kind != FileKind::Symlink;
     let is_directory = new.node.kind == FileKind::Directory;
     if is_directory && dir_nlink >= LINKS_MAX {
         return Err(FsError::TooManyLinks.into());
@@ -109,6 +127,7 @@ fn make(tables: &mut Tables, new: &New<'_>, now: Timestamp) -> Result<Attr, Stop
         _ => inherit(attributes, new.node.mode, new.caller.umask, is_directory)?,
     };
     let mut row = row_of(&NewNode { mode, ..new.node }, new.caller, now);
+    row.nlink = nlink;
     if dir_mode & S_ISGID != 0 {
         row.gid = dir_gid;
         if is_directory {
@@ -135,18 +154,7 @@ fn make(tables: &mut Tables, new: &New<'_>, now: Timestamp) -> Result<Attr, Stop
     if is_directory {
         tables.know_empty_directory(ino);
     }
-    add_entry(
-        tables,
-        new.parent,
-        new.name,
-        DirentRow {
-            ino,
-            kind: new.node.kind,
-        },
-        now,
-    );
-    tables.remember(ino);
-    tables.attr(ino)
+    Ok(ino)
 }
 
 /// The volume's own umask takes away what the program's leaves.
@@ -208,6 +216,40 @@ pub(crate) async fn create(
                 let attr = make(tables, &new, now)?;
                 tables.open_inode(attr.ino);
                 Ok(attr)
+            },
+            |attr| attr.ino,
+        )
+        .await
+}
+
+/// See `Volume::create_nameless`.
+pub(crate) async fn create_nameless(
+    mount: &Mount,
+    parent: InodeNo,
+    mode: u16,
+    caller: Caller,
+) -> Result<Attr, FsError> {
+    let node = NewNode {
+        kind: FileKind::Regular,
+        mode,
+        rdev: 0,
+    };
+    let new = New {
+        parent,
+        name: b"",
+        node,
+        target: None,
+        caller: under_umask(mount, caller),
+    };
+    mount
+        .change_once(
+            |tables, now| {
+                let ino = make_inode(tables, &new, 0, now)?;
+                // Held before it is an orphan, or it would go at once.
+                tables.remember(ino);
+                tables.open_inode(ino);
+                tables.add_nameless(ino);
+                tables.attr(ino)
             },
             |attr| attr.ino,
         )

@@ -81,6 +81,29 @@ impl Tables {
         !self.is_held(ino) && self.purge_or_queue(ino)
     }
 
+    /// Notes that an inode without a name, which somebody holds, never had one: it may be given one.
+    pub fn add_nameless(&mut self, ino: InodeNo) {
+        self.refs.entry(ino).or_default().nameable = true;
+        let purges = self.add_orphan(ino);
+        assert!(!purges, "somebody holds it");
+    }
+
+    /// True if an inode without a name may be given one.
+    pub fn is_nameable(&self, ino: InodeNo) -> bool {
+        self.orphans.contains(&ino) && self.refs.get(&ino).is_some_and(|refs| refs.nameable)
+    }
+
+    /// Notes that it has got one, which makes it an inode like any other.
+    pub fn end_nameless(&mut self, ino: InodeNo) {
+        if let Some(refs) = self.refs.get_mut(&ino) {
+            refs.nameable = false;
+        }
+        self.orphans.remove(&ino);
+        self.note_orphan(ino);
+        self.open.orphans.insert(ino);
+        self.open.bytes += ROW_BYTES;
+    }
+
     /// Notes an orphan that an earlier mount has left.
     pub fn load_orphan(&mut self, ino: InodeNo) {
         self.orphans_stored.insert(ino);

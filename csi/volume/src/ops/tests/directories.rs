@@ -205,6 +205,27 @@ fn orphans_that_a_crash_left_are_purged_by_the_next_mount() {
 }
 
 #[test]
+fn a_file_without_a_name_is_gone_after_a_crash_and_one_that_got_a_name_is_not() {
+    run(async {
+        let rig = Rig::new();
+        let nameless = rig.volume.create_nameless(ROOT, 0o600, ALICE).await.unwrap().ino;
+        let named = rig.volume.create_nameless(ROOT, 0o600, ALICE).await.unwrap().ino;
+        for ino in [nameless, named] {
+            rig.write(ino, 0, &vec![5; 50_000]).await;
+        }
+        rig.volume.link(named, ROOT, b"f").await.unwrap();
+        let mut rig = rig.reopened().await;
+        assert_eq!(rig.volume.statfs().inodes, 3);
+        rig.volume.purge_all().await;
+        rig.forget_all().await;
+        assert_eq!(rig.volume.statfs().inodes, 2);
+        assert_fails!(rig.volume.getattr(nameless).await, FsError::Stale(_));
+        assert_eq!(rig.read(named, 49_999, 10).await, b"\x05");
+        assert_eq!(rig.attr(named).await.nlink, 1);
+    });
+}
+
+#[test]
 fn a_file_is_renamed_over_another() {
     run(async {
         let mut rig = Rig::tight();
