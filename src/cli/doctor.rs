@@ -94,6 +94,7 @@ pub async fn run(args: DoctorArgs) -> Result<(), Failure> {
     let mut findings = vec![
         node::rights(),
         node::fuse(),
+        node::io_uring(),
         node::request_timeout(),
         node::propagation(&args.staging_root),
         node::podman(&args.podman_socket),

@@ -6,7 +6,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use volume::budget::MEMORY_BYTES_MAX;
-use volume::head::{Durability, Parameters};
+use volume::head::{Durability, Parameters, Transport};
 use volume::volume::CacheConfig;
 use volume::volume_id::NodeId;
 use volume_mount::foreground::{ForegroundMount, Ready, mount_foreground};
@@ -51,6 +51,9 @@ pub struct MountArgs {
     /// their fsync waits for the bucket
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// How the kernel reaches this program: classic, or io_uring (Linux 6.14), which is faster. As the volume says if not given
+    #[arg(long, value_name = "TRANSPORT")]
+    transport: Option<Transport>,
     /// The name under which other nodes see this mount; the host name if not given
     #[arg(long, env = "PANNIER_NODE_ID")]
     pub node_id: Option<String>,
@@ -76,8 +79,9 @@ pub async fn run(args: MountArgs) -> Result<(), Failure> {
             format!("epoch {}", ready.info.epoch)
         };
         let _ = say(format_args!(
-            "{volume} is mounted at {} ({how})",
-            ready.mountpoint.display()
+            "{volume} is mounted at {} ({how}, {})",
+            ready.mountpoint.display(),
+            ready.transport
         ));
         let _ = mounted.send(ready.mountpoint);
     };
@@ -107,6 +111,7 @@ fn spec(args: &MountArgs) -> Result<OpenSpec, Failure> {
         cache,
         state_dir: args.state_dir.clone(),
         root: RootOwner::default(),
+        transport: args.transport,
     })
 }
 

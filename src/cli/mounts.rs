@@ -15,6 +15,7 @@ use proto::engine::v1::engine_client::EngineClient;
 use serde::Serialize;
 use tokio::net::UnixStream;
 use tonic::transport::Endpoint;
+use volume::head::Transport;
 
 use super::{Failure, say};
 
@@ -46,11 +47,17 @@ struct Told {
     lost: String,
     /// What is wrong with the store; empty while it answers.
     outage: String,
+    /// How the kernel reaches the engine.
+    transport: Transport,
+    /// How it was asked to.
+    transport_asked: Transport,
 }
 
 impl From<wire::MountInfo> for Told {
     fn from(mount: wire::MountInfo) -> Self {
         Self {
+            transport: transport(mount.transport()),
+            transport_asked: transport(mount.transport_asked()),
             volume: mount.volume_id,
             mountpoint: mount.mountpoint,
             read_only: mount.read_only,
@@ -64,6 +71,14 @@ impl From<wire::MountInfo> for Told {
     }
 }
 
+/// An engine that does not say is one that knows no other.
+fn transport(told: wire::Transport) -> Transport {
+    match told {
+        wire::Transport::Unspecified | wire::Transport::Classic => Transport::Classic,
+        wire::Transport::IoUring => Transport::IoUring,
+    }
+}
+
 /// Lists the mounts.
 ///
 /// # Errors
@@ -74,19 +89,23 @@ pub async fn run(args: MountsArgs) -> Result<(), Failure> {
         return say(serde_json::to_string_pretty(&mounts)?);
     }
     say(format_args!(
-        "{:<40} {:<6} {:>14}  {:<24} MOUNTPOINT",
-        "VOLUME", "ACCESS", "DIRTY BYTES", "STATE"
+        "{:<40} {:<6} {:<9} {:>14}  {:<24} MOUNTPOINT",
+        "VOLUME", "ACCESS", "TRANSPORT", "DIRTY BYTES", "STATE"
     ))?;
     for mount in &mounts {
         let access = if mount.read_only { "ro" } else { "rw" };
         let state = match (mount.lost.as_str(), mount.outage.as_str()) {
+            ("", "") if mount.transport != mount.transport_asked => format!("ok, asked for {}", mount.transport_asked),
             ("", "") => "ok".to_owned(),
             ("", outage) => format!("store in trouble {outage}"),
             (lost, _) => lost.to_owned(),
         };
         say(format_args!(
-            "{:<40} {access:<6} {:>14}  {state:<24} {}",
-            mount.volume, mount.dirty_bytes, mount.mountpoint
+            "{:<40} {access:<6} {:<9} {:>14}  {state:<24} {}",
+            mount.volume,
+            mount.transport.to_string(),
+            mount.dirty_bytes,
+            mount.mountpoint
         ))?;
     }
     Ok(())

@@ -305,6 +305,10 @@ fn say_head(head: &Head, location: &S3Location) -> Result<(), Failure> {
         "compression {}",
         serde_json::to_string(&head.parameters.compression)?.trim_matches('"')
     ))?;
+    say(format_args!(
+        "transport   {}",
+        head.parameters.settings.transport.unwrap_or_default()
+    ))?;
     if let Some(leader) = &head.leader {
         say(format_args!(
             "mounted     on {} since {}",

@@ -28,7 +28,7 @@ use volume_s3::{ConnectError, S3Location};
 use crate::clock::{SystemClock, unix_ms};
 use crate::keeper::KeeperClient;
 use crate::mountpoint::{self, AttachOptions, MountpointError};
-use crate::open::{Connection, OpenFailed, OpenSpec, Opened, open};
+use crate::open::{Carried, Connection, OpenFailed, OpenSpec, Opened, open};
 use crate::session::{Session, SessionError, Succession, blocking, flush, unmount};
 use crate::store::{Access, Keys, Stores};
 
@@ -91,6 +91,8 @@ pub struct MountInfo {
     pub node_id: NodeId,
     /// By which lease.
     pub lease: Option<Lease>,
+    /// How the kernel reaches this process.
+    pub transport: Carried,
 }
 
 /// What an unmount did.
@@ -389,12 +391,18 @@ impl Engine {
 impl Engine {
     async fn serve(&self, spec: &MountSpec, path: PathBuf) -> Result<(), EngineError> {
         let connection = Connection::begin(self.inner.succession != Succession::None);
-        let Opened { volume, bucket } = open(&spec.open, connection, (&self.inner.stores, &self.inner.budget)).await?;
+        let opened = open(&spec.open, connection, (&self.inner.stores, &self.inner.budget)).await?;
+        let Opened {
+            volume,
+            bucket,
+            transport,
+        } = opened;
         let options = AttachOptions {
             source: spec.open.location.to_string(),
             read_only: spec.open.read_only,
             noexec: spec.noexec,
             nosuid: spec.nosuid,
+            transport: transport.by,
         };
         let since_unix_ms = unix_ms(SystemClock.now());
         let shown = Shown {
@@ -442,6 +450,7 @@ impl Engine {
             session,
             closed,
             device: ending::device_of([&path].into_iter()),
+            asked: transport.asked,
             let_go: false,
             spec: spec.open.clone(),
             since_unix_ms,

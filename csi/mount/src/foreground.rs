@@ -10,11 +10,12 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use volume::budget::Budget;
 use volume::error::FsError;
+use volume::head::Transport;
 use volume::volume::VolumeInfo;
 use volume_s3::S3Location;
 
 use crate::mountpoint::{self, AttachOptions, MountpointError};
-use crate::open::{Connection, OpenFailed, OpenSpec, open};
+use crate::open::{Connection, OpenFailed, OpenSpec, Opened, open};
 use crate::session::{Session, SessionError, Succession, flush, unmount};
 use crate::store::Stores;
 
@@ -37,6 +38,8 @@ pub struct Ready {
     pub mountpoint: PathBuf,
     /// What.
     pub info: VolumeInfo,
+    /// How the kernel reaches this process.
+    pub transport: Transport,
 }
 
 /// Why a foreground mount failed.
@@ -76,18 +79,18 @@ pub async fn mount_foreground(
     // Before anything is taken over: a typing error must not disturb the volume's present writer.
     let path = mountpoint::check(&request.mountpoint)?;
     let location = request.open.location.clone();
-    let volume = open(
+    let Opened { volume, transport, .. } = open(
         &request.open,
         Connection::begin(false),
         (&Stores::default(), &Budget::default()),
     )
-    .await?
-    .volume;
+    .await?;
     let options = AttachOptions {
         source: location.to_string(),
         read_only: request.open.read_only,
         noexec: false,
         nosuid: false,
+        transport: transport.by,
     };
     let attached = Session::attach(volume.clone(), &path, &options, Succession::None, &Handle::current());
     let session = match attached.and_then(|attached| attached.serve(&path)) {
@@ -102,6 +105,7 @@ pub async fn mount_foreground(
     ready(Ready {
         mountpoint: path.clone(),
         info: volume.info(),
+        transport: session.transport(),
     });
     tokio::select! {
         () = session.ended() => {}

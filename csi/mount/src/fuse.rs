@@ -1,5 +1,5 @@
 //! The skin: FUSE requests become calls of `Volume`, and their results become replies. Each operation calls and replies; a
-//! transport (`classic.rs`) decodes before and encodes after it.
+//! transport (`classic.rs`, `session/uring.rs`) decodes before and encodes after it.
 //!
 //! What is in RAM is answered on the thread that read the request: a call is polled once in place, and only if it has to
 //! wait does it become a task. Invariant: every request gets exactly one reply, also after a panic (a reply that is dropped
@@ -25,7 +25,7 @@ mod listing;
 mod once;
 pub mod reply;
 mod seeking;
-mod stat;
+pub mod stat;
 
 use answer::{About, refuse};
 pub use classic::Classic;
@@ -59,7 +59,7 @@ pub struct Skin {
 }
 
 /// What a program wants to make, with the umask that is to be taken from its mode.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Making {
     /// Kind and permission bits.
     pub mode: u32,
@@ -269,6 +269,20 @@ impl Skin {
         let (mode, caller) = (permissions(making.mode), caller(request, making.umask));
         let work = async move { volume.create(parent, &name, mode, caller).await };
         self.make_open((request, About("create", parent)), flags, reply, work);
+    }
+
+    /// Makes a file without a name and opens it.
+    pub fn tmpfile(
+        &self,
+        request: &Request,
+        dir: InodeNo,
+        (making, flags): (Making, OpenFlags),
+        reply: impl Reply<Created>,
+    ) {
+        let volume = self.volume.clone();
+        let (mode, caller) = (permissions(making.mode), caller(request, making.umask));
+        let work = async move { volume.create_nameless(dir, mode, caller).await };
+        self.make_open((request, About("tmpfile", dir)), flags, reply, work);
     }
 
     /// Reads.

@@ -15,6 +15,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair};
 use nix::sys::stat::Mode;
+use volume::head::Transport;
 
 mod mountinfo;
 mod users;
@@ -40,6 +41,8 @@ pub struct AttachOptions {
     pub noexec: bool,
     /// Do not honour set-user-id bits.
     pub nosuid: bool,
+    /// How its requests are to come; they come by the classic way where the kernel does not offer the other.
+    pub transport: Transport,
 }
 
 /// Why a folder could not become a mountpoint, or stop being one.

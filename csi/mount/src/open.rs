@@ -13,7 +13,7 @@ use volume::budget::Budget;
 use volume::clock::Clock;
 use volume::commit::CommitLimits;
 use volume::error::FsError;
-use volume::head::{Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters, Settings};
+use volume::head::{Head, HeadError, HeadFile, HeadWriter, NewHead, Parameters, Settings, Transport};
 use volume::ids::{InodeNo, Lease};
 use volume::limits::Limits;
 use volume::open::OpenError;
@@ -23,6 +23,7 @@ use volume::volume_id::{NameError, NodeId, VolumeId};
 use volume_s3::{ConnectError, S3Location};
 
 use crate::clock::SystemClock;
+use crate::session::uring;
 use crate::store::{Access, ReplaceableBucket, Stores};
 
 /// The mode of a new volume's root directory.
@@ -51,6 +52,8 @@ pub struct OpenSpec {
     pub state_dir: Option<PathBuf>,
     /// Ownership of the root directory of a volume that nobody has used yet.
     pub root: RootOwner,
+    /// How the kernel is to reach this process; `None` leaves it to the volume.
+    pub transport: Option<Transport>,
 }
 
 /// Ownership of a fresh root directory; `None` leaves root:root and 0755.
@@ -93,6 +96,17 @@ pub struct Opened {
     pub volume: Volume,
     /// Its bucket, to replace credentials.
     pub bucket: Arc<ReplaceableBucket>,
+    /// How the kernel is to reach this process.
+    pub transport: Carried,
+}
+
+/// How the kernel is to reach the process that serves a mount, and how it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Carried {
+    /// By the mount, or else by the volume.
+    pub asked: Transport,
+    /// What this machine can.
+    pub by: Transport,
 }
 
 /// Why a volume could not be opened: where, and what.
@@ -193,6 +207,7 @@ async fn open_in(spec: &OpenSpec, of: Connection, (stores, budget): (&Stores, &B
     if !spec.read_only && spec.lease.is_none() {
         clear_the_way(spec, &head, &found).await?;
     }
+    let transport = carried(spec.transport.or(found.parameters.settings.transport), (of, spec));
     let options = OpenOptions {
         node_id: spec.node_id.clone(),
         read_only: spec.read_only,
@@ -203,7 +218,7 @@ async fn open_in(spec: &OpenSpec, of: Connection, (stores, budget): (&Stores, &B
             boot,
             connection: of.id,
             adopts: of.adopted,
-            leaves: of.outlives,
+            leaves: of.outlives && transport.by == Transport::Classic,
         }),
         limits: Limits {
             budget: budget.clone(),
@@ -216,7 +231,29 @@ async fn open_in(spec: &OpenSpec, of: Connection, (stores, budget): (&Stores, &B
     if !spec.read_only && !of.adopted {
         own_root(&volume, owner_of(spec.root, &found.parameters.settings)).await?;
     }
-    Ok(Opened { volume, bucket })
+    Ok(Opened {
+        volume,
+        bucket,
+        transport,
+    })
+}
+
+/// What this machine can of what is asked. A connection that was kept is a classic one, or it would have ended.
+fn carried(asked: Option<Transport>, (of, spec): (Connection, &OpenSpec)) -> Carried {
+    let asked = asked.unwrap_or_default();
+    let can = match asked {
+        Transport::Classic => false,
+        Transport::IoUring if of.adopted => false,
+        Transport::IoUring => match uring::available() {
+            Ok(()) => true,
+            Err(why) => {
+                tracing::warn!(volume = %spec.location, "the mount is not served by io_uring but as any other: {why}");
+                false
+            }
+        },
+    };
+    let by = if can { Transport::IoUring } else { Transport::Classic };
+    Carried { asked, by }
 }
 
 /// Which start of this machine it is.

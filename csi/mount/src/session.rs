@@ -16,6 +16,7 @@ use nix::sys::stat::Mode;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use volume::error::FsError;
+use volume::head::Transport;
 use volume::volume::Volume;
 
 use crate::fuse::{Classic, Flusher, Skin};
@@ -24,13 +25,16 @@ use crate::mountpoint::{self, AttachOptions, MountpointError};
 mod greeting;
 mod relay;
 mod requests;
+pub mod uring;
 
+use greeting::Greeted;
 pub use greeting::Greeting;
 pub(crate) use greeting::forget_pages;
 use relay::Relay;
 pub(crate) use relay::{Outgoing, SENT_AGAIN};
 use requests::Requests;
 pub(crate) use requests::WRITE_BYTES_MAX;
+use uring::{Connection, Rings};
 
 /// At most 8 threads read requests of one mount: each has 16 MiB of address space for its buffer, and what they do is
 /// short. At least 2, so that a copy of 1 MiB on one never keeps a stat waiting.
@@ -54,12 +58,29 @@ pub enum SessionError {
         /// What failed.
         source: io::Error,
     },
+    /// The kernel has agreed to io_uring and then refused a ring.
+    #[error("the mount cannot be served by io_uring: {source}")]
+    Rings {
+        /// What failed.
+        source: io::Error,
+    },
     /// No thread could be started.
     #[error("cannot start a thread: {source}")]
     Thread {
         /// Why.
         source: io::Error,
     },
+}
+
+/// The way of requests to the skin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// From /dev/fuse to fuser.
+    Direct,
+    /// By `Requests`.
+    Relayed,
+    /// By io_uring, but for what only /dev/fuse brings.
+    Rings,
 }
 
 /// Whether another process can go on with a connection.
@@ -85,6 +106,7 @@ pub struct Attached {
     /// What a successor needs beside it, from a kernel that cannot send requests again.
     pub requests: Option<Arc<Requests>>,
     relay: Option<Relay>,
+    rings: Option<(Arc<Skin>, usize)>,
     new: bool,
 }
 
@@ -92,7 +114,7 @@ impl Attached {
     fn new(
         volume: Volume,
         (device, greeting): (OwnedFd, Greeting),
-        requests: Option<Arc<Requests>>,
+        (way, requests): (Way, Option<Arc<Requests>>),
         runtime: &Handle,
         new: bool,
     ) -> Result<Self, SessionError> {
@@ -107,10 +129,19 @@ impl Attached {
         let skin = Arc::new(Skin::new(volume, runtime.clone(), (flusher.clone(), outgoing.clone())));
         let mut config = Config::default();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = cores.clamp(*THREADS.start(), *THREADS.end());
+        let threads = match way {
+            Way::Direct | Way::Relayed => cores.clamp(*THREADS.start(), *THREADS.end()),
+            // For references that are taken back, and interrupts.
+            Way::Rings => 1,
+        };
         config.n_threads = Some(threads);
         let failed = |source| SessionError::Greeting { source };
-        let (session, socket) = greeting::greet(Classic(skin), (&device, &greeting), config, new).map_err(failed)?;
+        let classic = Classic(Arc::clone(&skin), way);
+        let Greeted {
+            session,
+            socket,
+            request_bytes_max,
+        } = greeting::greet(classic, (&device, &greeting), config, new).map_err(failed)?;
         let relay = match &requests {
             Some(requests) => Some(Relay {
                 device: device.try_clone().map_err(failed)?,
@@ -131,14 +162,20 @@ impl Attached {
             greeting,
             requests,
             relay,
+            rings: (way == Way::Rings).then_some((skin, request_bytes_max)),
             new,
         })
+    }
+
+    /// True if it is to be served by io_uring.
+    pub fn is_by_rings(&self) -> bool {
+        self.rings.is_some()
     }
 
     /// Serves it, at `path`. Requests that a predecessor has not answered come again.
     ///
     /// # Errors
-    /// `Thread`; `Greeting` where the kernel cannot send them again. A new connection is taken off `path` then.
+    /// `Thread`, `Rings`; `Greeting` where the kernel cannot send them again. A new connection is taken off `path` then.
     pub fn serve(self, path: &Path) -> Result<Session, SessionError> {
         let new = self.new;
         self.start(path).inspect_err(|_| {
@@ -154,6 +191,7 @@ impl Attached {
             flusher,
             device,
             relay,
+            rings,
             new,
             ..
         } = self;
@@ -162,9 +200,25 @@ impl Attached {
         if let Some(relay) = relay {
             relay.start().map_err(of_thread)?;
         }
-        if new && let Ok(Some(mounted)) = mountpoint::mounted_at(path) {
-            mountpoint::widen_read_ahead(&mounted);
+        let mounted = new.then(|| mountpoint::mounted_at(path).ok().flatten()).flatten();
+        if let Some(mounted) = &mounted {
+            mountpoint::widen_read_ahead(mounted);
         }
+        let rings = match (rings, mounted) {
+            (None, _) => None,
+            (Some((skin, request_bytes_max)), mounted) => {
+                let connection = Connection {
+                    request_bytes_max,
+                    device: mounted.map(|mounted| mounted.device),
+                };
+                let started = Rings::start(&device, connection, &skin);
+                Some(started.map_err(|source| SessionError::Rings { source })?)
+            }
+        };
+        let transport = match &rings {
+            None => Transport::Classic,
+            Some(_) => Transport::IoUring,
+        };
         if !new && !relayed {
             greeting::ask_again(&device).map_err(|source| SessionError::Greeting { source })?;
         }
@@ -177,10 +231,13 @@ impl Attached {
                 if let Err(error) = session.run() {
                     tracing::error!(%error, mountpoint = %place.display(), "serving the mount failed");
                 }
+                if let Some(rings) = rings {
+                    rings.end();
+                }
                 end.send_replace(true);
             })
             .map_err(of_thread)?;
-        Ok(Session { ended })
+        Ok(Session { ended, transport })
     }
 }
 
@@ -188,6 +245,7 @@ impl Attached {
 #[derive(Debug, Clone)]
 pub struct Session {
     ended: watch::Receiver<bool>,
+    transport: Transport,
 }
 
 impl Session {
@@ -209,13 +267,23 @@ impl Session {
             if succession == Succession::KeptByUs {
                 greeting = greeting.of_an_older_kernel();
             }
-            let relays = succession != Succession::None && !greeting.can_send_again();
-            let requests = relays.then(Requests::new).transpose()?;
-            Ok((greeting, requests.map(Arc::new)))
+            let rings = options.transport == Transport::IoUring && greeting.offers_rings();
+            if options.transport == Transport::IoUring && !rings {
+                let why = uring::Unavailable::NotOffered;
+                tracing::warn!(mountpoint = %path.display(), "the mount is not served by io_uring but as any other: {why}");
+            }
+            let relays = !rings && succession != Succession::None && !greeting.can_send_again();
+            let requests = relays.then(Requests::new).transpose()?.map(Arc::new);
+            let way = match (rings, relays) {
+                (true, _) => Way::Rings,
+                (false, true) => Way::Relayed,
+                (false, false) => Way::Direct,
+            };
+            Ok((greeting, (way, requests)))
         };
         let greeted = greeted().map_err(|source| SessionError::Greeting { source });
         greeted
-            .and_then(|(greeting, requests)| Attached::new(volume, (device, greeting), requests, runtime, true))
+            .and_then(|(greeting, way)| Attached::new(volume, (device, greeting), way, runtime, true))
             .inspect_err(|_| {
                 if let Err(error) = mountpoint::detach(path) {
                     tracing::error!(%error, "the mount that nobody serves could not be taken off");
@@ -243,7 +311,13 @@ impl Session {
                 )));
             }
         };
-        Attached::new(volume, kept, requests, runtime, false)
+        let way = if requests.is_some() { Way::Relayed } else { Way::Direct };
+        Attached::new(volume, kept, (way, requests), runtime, false)
+    }
+
+    /// How the kernel reaches this process.
+    pub fn transport(&self) -> Transport {
+        self.transport
     }
 
     /// Returns when the kernel has given the connection up: no program can reach the volume any more.

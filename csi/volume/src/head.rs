@@ -25,12 +25,14 @@ mod access;
 mod leadership;
 mod parameters;
 pub mod settings;
+mod transport;
 
 pub use access::AccessMode;
 pub(crate) use leadership::check_tail;
 pub use leadership::{Claim, TakenOver};
 pub use parameters::{Compression, Durability, ParameterError, Parameters};
 pub use settings::Settings;
+pub use transport::Transport;
 
 /// Key of the head below the volume's root.
 pub const HEAD_KEY: &str = "head";

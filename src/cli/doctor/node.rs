@@ -53,6 +53,23 @@ pub fn fuse() -> Finding {
     }
 }
 
+/// The faster way of requests, which volumes may ask for.
+pub fn io_uring() -> Finding {
+    use volume_mount::session::uring::{Unavailable, is_available};
+    match is_available() {
+        Ok(()) => Finding::ok("io_uring", "volumes with transport = \"io_uring\" are served so"),
+        Err(Unavailable::Off { .. }) => Finding::ok(
+            "io_uring",
+            "off in the kernel until a volume with transport = \"io_uring\" is mounted, which switches it on",
+        ),
+        Err(why) => Finding::warning(
+            "io_uring",
+            why.to_string(),
+            "only volumes with transport = \"io_uring\" miss it: their mounts are classic here",
+        ),
+    }
+}
+
 /// A time after which the kernel ends a connection whose server waits for the store.
 pub fn request_timeout() -> Finding {
     for name in ["default_request_timeout", "max_request_timeout"] {

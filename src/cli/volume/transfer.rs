@@ -273,6 +273,7 @@ async fn open_volume(
         cache: CacheConfig::default(),
         state_dir: None,
         root: RootOwner::default(),
+        transport: None,
     };
     Ok(open(&spec, Connection::begin(false), (stores, &Budget::default()))
         .await?

@@ -142,6 +142,12 @@ impl Engine {
     pub(super) fn keep_new(&self, left: &Left, attached: &Attached, survives: bool) {
         let Some(keeper) = &self.inner.keeper else { return };
         let (key, volume_id) = (left.key(), &left.spec.volume_id);
+        if attached.is_by_rings() {
+            return tracing::warn!(
+                volume_id,
+                "the mount is served by io_uring, as it was asked for: it does not outlive this engine"
+            );
+        }
         if !survives {
             return tracing::warn!(
                 volume_id,
@@ -313,7 +319,11 @@ impl Engine {
         opened: Opened,
         (device, requests): (OwnedFd, Option<OwnedFd>),
     ) -> Result<(), EngineError> {
-        let Opened { volume, bucket } = opened;
+        let Opened {
+            volume,
+            bucket,
+            transport,
+        } = opened;
         let (of, greeting, runtime) = (volume.clone(), left.greeting.clone(), Handle::current());
         let place = left.mountpoints.keys().next().cloned().unwrap_or_default();
         let adopt = move || Session::adopt(of, (device, greeting), requests, &runtime)?.serve(&place);
@@ -336,6 +346,7 @@ impl Engine {
             closed,
             device: device_of(left.mountpoints.keys()),
             let_go: false,
+            asked: transport.asked,
             spec: left.spec.open.clone(),
             since_unix_ms: left.since_unix_ms,
             mountpoints: left.mountpoints.clone(),

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use volume::head::Transport;
 use volume::metrics::{Exposition, Kind, Labels, seconds};
 use volume_s3::Operation;
 
@@ -45,6 +46,16 @@ const OF_VOLUMES: &[OfVolume] = &[
         Kind::Gauge,
         "Places where the volume is mounted by this engine.",
         |row| Some(row.served.mountpoints.len() as f64),
+    ),
+    (
+        "pannier_volume_io_uring",
+        Kind::Gauge,
+        "1 if the kernel reaches the engine by io_uring: such a mount ends with the engine.",
+        |row| {
+            Some(f64::from(u8::from(
+                row.served.session.transport() == Transport::IoUring,
+            )))
+        },
     ),
     (
         "pannier_volume_lost",

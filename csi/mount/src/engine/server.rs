@@ -12,6 +12,7 @@ use proto::engine::v1::unmount_request::Which;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
+use volume::head::Transport;
 use volume::ids::Lease;
 use volume::volume::CacheConfig;
 use volume::volume_id::NodeId;
@@ -113,6 +114,7 @@ pub(super) fn spec_of(request: wire::MountRequest) -> Result<MountSpec, Status> 
         },
         state_dir: None,
         root: root_owner(&options)?,
+        transport: transport_asked(&options)?,
     };
     let (noexec, nosuid) = (options.noexec, options.nosuid);
     Ok(MountSpec {
@@ -158,6 +160,10 @@ pub(super) fn request_of(spec: &MountSpec) -> wire::MountRequest {
             mode: open.root.mode.map(u32::from),
             noexec: spec.noexec,
             nosuid: spec.nosuid,
+            transport: open
+                .transport
+                .map_or(wire::Transport::Unspecified, wire_transport)
+                .into(),
         }),
     }
 }
@@ -253,6 +259,27 @@ fn info(mount: MountInfo) -> wire::MountInfo {
         location: Some(place_of(&mount.location, &mount.access)),
         node_id: mount.node_id.to_string(),
         lease: mount.lease.map_or(0, |lease| lease.0),
+        transport: wire_transport(mount.transport.by).into(),
+        transport_asked: wire_transport(mount.transport.asked).into(),
+    }
+}
+
+fn wire_transport(transport: Transport) -> wire::Transport {
+    match transport {
+        Transport::Classic => wire::Transport::Classic,
+        Transport::IoUring => wire::Transport::IoUring,
+    }
+}
+
+fn transport_asked(options: &wire::MountOptions) -> Result<Option<Transport>, Status> {
+    match wire::Transport::try_from(options.transport) {
+        Ok(wire::Transport::Unspecified) => Ok(None),
+        Ok(wire::Transport::Classic) => Ok(Some(Transport::Classic)),
+        Ok(wire::Transport::IoUring) => Ok(Some(Transport::IoUring)),
+        Err(_) => Err(Status::invalid_argument(format!(
+            "options.transport {} is none of TRANSPORT_CLASSIC and TRANSPORT_IO_URING",
+            options.transport
+        ))),
     }
 }
 

@@ -22,9 +22,9 @@ pub fn status_of(error: &EngineError) -> Status {
         EngineError::Open(failed) => of_refusal(&failed.refusal, text),
         EngineError::Session(error) => match error {
             crate::session::SessionError::Mountpoint(error) => of_mountpoint(error, text),
-            crate::session::SessionError::Greeting { .. } | crate::session::SessionError::Thread { .. } => {
-                Status::internal(text)
-            }
+            crate::session::SessionError::Greeting { .. }
+            | crate::session::SessionError::Rings { .. }
+            | crate::session::SessionError::Thread { .. } => Status::internal(text),
         },
         EngineError::Connect(_) => Status::invalid_argument(text),
         EngineError::OtherVolume { .. } => Status::already_exists(text),

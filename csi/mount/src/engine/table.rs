@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard};
 
 use tokio::sync::{OwnedMutexGuard, watch};
+use volume::head::Transport;
 use volume::volume::Volume;
 
 use super::kept::Left;
 use super::{Engine, EngineError, MountInfo, MountSpec};
 use crate::mountpoint;
-use crate::open::OpenSpec;
+use crate::open::{Carried, OpenSpec};
 use crate::session::Session;
 use crate::store::ReplaceableBucket;
 
@@ -40,6 +41,8 @@ pub struct Served {
     pub let_go: bool,
     /// How it was opened.
     pub spec: OpenSpec,
+    /// How the kernel was to reach this process.
+    pub asked: Transport,
     /// Since when, in milliseconds since the Unix epoch.
     pub since_unix_ms: u64,
     /// Where it can be seen.
@@ -183,6 +186,10 @@ pub fn infos(key: &ServedKey, served: &Served) -> Vec<MountInfo> {
         access: served.spec.access.clone(),
         node_id: served.spec.node_id.clone(),
         lease: served.spec.lease,
+        transport: Carried {
+            asked: served.asked,
+            by: served.session.transport(),
+        },
     };
     if served.mountpoints.is_empty() {
         return vec![info(PathBuf::new(), key.read_only, served.since_unix_ms)];

@@ -25,6 +25,7 @@ use super::stat::{
     STATFS_BLOCK_BYTES, file_attr, file_type, inode_no, no_file, permissions, set_time, statfs_blocks, timestamp,
 };
 use super::{Making, Skin, flags};
+use crate::session::Way;
 
 /// Inode numbers are never reused, so all are of one generation.
 const GENERATION: Generation = Generation(0);
@@ -32,9 +33,9 @@ const GENERATION: Generation = Generation(0);
 /// The handle of every open file.
 const HANDLE: FileHandle = FileHandle(0);
 
-/// The skin as fuser calls it.
+/// The skin as fuser calls it, and the way by which requests reach it.
 #[derive(Debug)]
-pub struct Classic(pub Arc<Skin>);
+pub struct Classic(pub Arc<Skin>, pub Way);
 
 fn request(request: &fuser::Request) -> Request {
     Request {
@@ -59,7 +60,7 @@ fn clears_suid(request: &fuser::Request) -> bool {
 
 impl Filesystem for Classic {
     fn init(&mut self, _request: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
-        flags::negotiate(config, self.0.read_only, self.0.outgoing.is_relayed())
+        flags::negotiate(config, self.0.read_only, self.1)
     }
 
     fn lookup(&self, _request: &fuser::Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

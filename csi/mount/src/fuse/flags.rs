@@ -9,7 +9,7 @@ use volume::attr::{Fallocate, RenameMode, SeekKind};
 use volume::error::FsError;
 
 use super::reply::Xattr;
-use crate::session::WRITE_BYTES_MAX;
+use crate::session::{WRITE_BYTES_MAX, Way};
 
 /// The answer that makes the kernel stop sending a request it can do without.
 pub const NOT_NEEDED: Errno = Errno::ENOSYS;
@@ -24,7 +24,7 @@ const BACKGROUND_REQUESTS_MAX: u16 = 32;
 /// Agrees with the kernel on how to talk. A mount that writes gets the writeback cache: the kernel answers write(2) from
 /// its own memory and sends us whole pages later. Locks are not asked for, so the kernel keeps them by itself. The
 /// umask comes to us, because a directory's default list may take its place.
-pub fn negotiate(config: &mut KernelConfig, read_only: bool, relayed: bool) -> io::Result<()> {
+pub fn negotiate(config: &mut KernelConfig, read_only: bool, way: Way) -> io::Result<()> {
     let mut wanted = InitFlags::FUSE_ASYNC_READ
         | InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_ATOMIC_O_TRUNC
@@ -44,13 +44,17 @@ pub fn negotiate(config: &mut KernelConfig, read_only: bool, relayed: bool) -> i
         // A reader may go on with a newer state, in which a file is another one.
         wanted |= InitFlags::FUSE_AUTO_INVAL_DATA;
     }
+    wanted.set(InitFlags::FUSE_OVER_IO_URING, way == Way::Rings);
     // An older kernel lacks some: without them it is slower, not wrong.
     let offered = wanted & config.capabilities();
     config
         .add_capabilities(offered)
         .map_err(|bits| io::Error::other(format!("the kernel takes {bits:?} back")))?;
     let fits = |nearest: u32| io::Error::other(format!("the kernel wants {nearest} instead"));
-    let write_bytes_max = if relayed { WRITE_BYTES_MAX } else { REQUEST_BYTES_MAX };
+    let write_bytes_max = match way {
+        Way::Relayed => WRITE_BYTES_MAX,
+        Way::Direct | Way::Rings => REQUEST_BYTES_MAX,
+    };
     config.set_max_write(write_bytes_max).map_err(fits)?;
     config
         .set_max_background(BACKGROUND_REQUESTS_MAX)

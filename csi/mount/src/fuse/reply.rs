@@ -2,7 +2,7 @@
 //!
 //! A transport decodes what the kernel asks, calls a method of `Skin` with a reply of its own, and writes what that is given as
 //! the kernel wants it. Invariant of each: a reply that is dropped unsent says EIO, so no request is ever left without one.
-//! Implementations: `classic.rs`.
+//! Implementations: `classic.rs`, `session/uring/encode.rs`.
 
 use std::time::Duration;
 

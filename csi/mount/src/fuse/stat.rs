@@ -11,7 +11,7 @@ use volume::ids::InodeNo;
 use volume::row::FileKind;
 
 /// 4 KiB: what stat(2) gives as the preferred block. Larger values make some programs allocate huge buffers.
-const PREFERRED_BLOCK_BYTES: u32 = 4096;
+pub const PREFERRED_BLOCK_BYTES: u32 = 4096;
 
 /// Bytes of a block in statfs(2).
 pub const STATFS_BLOCK_BYTES: u32 = 4096;

@@ -15,11 +15,21 @@ use crate::fuse::Classic;
 /// 8 KiB: what the kernel wants to have room for at least, whatever it says.
 const GREETING_BYTES_MAX: usize = 8192;
 
+/// Bytes of a page as the kernel counts requests.
+const PAGE_BYTES: usize = 4096;
+
 /// Where the second word of flags lies in a greeting: after its header of 40 bytes, the version, the read-ahead and the first.
 const MORE_FLAGS_AT: usize = 56;
 
 /// Bit 39 of the flags: the kernel can send requests again that nobody has answered.
 const SENDS_AGAIN: u32 = 1 << (39 - 32);
+
+/// Bit 41 of the flags: the kernel can send requests by io_uring.
+const OFFERS_RINGS: u32 = 1 << (41 - 32);
+
+/// Where in an answer the longest write in bytes lies, after its header of 16 bytes, and where the longest request in pages.
+const WRITE_BYTES_AT: usize = 16 + 20;
+const PAGES_AT: usize = 16 + 28;
 
 /// FUSE_NOTIFY_INVAL_INODE and FUSE_NOTIFY_RESEND, as the kernel numbers its notifications.
 const NOTIFY_INVAL_INODE: u32 = 2;
@@ -42,8 +52,17 @@ impl Greeting {
 
     /// True if the kernel can give a successor what was asked of its predecessor.
     pub fn can_send_again(&self) -> bool {
+        self.has(SENDS_AGAIN)
+    }
+
+    /// True if the kernel offers requests by io_uring.
+    pub fn offers_rings(&self) -> bool {
+        self.has(OFFERS_RINGS)
+    }
+
+    fn has(&self, flag: u32) -> bool {
         let word = self.0.get(MORE_FLAGS_AT..MORE_FLAGS_AT + 4);
-        word.is_some_and(|word| u32::from_ne_bytes(word.try_into().expect("four bytes")) & SENDS_AGAIN != 0)
+        word.is_some_and(|word| u32::from_ne_bytes(word.try_into().expect("four bytes")) & flag != 0)
     }
 
     /// What a kernel before Linux 6.9 would have said.
@@ -54,6 +73,30 @@ impl Greeting {
         }
         self
     }
+}
+
+/// A session that was greeted.
+#[derive(Debug)]
+pub struct Greeted {
+    /// It.
+    pub session: fuser::Session<Classic>,
+    /// The other end is the session's.
+    pub socket: OwnedFd,
+    /// The longest content of a request or reply that was agreed on, in bytes.
+    pub request_bytes_max: usize,
+}
+
+/// What the kernel wants room for in each entry of a ring.
+fn request_bytes_max(answer: &[u8]) -> usize {
+    let write = answer.get(WRITE_BYTES_AT..WRITE_BYTES_AT + 4);
+    let write = write.map_or(0, |word| {
+        u32::from_ne_bytes(word.try_into().expect("four bytes")) as usize
+    });
+    let pages = answer.get(PAGES_AT..PAGES_AT + 2);
+    let pages = pages.map_or(0, |word| {
+        usize::from(u16::from_ne_bytes(word.try_into().expect("two bytes")))
+    });
+    write.max(pages * PAGE_BYTES).max(GREETING_BYTES_MAX)
 }
 
 /// Reads the kernel's greeting of a new connection.
@@ -84,7 +127,7 @@ pub fn greet(
     (device, greeting): (&OwnedFd, &Greeting),
     config: Config,
     answers: bool,
-) -> io::Result<(fuser::Session<Classic>, OwnedFd)> {
+) -> io::Result<Greeted> {
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     send(ours.as_raw_fd(), greeting.as_bytes(), MsgFlags::empty())?;
     // The kernel has checked who may (`allow_other`, `default_permissions`); a second check here would only differ.
@@ -95,7 +138,11 @@ pub fn greet(
         let mut device = std::fs::File::from(device.try_clone()?);
         device.write_all(&answer[..len])?;
     }
-    Ok((session, ours))
+    Ok(Greeted {
+        session,
+        socket: ours,
+        request_bytes_max: request_bytes_max(&answer[..len]),
+    })
 }
 
 /// Connects a session with the kernel itself.

@@ -47,11 +47,6 @@ impl Outgoing {
         }
     }
 
-    /// True where it is.
-    pub fn is_relayed(&self) -> bool {
-        self.relayed.is_some()
-    }
-
     /// Before a call is answered: keeps what is known of it, or gives it back to be dropped when fuser was given the answer.
     pub fn hold(&self, call: u64, unanswered: Unanswered) -> Option<Unanswered> {
         match &self.relayed {

@@ -68,7 +68,7 @@ pub enum ParameterError {
     /// No parameter has this name.
     #[error(
         "volume parameter {name:?} is unknown; known are durability, compression, uid, gid, mode, umask, \
-         cache_disk, cache_ram, readahead and s3_outage"
+         cache_disk, cache_ram, readahead, transport and s3_outage"
     )]
     Unknown {
         /// As given.
@@ -132,6 +132,7 @@ impl Parameters {
                 "cache_ram" => changed.settings.cache_ram_bytes = wanted.settings.cache_ram_bytes,
                 "readahead" => changed.settings.readahead_bytes = wanted.settings.readahead_bytes,
                 "umask" => changed.settings.umask = wanted.settings.umask,
+                "transport" => changed.settings.transport = wanted.settings.transport,
                 "s3_outage" => changed.settings.on_outage = wanted.settings.on_outage,
                 _ => return Err(ParameterError::Fixed { name: name.clone() }),
             }

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::ParameterError;
+use super::{ParameterError, Transport};
 use crate::outage::OnOutage;
 use crate::readahead::WINDOW_BYTES_MAX;
 
@@ -34,6 +34,9 @@ pub struct Settings {
     /// Permission bits that nothing made in the volume gets, besides those of the program's own umask.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub umask: Option<u16>,
+    /// How the kernel reaches the process that serves it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
     /// What operations do while the store does not answer.
     #[serde(skip_serializing_if = "OnOutage::is_default")]
     pub on_outage: OnOutage,
@@ -70,6 +73,7 @@ impl Settings {
             "cache_disk" => self.cache_disk_bytes = Some(bytes("cache_disk", value)?),
             "readahead" => self.readahead_bytes = Some(readahead(value)?),
             "umask" => self.umask = Some(umask(value)?),
+            "transport" => self.transport = Some(value.parse()?),
             "s3_outage" => self.on_outage = value.parse()?,
             "cache_ram" => self.cache_ram_bytes = Some(bytes("cache_ram", value)?),
             of_plugin if OF_THE_PLUGIN.contains(&of_plugin) => {
@@ -170,6 +174,10 @@ mod tests {
         assert_eq!(parse("cache_disk", "8GiB").unwrap().cache_disk_bytes, Some(8 << 30));
         assert_eq!(parse("cache_ram", "1048576").unwrap().cache_ram_bytes, Some(1 << 20));
         assert_eq!(parse("umask", "0027").unwrap().umask, Some(0o027));
+        assert_eq!(
+            parse("transport", "io_uring").unwrap().transport,
+            Some(Transport::IoUring)
+        );
         assert_eq!(parse("readahead", "0").unwrap().readahead_bytes, Some(0));
         assert_eq!(parse("readahead", "4MiB").unwrap().readahead_bytes, Some(4 << 20));
         assert_eq!(
@@ -194,6 +202,7 @@ mod tests {
             ("readahead", "17MiB"),
             ("readahead", "much"),
             ("s3_outage", "eio"),
+            ("transport", "uring"),
         ] {
             let text = parse(name, value).unwrap_err().to_string();
             assert!(text.contains(name), "{name}={value}: {text}");

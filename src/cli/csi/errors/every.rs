@@ -227,6 +227,7 @@ every!(mountpoints: MountpointError {
 every!(sessions: SessionError {
     SessionError::Mountpoint(_) => SessionError::Mountpoint(MountpointError::Absent { path: "/m".into() }),
     SessionError::Greeting { .. } => SessionError::Greeting { source: system() },
+    SessionError::Rings { .. } => SessionError::Rings { source: system() },
     SessionError::Thread { .. } => SessionError::Thread { source: system() },
 });
 

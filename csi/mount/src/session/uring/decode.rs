@@ -1,0 +1,522 @@
+//! What the kernel asks through a ring, as Linux lays it out (fuse.h, ABI 7.42 to 7.45): fields of the operation in one place, names and
+//! content in another.
+//!
+//! Nothing that the kernel says is believed without a look: what is too short, without its end, or of values that cannot be, is
+//! refused by the name of the operation. Pure. Absent: what it means, and requests that never come by a ring (forget, interrupt).
+
+use fuser::{OpenFlags, RenameFlags};
+use volume::attr::{SetAttr, SetTime};
+use volume::clock::Timestamp;
+use volume::ids::InodeNo;
+
+use crate::fuse::Making;
+use crate::fuse::reply::Request;
+
+/// A request.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    /// The kernel's number of it.
+    pub unique: u64,
+    /// Who asks.
+    pub request: Request,
+    /// Of what.
+    pub ino: InodeNo,
+    opcode: u32,
+    fields: &'a [u8],
+    content: &'a [u8],
+}
+
+/// What is asked. Names are without the zero that ends them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    missing_docs,
+    reason = "the variants and their fields are those of fuse.h, which documents them"
+)]
+pub enum Operation<'a> {
+    Lookup {
+        name: &'a [u8],
+    },
+    Getattr,
+    Statx,
+    Setattr {
+        change: SetAttr,
+        clears_suid: bool,
+    },
+    Readlink,
+    Symlink {
+        name: &'a [u8],
+        target: &'a [u8],
+    },
+    Mknod {
+        name: &'a [u8],
+        making: Making,
+        rdev: u32,
+    },
+    Mkdir {
+        name: &'a [u8],
+        making: Making,
+    },
+    Unlink {
+        name: &'a [u8],
+    },
+    Rmdir {
+        name: &'a [u8],
+    },
+    Rename {
+        name: &'a [u8],
+        new_dir: InodeNo,
+        new_name: &'a [u8],
+        flags: RenameFlags,
+    },
+    Link {
+        of: InodeNo,
+        name: &'a [u8],
+    },
+    Open {
+        flags: OpenFlags,
+        clears_suid: bool,
+    },
+    Read {
+        offset: u64,
+        size: u32,
+    },
+    Write {
+        offset: u64,
+        data: &'a [u8],
+        clears_suid: bool,
+    },
+    Statfs,
+    Release {
+        flags: OpenFlags,
+    },
+    Fsync,
+    Setxattr {
+        name: &'a [u8],
+        value: &'a [u8],
+        flags: i32,
+    },
+    Getxattr {
+        name: &'a [u8],
+        size: u32,
+    },
+    Listxattr {
+        size: u32,
+    },
+    Removexattr {
+        name: &'a [u8],
+    },
+    Flush,
+    Opendir,
+    Readdir {
+        offset: u64,
+        size: u32,
+    },
+    Readdirplus {
+        offset: u64,
+        size: u32,
+    },
+    Create {
+        name: &'a [u8],
+        making: Making,
+        flags: OpenFlags,
+    },
+    Tmpfile {
+        making: Making,
+        flags: OpenFlags,
+    },
+    Fallocate {
+        mode: i32,
+        offset: u64,
+        len: u64,
+    },
+    Lseek {
+        offset: i64,
+        whence: i32,
+    },
+    CopyFileRange {
+        range: Copied,
+        wide: bool,
+    },
+}
+
+/// What copy_file_range copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copied {
+    /// Where to read.
+    pub from_offset: u64,
+    /// Which file to write.
+    pub to: InodeNo,
+    /// Where.
+    pub to_offset: u64,
+    /// How many bytes.
+    pub len_bytes: u64,
+}
+
+/// Why a request is not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unserved {
+    /// Nobody needs it: the kernel goes on without.
+    #[error("operation {0} is not served")]
+    Unknown(u32),
+    /// It is not as fuse.h lays it out.
+    #[error("a request of operation {0} is malformed")]
+    Malformed(u32),
+}
+
+/// A number of 4 bytes.
+///
+/// # Panics
+/// If it does not lie within: callers know their lengths.
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+/// A number of 8 bytes.
+///
+/// # Panics
+/// As `u32_at`.
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// Length of a request's header, and of the place where the fields of its operation are.
+const HEADER_BYTES: usize = 40;
+const FIELDS_BYTES: usize = 128;
+
+/// Bits of the flags of setattr: which field is there.
+mod valid {
+    pub const MODE: u32 = 1;
+    pub const UID: u32 = 1 << 1;
+    pub const GID: u32 = 1 << 2;
+    pub const SIZE: u32 = 1 << 3;
+    pub const ATIME: u32 = 1 << 4;
+    pub const MTIME: u32 = 1 << 5;
+    pub const ATIME_NOW: u32 = 1 << 7;
+    pub const MTIME_NOW: u32 = 1 << 8;
+    pub const CTIME: u32 = 1 << 10;
+    pub const KILL_SUIDGID: u32 = 1 << 11;
+}
+
+/// FUSE_WRITE_KILL_SUIDGID, and FUSE_OPEN_KILL_SUIDGID.
+const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+const OPEN_KILL_SUIDGID: u32 = 1;
+
+/// One second in nanoseconds: no field has as many.
+const SECOND_NANOS: u32 = 1_000_000_000;
+
+impl<'a> Asked<'a> {
+    /// A request as it lies in a ring.
+    ///
+    /// # Panics
+    /// If header and fields are not as long as the ring has them.
+    pub fn new(header: &'a [u8], fields: &'a [u8], content: &'a [u8]) -> Self {
+        assert!(
+            header.len() == HEADER_BYTES && fields.len() == FIELDS_BYTES,
+            "places of a ring"
+        );
+        let unique = u64_at(header, 8);
+        Self {
+            unique,
+            request: Request {
+                unique,
+                uid: u32_at(header, 24),
+                gid: u32_at(header, 28),
+            },
+            ino: InodeNo(u64_at(header, 16)),
+            opcode: u32_at(header, 4),
+            fields,
+            content,
+        }
+    }
+
+    /// What it asks.
+    ///
+    /// # Errors
+    /// `Unserved`.
+    pub fn operation(&self) -> Result<Operation<'a>, Unserved> {
+        match self.opcode {
+            1 | 5 | 6 | 8..=13 | 35 | 45 | 51 => self.of_names(),
+            3 | 4 | 17 | 21..=24 | 52 => self.of_attributes(),
+            14..=16 | 18 | 20 | 25 | 27..=30 | 43 | 44 | 46 | 47 | 53 => self.of_content(),
+            other => Err(Unserved::Unknown(other)),
+        }
+        .and_then(|operation| operation.ok_or(Unserved::Malformed(self.opcode)))
+    }
+
+    fn of_names(&self) -> Result<Option<Operation<'a>>, Unserved> {
+        Ok(match self.opcode {
+            1 => self.name().map(|name| Operation::Lookup { name }),
+            5 => Some(Operation::Readlink),
+            6 => self
+                .two_names()
+                .map(|(name, target)| Operation::Symlink { name, target }),
+            8 => self.name().map(|name| Operation::Mknod {
+                name,
+                making: self.making(0, 8),
+                rdev: self.u32(4),
+            }),
+            9 => self.name().map(|name| Operation::Mkdir {
+                name,
+                making: self.making(0, 4),
+            }),
+            10 => self.name().map(|name| Operation::Unlink { name }),
+            11 => self.name().map(|name| Operation::Rmdir { name }),
+            12 => self.rename(0),
+            45 => self.rename(self.u32(8)),
+            13 => self.name().map(|name| Operation::Link {
+                of: InodeNo(self.u64(0)),
+                name,
+            }),
+            35 => self.name().map(|name| Operation::Create {
+                name,
+                making: self.making(4, 8),
+                flags: self.open_flags(0),
+            }),
+            // The name that comes with it is nobody's.
+            51 => Some(Operation::Tmpfile {
+                making: self.making(4, 8),
+                flags: self.open_flags(0),
+            }),
+            other => return Err(Unserved::Unknown(other)),
+        })
+    }
+
+    fn of_attributes(&self) -> Result<Option<Operation<'a>>, Unserved> {
+        Ok(match self.opcode {
+            3 => Some(Operation::Getattr),
+            4 => self.setattr(),
+            17 => Some(Operation::Statfs),
+            21 => self.setxattr(),
+            22 => self.name().map(|name| Operation::Getxattr {
+                name,
+                size: self.u32(0),
+            }),
+            23 => Some(Operation::Listxattr { size: self.u32(0) }),
+            24 => self.name().map(|name| Operation::Removexattr { name }),
+            52 => Some(Operation::Statx),
+            other => return Err(Unserved::Unknown(other)),
+        })
+    }
+
+    fn of_content(&self) -> Result<Option<Operation<'a>>, Unserved> {
+        let (offset, size) = (self.u64(8), self.u32(16));
+        Ok(Some(match self.opcode {
+            14 => Operation::Open {
+                flags: self.open_flags(0),
+                clears_suid: self.u32(4) & OPEN_KILL_SUIDGID != 0,
+            },
+            15 => Operation::Read { offset, size },
+            16 => return Ok(self.write((offset, size))),
+            18 => Operation::Release {
+                flags: self.open_flags(8),
+            },
+            // Of a file, and of a folder.
+            20 | 30 => Operation::Fsync,
+            25 => Operation::Flush,
+            27 => Operation::Opendir,
+            28 => Operation::Readdir { offset, size },
+            44 => Operation::Readdirplus { offset, size },
+            43 => Operation::Fallocate {
+                offset,
+                len: self.u64(16),
+                mode: self.u32(24).cast_signed(),
+            },
+            46 => Operation::Lseek {
+                offset: offset.cast_signed(),
+                whence: size.cast_signed(),
+            },
+            47 | 53 => Operation::CopyFileRange {
+                range: Copied {
+                    from_offset: offset,
+                    to: InodeNo(self.u64(16)),
+                    to_offset: self.u64(32),
+                    len_bytes: self.u64(40),
+                },
+                wide: self.opcode == 53,
+            },
+            other => return Err(Unserved::Unknown(other)),
+        }))
+    }
+
+    fn u32(&self, at: usize) -> u32 {
+        u32_at(self.fields, at)
+    }
+
+    fn u64(&self, at: usize) -> u64 {
+        u64_at(self.fields, at)
+    }
+
+    fn making(&self, mode_at: usize, umask_at: usize) -> Making {
+        Making {
+            mode: self.u32(mode_at),
+            umask: self.u32(umask_at),
+        }
+    }
+
+    fn open_flags(&self, at: usize) -> OpenFlags {
+        OpenFlags(self.u32(at).cast_signed())
+    }
+
+    fn name(&self) -> Option<&'a [u8]> {
+        Some(name_in(self.content)?.0)
+    }
+
+    fn two_names(&self) -> Option<(&'a [u8], &'a [u8])> {
+        let (first, rest) = name_in(self.content)?;
+        Some((first, name_in(rest)?.0))
+    }
+
+    fn rename(&self, flags: u32) -> Option<Operation<'a>> {
+        let (name, new_name) = self.two_names()?;
+        Some(Operation::Rename {
+            name,
+            new_dir: InodeNo(self.u64(0)),
+            new_name,
+            flags: RenameFlags::from_bits_retain(flags),
+        })
+    }
+
+    fn write(&self, (offset, size): (u64, u32)) -> Option<Operation<'a>> {
+        Some(Operation::Write {
+            offset,
+            data: self.content.get(..size as usize)?,
+            clears_suid: self.u32(20) & WRITE_KILL_SUIDGID != 0,
+        })
+    }
+
+    fn setxattr(&self) -> Option<Operation<'a>> {
+        let (name, rest) = name_in(self.content)?;
+        Some(Operation::Setxattr {
+            name,
+            value: rest.get(..self.u32(0) as usize)?,
+            flags: self.u32(4).cast_signed(),
+        })
+    }
+
+    fn setattr(&self) -> Option<Operation<'a>> {
+        let has = |bit| self.u32(0) & bit != 0;
+        let set_time = |(is_there, is_now), at, nanos_at| match (has(is_there), has(is_now)) {
+            (false, _) => Some(None),
+            (true, true) => Some(Some(SetTime::Now)),
+            (true, false) => Some(Some(SetTime::At(self.time(at, nanos_at)?))),
+        };
+        let change = SetAttr {
+            mode: has(valid::MODE).then(|| (self.u32(68) & 0o7777) as u16),
+            uid: has(valid::UID).then(|| self.u32(76)),
+            gid: has(valid::GID).then(|| self.u32(80)),
+            size: has(valid::SIZE).then(|| self.u64(16)),
+            atime: set_time((valid::ATIME, valid::ATIME_NOW), 32, 56)?,
+            mtime: set_time((valid::MTIME, valid::MTIME_NOW), 40, 60)?,
+            ctime: match has(valid::CTIME) {
+                true => Some(self.time(48, 64)?),
+                false => None,
+            },
+        };
+        let clears_suid = has(valid::SIZE) && has(valid::KILL_SUIDGID);
+        Some(Operation::Setattr { change, clears_suid })
+    }
+
+    fn time(&self, at: usize, nanos_at: usize) -> Option<Timestamp> {
+        let (seconds, nanos) = (self.u64(at).cast_signed(), self.u32(nanos_at));
+        (nanos < SECOND_NANOS).then_some(Timestamp { seconds, nanos })
+    }
+}
+
+/// A name, and what follows the zero that ends it.
+fn name_in(content: &[u8]) -> Option<(&[u8], &[u8])> {
+    let end = content.iter().position(|byte| *byte == 0)?;
+    Some((&content[..end], &content[end + 1..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(opcode: u32) -> [u8; HEADER_BYTES] {
+        let mut header = [0; HEADER_BYTES];
+        header[4..8].copy_from_slice(&opcode.to_ne_bytes());
+        header[8..16].copy_from_slice(&7u64.to_ne_bytes());
+        header[16..24].copy_from_slice(&1u64.to_ne_bytes());
+        header[24..28].copy_from_slice(&1000u32.to_ne_bytes());
+        header
+    }
+
+    fn fields(at: &[(usize, u64)]) -> [u8; FIELDS_BYTES] {
+        let mut fields = [0; FIELDS_BYTES];
+        for (at, value) in at {
+            let value = value.to_ne_bytes();
+            fields[*at..*at + 8].copy_from_slice(&value);
+        }
+        fields
+    }
+
+    fn told(opcode: u32, fields: &[u8; FIELDS_BYTES], content: &[u8]) -> Result<String, Unserved> {
+        let header = header(opcode);
+        let asked = Asked::new(&header, fields, content);
+        assert_eq!((asked.unique, asked.ino, asked.request.uid), (7, InodeNo(1), 1000));
+        asked.operation().map(|operation| format!("{operation:?}"))
+    }
+
+    #[test]
+    fn names_and_content_are_found_where_linux_puts_them() {
+        let none = fields(&[]);
+        assert_eq!(told(1, &none, b"a\0").unwrap(), r#"Lookup { name: [97] }"#);
+        let renamed = told(45, &fields(&[(0, 9), (8, 2)]), b"a\0b\0").unwrap();
+        assert!(renamed.contains("new_dir: InodeNo(9), new_name: [98]"), "{renamed}");
+        let written = told(16, &fields(&[(8, 4096), (16, 3)]), b"xyz").unwrap();
+        assert!(
+            written.contains("offset: 4096, data: [120, 121, 122], clears_suid: false"),
+            "{written}"
+        );
+        let set = told(21, &fields(&[(0, 2 | 1 << 32)]), b"user.a\0hi").unwrap();
+        assert!(set.contains("value: [104, 105], flags: 1"), "{set}");
+    }
+
+    #[test]
+    fn times_before_1970_are_as_the_kernel_meant_them() {
+        let asked = fields(&[(0, u64::from(valid::MTIME)), (40, (-2i64).cast_unsigned()), (60, 5)]);
+        let change = told(4, &asked, b"").unwrap();
+        assert!(change.contains("Timestamp { seconds: -2, nanos: 5 }"), "{change}");
+    }
+
+    #[test]
+    fn what_is_cut_or_cannot_be_is_refused() {
+        let none = fields(&[]);
+        // No zero ends the name; a second name is missing; less content than told; a value longer than what is there; more than a
+        // second of nanoseconds.
+        let long = fields(&[(16, 4)]);
+        let value = fields(&[(0, 100)]);
+        let nanos = fields(&[(0, u64::from(valid::ATIME)), (56, 1_000_000_000)]);
+        for (opcode, fields, content) in [
+            (1, &none, &b"name"[..]),
+            (1, &none, b""),
+            (45, &none, b"one\0"),
+            (6, &none, b"one\0two"),
+            (16, &long, b"xyz"),
+            (21, &value, b"user.a\0v"),
+            (4, &nanos, b""),
+        ] {
+            assert_eq!(
+                told(opcode, fields, content),
+                Err(Unserved::Malformed(opcode)),
+                "{opcode}"
+            );
+        }
+        for opcode in [0, 2, 26, 34, 36, 38, 39, 40, 48, 49, 99, u32::MAX] {
+            assert_eq!(told(opcode, &none, b""), Err(Unserved::Unknown(opcode)), "{opcode}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_the_kernel_could_say_panics() {
+        // Every operation with fields of one byte repeated, beside contents of every short length.
+        for opcode in 0..64 {
+            for byte in [0, 1, 0x7f, 0x80, 0xff] {
+                for len in 0..12 {
+                    let content: Vec<u8> = (0..len).map(|n| if n % 5 == 4 { 0 } else { byte }).collect();
+                    let _ = told(opcode, &[byte; FIELDS_BYTES], &content);
+                }
+            }
+        }
+    }
+}
