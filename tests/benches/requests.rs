@@ -22,6 +22,7 @@ use tests::s3_proxy::{Counts, Delays, S3Proxy, Verb};
 use tests::s3_server::{Kind, S3Server};
 use tokio::runtime::Runtime;
 use volume::bucket::Bucket;
+use volume::head::Transport;
 use volume_s3::{S3Options, S3Store};
 
 /// Appends with fsync.
@@ -115,6 +116,7 @@ impl Bench {
             cache_dir: self.scratch.path().join(cache),
             create: true,
             read_only: false,
+            transport: Transport::Classic,
             environment: Vec::new(),
         };
         Mounted::new(&options)

@@ -58,6 +58,8 @@ pub struct Ask {
     pub keys: Option<(String, String)>,
     /// The bucket.
     pub bucket: String,
+    /// How the kernel is to reach the engine.
+    pub transport: wire::Transport,
 }
 
 impl Ask {
@@ -73,6 +75,7 @@ impl Ask {
             endpoint: None,
             keys: None,
             bucket: BUCKET.to_owned(),
+            transport: wire::Transport::Unspecified,
         }
     }
 }
@@ -255,6 +258,10 @@ impl EngineProcess {
             read_only: ask.read_only,
             node_id: ask.node_id.clone(),
             take_over: ask.take_over,
+            options: Some(wire::MountOptions {
+                transport: ask.transport.into(),
+                ..Default::default()
+            }),
             ..Default::default()
         };
         self.mountpoints.push(ask.mountpoint.clone());

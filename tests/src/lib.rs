@@ -18,4 +18,5 @@ pub mod nomad_calls;
 pub mod s3_proxy;
 pub mod s3_server;
 pub mod scratch_volume;
+pub mod transport;
 pub mod volume_store;

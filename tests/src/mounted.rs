@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use volume::head::Transport;
 
 use crate::binaries::{Program, built};
 use crate::s3_server::S3Server;
@@ -33,6 +34,8 @@ pub struct MountOptions {
     pub create: bool,
     /// Mount for reading only.
     pub read_only: bool,
+    /// How the kernel reaches the program.
+    pub transport: Transport,
     /// Environment beside the keys of `S3Server`.
     pub environment: Vec<(String, String)>,
 }
@@ -76,6 +79,7 @@ impl Mounted {
             .arg("--endpoint")
             .arg(&options.endpoint);
         command.arg("--cache-dir").arg(&options.cache_dir);
+        command.args(["--transport", &options.transport.to_string()]);
         for (flag, wanted) in [("--create", options.create), ("--read-only", options.read_only)] {
             if wanted {
                 command.arg(flag);
@@ -100,6 +104,14 @@ impl Mounted {
             assert!(
                 begun.elapsed() < PATIENCE,
                 "not mounted after {PATIENCE:?}; it said:\n{}",
+                mounted.said()
+            );
+            pause();
+        }
+        while options.transport == Transport::IoUring && !mounted.said().contains(", io_uring)") {
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "not by io_uring; it said:\n{}",
                 mounted.said()
             );
             pause();

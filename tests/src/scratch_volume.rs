@@ -5,8 +5,11 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use volume::head::Transport;
+
 use crate::local_store::LocalStore;
 use crate::mounted::{MountOptions, Mounted};
+use crate::transport;
 
 /// A volume and its store. Both go with the value.
 #[derive(Debug)]
@@ -32,6 +35,7 @@ impl ScratchVolume {
             cache_dir: store.folder("cache-0"),
             create: true,
             read_only: false,
+            transport: transport::usual(),
             environment: store.environment(),
         };
         Self {
@@ -39,6 +43,16 @@ impl ScratchVolume {
             options,
             mounts: 0,
         }
+    }
+
+    /// One whose mounts are reached by this transport.
+    ///
+    /// # Panics
+    /// As `new`.
+    pub fn on(transport: Transport) -> Self {
+        let mut scratch = Self::new();
+        scratch.options.transport = transport;
+        scratch
     }
 
     /// A volume whose files may take `capacity_bytes`.

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use volume::admin::{Admin, NodeRecord, PublishVolume};
 use volume::bucket::{Bucket, Prefixed};
 use volume::clock::Timestamp;
-use volume::head::{AccessMode, HEAD_KEY};
+use volume::head::{AccessMode, HEAD_KEY, Transport};
 use volume::volume_id::{NodeId, VolumeId};
 
 /// Runs `pannier` with the store's keys and these arguments.
@@ -188,6 +188,7 @@ fn a_corrupted_object_is_named_by_reads_and_by_check() {
         cache_dir: store.folder(cache),
         create: true,
         read_only: false,
+        transport: Transport::Classic,
         environment: store.environment(),
     };
     let mounted = Mounted::new(&options("cache-1"));

@@ -19,7 +19,7 @@ use volume::bucket::{
     Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta, Prefixed, contract,
 };
 use volume::clock::Timestamp;
-use volume::head::Parameters;
+use volume::head::{Parameters, Transport};
 use volume::probe::{Trial, probe};
 use volume_s3::{Credentials, Operation, RetryPolicy, S3Bucket, S3Options, S3Store};
 
@@ -357,6 +357,7 @@ async fn a_mount_trusts_the_authority_that_it_is_told_and_no_other() {
         cache_dir: dir.path().join("cache"),
         create: true,
         read_only: false,
+        transport: Transport::Classic,
         environment: vec![("PANNIER_CA_BUNDLE".to_owned(), authority.display().to_string())],
     };
     let (_, said) = Mounted::start(&options(&stranger)).unwrap_err();

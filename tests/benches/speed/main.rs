@@ -6,10 +6,10 @@
 //! where less is, keeps the promise.
 //!
 //! `cargo bench --workspace --bench speed -- [GROUP ...] [--rounds N] [--files N] [--mib N] [--million N] [--no-peers] [--kept]
-//! [--beside PROGRAM] [--trace] [--cpu] [--strict]`, where a group is `files`, `find`, `fsync`, `large`, `tree`, `mount` or `databases`.
-//! `--kept` measures a volume too that an engine with a keeper serves, `--beside` one of another build of `pannier`, both turn by
-//! turn with the first; `--trace` tells each request, `--cpu` whose processor time a load took; `--strict` fails if a promise
-//! is not kept.
+//! [--beside PROGRAM] [--io-uring] [--trace] [--cpu] [--strict]`, where a group is `files`, `find`, `fsync`, `large`, `tree`, `mount` or
+//! `databases`. `--kept` measures a volume too that an engine with a keeper serves, `--beside` one of another build of `pannier`, both
+//! turn by turn with the first; with `--io-uring` the kernel reaches volumes and the null file system by that; `--trace` tells each
+//! request, `--cpu` whose processor time a load took; `--strict` fails if a promise is not kept.
 
 #![allow(clippy::disallowed_macros, reason = "a bench prints its table")]
 #![allow(clippy::unwrap_used, reason = "each step of a bench must succeed")]
@@ -20,6 +20,7 @@ mod groups;
 mod loads;
 mod mounting;
 mod null_fs;
+mod null_ring;
 mod small_files;
 mod systems;
 mod table;
@@ -31,6 +32,7 @@ use std::time::{Duration, Instant};
 use tests::s3_proxy::{Delays, S3Proxy, Seen};
 use tests::s3_server::{Kind, S3Server};
 use tokio::runtime::Runtime;
+use volume::head::Transport;
 use volume_s3::{S3Options, S3Store};
 
 use cpu::Cpu;
@@ -47,6 +49,7 @@ struct Arguments {
     peers: bool,
     kept: bool,
     beside: Option<PathBuf>,
+    transport: Transport,
     trace: bool,
     cpu: bool,
     strict: bool,
@@ -63,6 +66,7 @@ impl Arguments {
             peers: true,
             kept: false,
             beside: None,
+            transport: Transport::Classic,
             trace: false,
             cpu: false,
             strict: false,
@@ -81,6 +85,7 @@ impl Arguments {
                 "--million" => parsed.million = number(),
                 "--no-peers" => parsed.peers = false,
                 "--kept" => parsed.kept = true,
+                "--io-uring" => parsed.transport = Transport::IoUring,
                 "--trace" => parsed.trace = true,
                 "--cpu" => parsed.cpu = true,
                 "--strict" => parsed.strict = true,
@@ -141,6 +146,7 @@ impl Bench {
             endpoint: proxy.endpoint(),
             kept: arguments.kept,
             other: arguments.beside.clone(),
+            transport: arguments.transport,
         };
         let wanted = |system: &System| arguments.peers || !matches!(system, System::S3fs | System::Rclone);
         let systems = System::ALL
@@ -210,7 +216,8 @@ fn main() {
     let mut given = std::env::args().skip(1);
     if given.next().as_deref() == Some("--serve-null") {
         let dir = given.next().expect("a folder follows");
-        return null_fs::serve(Path::new(&dir)).unwrap();
+        let transport = given.next().expect("a transport follows").parse().unwrap();
+        return null_fs::serve(Path::new(&dir), transport).unwrap();
     }
     let arguments = Arguments::parse();
     let strict = arguments.strict;

@@ -10,7 +10,7 @@ use futures::stream::{self, StreamExt};
 use tests::s3_server::S3Server;
 use volume::attr::Caller;
 use volume::budget::Budget;
-use volume::head::Parameters;
+use volume::head::{Parameters, Transport};
 use volume::ids::InodeNo;
 use volume::volume::{CacheConfig, Volume};
 use volume::volume_id::NodeId;
@@ -62,6 +62,7 @@ fn spec(endpoint: &str) -> OpenSpec {
         state_dir: None,
         cache: CacheConfig::default(),
         root: RootOwner::default(),
+        transport: None,
     }
 }
 
@@ -132,6 +133,7 @@ pub fn group(bench: &mut Bench) {
             read_only: false,
             noexec: false,
             nosuid: false,
+            transport: Transport::Classic,
         };
         let attached =
             Session::attach(volume.clone(), &dir, &attach, Succession::None, bench.runtime.handle()).unwrap();

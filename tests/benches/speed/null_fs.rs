@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -18,6 +18,8 @@ use fuser::{
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
+use volume::head::Transport;
+use volume_mount::session::uring::{self, Connection, Rings};
 
 /// As long as a volume's kernel may remember.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -28,25 +30,27 @@ const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
 const GENERATION: Generation = Generation(0);
 const HANDLE: FileHandle = FileHandle(0);
 
-struct Node {
-    kind: FileType,
-    mode: u16,
-    data: Vec<u8>,
+#[derive(Clone)]
+pub struct Node {
+    pub kind: FileType,
+    pub mode: u16,
+    pub data: Vec<u8>,
     entries: BTreeMap<OsString, u64>,
     /// Its name is gone; it goes with the kernel's last reference.
     unlinked: bool,
 }
 
-struct Nodes {
-    nodes: HashMap<u64, Node>,
+pub struct Nodes {
+    pub nodes: HashMap<u64, Node>,
     next: u64,
 }
 
-struct NullFs {
+pub struct NullFs {
     state: Mutex<Nodes>,
+    transport: Transport,
 }
 
-fn attr(ino: u64, node: &Node) -> FileAttr {
+pub fn attr(ino: u64, node: &Node) -> FileAttr {
     FileAttr {
         ino: INodeNo(ino),
         size: node.data.len() as u64,
@@ -67,11 +71,11 @@ fn attr(ino: u64, node: &Node) -> FileAttr {
 }
 
 impl Nodes {
-    fn find(&self, parent: INodeNo, name: &OsStr) -> Option<u64> {
+    pub fn find(&self, parent: INodeNo, name: &OsStr) -> Option<u64> {
         self.nodes.get(&parent.0)?.entries.get(name).copied()
     }
 
-    fn add(&mut self, parent: INodeNo, name: &OsStr, kind: FileType, mode: u32) -> FileAttr {
+    pub fn add(&mut self, parent: INodeNo, name: &OsStr, kind: FileType, mode: u32) -> FileAttr {
         let ino = self.next;
         self.next += 1;
         let node = Node {
@@ -93,8 +97,34 @@ impl Nodes {
         self.nodes.get_mut(&parent.0)?.entries.remove(name)
     }
 
+    pub fn unlink(&mut self, parent: INodeNo, name: &OsStr) {
+        if let Some(ino) = self.take(parent, name)
+            && let Some(node) = self.nodes.get_mut(&ino)
+        {
+            node.unlinked = true;
+        }
+    }
+
+    pub fn rename(&mut self, (parent, name): (INodeNo, &OsStr), (new_parent, new_name): (INodeNo, &OsStr)) {
+        if let Some(ino) = self.take(parent, name)
+            && let Some(dir) = self.nodes.get_mut(&new_parent.0)
+        {
+            dir.entries.insert(new_name.to_owned(), ino);
+        }
+    }
+
+    pub fn write(&mut self, ino: u64, offset: u64, data: &[u8]) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            let end = offset as usize + data.len();
+            if node.data.len() < end {
+                node.data.resize(end, 0);
+            }
+            node.data[offset as usize..end].copy_from_slice(data);
+        }
+    }
+
     /// What follows a place in a listing; "." and ".." are left out, which nobody misses here.
-    fn list(&self, dir: INodeNo, offset: u64) -> impl Iterator<Item = (u64, &OsString, u64, &Node)> {
+    pub fn list(&self, dir: INodeNo, offset: u64) -> impl Iterator<Item = (u64, &OsString, u64, &Node)> {
         let entries = self.nodes.get(&dir.0).into_iter().flat_map(|node| node.entries.iter());
         entries
             .enumerate()
@@ -104,7 +134,7 @@ impl Nodes {
 }
 
 impl NullFs {
-    fn new() -> Self {
+    fn new(transport: Transport) -> Self {
         let root = Node {
             kind: FileType::Directory,
             mode: 0o777,
@@ -118,17 +148,29 @@ impl NullFs {
         };
         Self {
             state: Mutex::new(state),
+            transport,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Nodes> {
+    pub fn lock(&self) -> MutexGuard<'_, Nodes> {
         self.state.lock().expect("nothing panics under it")
     }
 }
 
-impl Filesystem for NullFs {
+/// As fuser calls it.
+struct Classic(Arc<NullFs>);
+
+impl std::ops::Deref for Classic {
+    type Target = NullFs;
+
+    fn deref(&self) -> &NullFs {
+        &self.0
+    }
+}
+
+impl Filesystem for Classic {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = InitFlags::FUSE_ASYNC_READ
+        let mut wanted = InitFlags::FUSE_ASYNC_READ
             | InitFlags::FUSE_PARALLEL_DIROPS
             | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_BIG_WRITES
@@ -139,6 +181,7 @@ impl Filesystem for NullFs {
             | InitFlags::FUSE_WRITEBACK_CACHE
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
+        wanted.set(InitFlags::FUSE_OVER_IO_URING, self.transport == Transport::IoUring);
         let offered = wanted & config.capabilities();
         config
             .add_capabilities(offered)
@@ -227,13 +270,7 @@ impl Filesystem for NullFs {
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let mut state = self.lock();
-        if let Some(ino) = state.take(parent, name)
-            && let Some(node) = state.nodes.get_mut(&ino)
-        {
-            node.unlinked = true;
-        }
-        drop(state);
+        self.lock().unlink(parent, name);
         reply.ok();
     }
 
@@ -251,13 +288,7 @@ impl Filesystem for NullFs {
         _flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let mut state = self.lock();
-        if let Some(ino) = state.take(parent, name)
-            && let Some(dir) = state.nodes.get_mut(&new_parent.0)
-        {
-            dir.entries.insert(new_name.to_owned(), ino);
-        }
-        drop(state);
+        self.lock().rename((parent, name), (new_parent, new_name));
         reply.ok();
     }
 
@@ -313,15 +344,7 @@ impl Filesystem for NullFs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let mut state = self.lock();
-        if let Some(node) = state.nodes.get_mut(&ino.0) {
-            let end = offset as usize + data.len();
-            if node.data.len() < end {
-                node.data.resize(end, 0);
-            }
-            node.data[offset as usize..end].copy_from_slice(data);
-        }
-        drop(state);
+        self.lock().write(ino.0, offset, data);
         reply.written(data.len() as u32);
     }
 
@@ -380,7 +403,10 @@ impl Filesystem for NullFs {
 ///
 /// # Errors
 /// What the kernel refused.
-pub fn serve(dir: &Path) -> io::Result<()> {
+pub fn serve(dir: &Path, transport: Transport) -> io::Result<()> {
+    if transport == Transport::IoUring {
+        uring::available().map_err(io::Error::other)?;
+    }
     let device: OwnedFd = open("/dev/fuse", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
     let data = format!(
         "fd={},rootmode=40777,user_id=0,group_id=0,allow_other,default_permissions",
@@ -396,5 +422,18 @@ pub fn serve(dir: &Path) -> io::Result<()> {
     let mut config = Config::default();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     config.n_threads = Some(cores.clamp(2, 8));
-    Session::from_fd(NullFs::new(), device, SessionACL::All, config)?.run()
+    let (null, of_rings) = (Arc::new(NullFs::new(transport)), device.try_clone()?);
+    let session = Session::from_fd(Classic(Arc::clone(&null)), device, SessionACL::All, config)?;
+    let connection = Connection {
+        request_bytes_max: REQUEST_BYTES_MAX as usize,
+        device: None,
+    };
+    let rings = match transport {
+        Transport::Classic => None,
+        Transport::IoUring => Some(Rings::start(&of_rings, connection, &null)?),
+    };
+    drop(of_rings);
+    session.run()?;
+    rings.into_iter().for_each(Rings::end);
+    Ok(())
 }

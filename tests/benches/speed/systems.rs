@@ -10,6 +10,7 @@ use tests::binaries::{Program, built};
 use tests::engine_process::{Ask, EngineProcess};
 use tests::mounted::{MountOptions, Mounted};
 use tests::s3_server::{S3Server, installed};
+use volume::head::Transport;
 
 /// 30 s for a mount to appear or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -74,6 +75,8 @@ pub struct Place {
     pub kept: bool,
     /// Another build of the program.
     pub other: Option<PathBuf>,
+    /// How the kernel reaches volumes, and FUSE with nothing behind it.
+    pub transport: Transport,
 }
 
 /// A system that runs.
@@ -141,6 +144,7 @@ impl Running {
                 cache_dir: self.cache(),
                 create: true,
                 read_only: false,
+                transport: self.place.transport,
                 environment: Vec::new(),
             },
         );
@@ -155,7 +159,10 @@ impl Running {
             System::Null => {
                 let program = std::env::current_exe().unwrap();
                 let mut command = Command::new(program);
-                command.arg("--serve-null").arg(&self.dir);
+                command
+                    .arg("--serve-null")
+                    .arg(&self.dir)
+                    .arg(self.place.transport.to_string());
                 self.spawn(&mut command)
             }
             System::Pannier => self.mount_volume(&built(Program::Binary("pannier"))),

@@ -13,6 +13,7 @@ use std::process::Command;
 use tests::calls::{c, done, errno, fallocate, get_xattr, list_xattrs, names, pattern, rename2, seek, set_xattr};
 use tests::scratch_volume::ScratchVolume;
 
+mod io_uring;
 mod memory;
 mod repair;
 mod transfer;

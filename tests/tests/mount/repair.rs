@@ -10,6 +10,7 @@ use tests::calls::pattern;
 use tests::local_store::LocalStore;
 use tests::mounted::{MountOptions, Mounted};
 use volume::bucket::ListRequest;
+use volume::head::Transport;
 
 fn check(options: &MountOptions, more: &[&str]) -> (bool, String) {
     let mut command = Command::new(built(Program::Binary("pannier")));
@@ -32,6 +33,7 @@ fn a_lost_object_is_named_and_given_up_only_when_that_is_accepted() {
         cache_dir: store.folder("cache-0"),
         create: true,
         read_only: false,
+        transport: Transport::Classic,
         environment: store.environment(),
     };
     let mounted = Mounted::new(&options);

@@ -16,6 +16,7 @@ use tests::mounted::{MountOptions, Mounted};
 use tests::s3_server::{Kind, S3Server};
 use tokio::runtime::Runtime;
 use volume::bucket::{Bucket, ListRequest};
+use volume::head::Transport;
 use volume_s3::{Metadata, S3Bucket, S3Store};
 
 /// A store with the buckets `objects` (of others) and `volumes`.
@@ -104,6 +105,7 @@ impl Place {
             cache_dir: cache_dir.to_owned(),
             create: false,
             read_only: false,
+            transport: Transport::Classic,
             environment: Vec::new(),
         })
     }

@@ -17,6 +17,7 @@ use tests::calls::{Mapping, copy_range, drop_pages, fallocate, seek};
 use tests::history::Dice;
 use tests::mounted::Mounted;
 use tests::scratch_volume::ScratchVolume;
+use tests::transport::io_uring;
 
 use tests::environment::{number, say};
 
@@ -101,8 +102,7 @@ struct Exerciser {
 }
 
 impl Exerciser {
-    fn new(seed: u64) -> Self {
-        let mut scratch = ScratchVolume::new();
+    fn new(seed: u64, mut scratch: ScratchVolume) -> Self {
         let mounted = scratch.mount();
         let subject = |count| Subject {
             path: mounted.dir().join(format!("file-{count}")),
@@ -461,12 +461,24 @@ impl Exerciser {
 
 #[test]
 fn exerciser_reads_what_it_wrote_last() {
-    let operations = number("PANNIER_TEST_OPERATIONS").unwrap_or(OPERATIONS);
+    exercise(ScratchVolume::new(), OPERATIONS);
+}
+
+/// The same where the kernel reaches the program by io_uring.
+#[test]
+fn exerciser_reads_what_it_wrote_last_by_io_uring() {
+    if let Some(transport) = io_uring() {
+        exercise(ScratchVolume::on(transport), OPERATIONS / 2);
+    }
+}
+
+fn exercise(scratch: ScratchVolume, operations: u64) {
+    let operations = number("PANNIER_TEST_OPERATIONS").unwrap_or(operations);
     let seed = number("PANNIER_TEST_SEED").unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0 >> 16);
     say(&format!(
         "PANNIER_TEST_SEED={seed} PANNIER_TEST_OPERATIONS={operations}"
     ));
-    let mut exerciser = Exerciser::new(seed);
+    let mut exerciser = Exerciser::new(seed, scratch);
     (0..operations).for_each(|_| exerciser.step());
     exerciser.remount();
     (0..exerciser.subjects.len()).for_each(|number| exerciser.holes(number));

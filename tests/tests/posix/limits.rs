@@ -13,6 +13,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use tests::bounded_command::succeeded;
 use tests::calls::{errno, fallocate, get_xattr, names, pattern, set_xattr};
 use tests::scratch_volume::ScratchVolume;
+use volume::head::Transport;
 
 /// Names are bytes: all but NUL and '/', up to 255 of them, a hundred levels deep.
 #[test]
@@ -175,7 +176,7 @@ fn reading_leaves_access_times_alone() {
 /// What is not there is refused in the way that programs know how to go without: they make a named temporary file.
 #[test]
 fn a_temporary_file_without_a_name_is_refused_as_not_supported() {
-    let mut scratch = ScratchVolume::new();
+    let mut scratch = ScratchVolume::on(Transport::Classic);
     let mounted = scratch.mount();
     let refused = OpenOptions::new()
         .write(true)

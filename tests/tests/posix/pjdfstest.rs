@@ -11,6 +11,7 @@ use std::process::Command;
 use tests::bounded_command::finished;
 use tests::s3_server::{installed, skip};
 use tests::scratch_volume::ScratchVolume;
+use tests::transport::io_uring;
 
 /// How many cases the suite has in the version that `cargo xtask tools` installs.
 const CASES: usize = 398;
@@ -54,7 +55,7 @@ struct Suite {
 
 impl Suite {
     /// `None`, with the reason said, where it cannot run.
-    fn new() -> Option<Self> {
+    fn new(scratch: impl FnOnce() -> ScratchVolume) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             skip("pjdfstest needs root: it changes owners and becomes other users");
             return None;
@@ -65,7 +66,7 @@ impl Suite {
         };
         Some(Self {
             program,
-            scratch: ScratchVolume::new(),
+            scratch: scratch(),
         })
     }
 
@@ -131,7 +132,19 @@ fn report(said: String) -> Report {
 /// A program that follows POSIX finds what POSIX promises: all cases pass, and none is left out by us.
 #[test]
 fn every_case_of_pjdfstest_passes() {
-    let Some(mut suite) = Suite::new() else { return };
+    every_case_passes(ScratchVolume::new);
+}
+
+/// The same where the kernel reaches the program by io_uring.
+#[test]
+fn every_case_of_pjdfstest_passes_by_io_uring() {
+    if let Some(transport) = io_uring() {
+        every_case_passes(|| ScratchVolume::on(transport));
+    }
+}
+
+fn every_case_passes(scratch: impl FnOnce() -> ScratchVolume) {
+    let Some(mut suite) = Suite::new(scratch) else { return };
     let mounted = suite.scratch.mount();
     // The suite itself leaves descriptors of unlinked files open, and a mount with such cannot become read-only: so those
     // cases that remount it have a process for themselves (tmpfs fails them in one process as well).

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use tests::bounded_command::succeeded;
 use tests::scratch_volume::ScratchVolume;
+use tests::transport::io_uring;
 
 use crate::programs;
 
@@ -68,8 +69,19 @@ fn run(fio: &Path, dir: &Path, load: &Load, more: &[&str]) {
 
 #[test]
 fn fio_verifies_every_block_it_wrote() {
+    verify(ScratchVolume::new());
+}
+
+/// The same where the kernel reaches the program by io_uring.
+#[test]
+fn fio_verifies_every_block_it_wrote_by_io_uring() {
+    if let Some(transport) = io_uring() {
+        verify(ScratchVolume::on(transport));
+    }
+}
+
+fn verify(mut scratch: ScratchVolume) {
     let Some([fio]) = programs(["fio"]) else { return };
-    let mut scratch = ScratchVolume::new();
     let mounted = scratch.mount();
     LOADS.iter().for_each(|load| run(&fio, mounted.dir(), load, &[]));
     assert!(mounted.unmount().success(), "a clean unmount");

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use tests::bounded_command::succeeded;
 use tests::scratch_volume::ScratchVolume;
+use tests::transport::io_uring;
 
 use crate::programs;
 
@@ -54,10 +55,21 @@ const SECONDS: &str = "5";
 
 #[test]
 fn stress_ng_finds_no_call_that_answers_wrongly() {
+    stress(ScratchVolume::new());
+}
+
+/// The same where the kernel reaches the program by io_uring.
+#[test]
+fn stress_ng_finds_no_call_that_answers_wrongly_by_io_uring() {
+    if let Some(transport) = io_uring() {
+        stress(ScratchVolume::on(transport));
+    }
+}
+
+fn stress(mut scratch: ScratchVolume) {
     let Some([stress]) = programs(["stress-ng"]) else {
         return;
     };
-    let mut scratch = ScratchVolume::new();
     let mounted = scratch.mount();
     let mut command = Command::new(stress);
     for program in PROGRAMS {
