@@ -367,7 +367,8 @@ pub fn cut(device: (u32, u32)) -> Result<(), MountpointError> {
 pub fn is_dead(path: &Path) -> bool {
     matches!(
         nix::sys::statfs::statfs(path),
-        Err(Errno::ENOTCONN | Errno::ECONNABORTED)
+        // ECANCELED: its rings were just ending.
+        Err(Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ECANCELED)
     )
 }
 
