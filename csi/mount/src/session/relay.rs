@@ -18,7 +18,7 @@ use nix::sys::socket::sockopt::SndBuf;
 use nix::sys::socket::{MsgFlags, recv, send, setsockopt};
 use volume::calls::Unanswered;
 
-use super::requests::{Leftover, Requests, WRITE_BYTES_MAX, number_of_reply};
+use super::requests::{Leftover, Requests, WRITE_BYTES_MAX, number_of};
 
 /// Set in the number of a request that was given to a predecessor, as the kernel does since Linux 6.9.
 pub const SENT_AGAIN: u64 = 1 << 63;
@@ -122,7 +122,7 @@ impl Relay {
         for left in self.requests.leftovers() {
             match left {
                 Leftover::Reply(reply) => {
-                    let number = number_of_reply(&reply);
+                    let number = number_of(&reply);
                     match self.requests.reply(number, &reply, || device.write_all(&reply)) {
                         // It had left.
                         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -130,7 +130,7 @@ impl Relay {
                     }
                 }
                 Leftover::Request(mut request) => {
-                    let number = number_of_reply(&request) | SENT_AGAIN;
+                    let number = number_of(&request) | SENT_AGAIN;
                     request[8..16].copy_from_slice(&number.to_ne_bytes());
                     self.pass(&request)?;
                 }
@@ -174,7 +174,7 @@ impl Relay {
                 Ok(_) | Err(Errno::ECONNRESET) => return,
                 Err(error) => return tracing::error!(%error, "replies of a mount are not passed on any more"),
             };
-            let number = number_of_reply(&room) & !SENT_AGAIN;
+            let number = number_of(&room) & !SENT_AGAIN;
             room[8..16].copy_from_slice(&number.to_ne_bytes());
             let reply = &room[..len];
             let written = self

@@ -13,8 +13,9 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -119,8 +120,7 @@ impl Requests {
         let mut head = [0; 20];
         let is_ours = file.metadata()?.len() == FILE_BYTES as u64;
         if is_ours {
-            (&file).read_exact(&mut head)?;
-            io::Seek::rewind(&mut &file)?;
+            file.read_exact_at(&mut head, 0)?;
         }
         let field = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes"));
         if head[..8] != *MAGIC || (field(8), field(12), field(16)) != (VERSION, SLOTS as u32, SLOT_BYTES as u32) {
@@ -212,13 +212,13 @@ impl Requests {
                 FREE => continue,
                 REPLIED if (16..=REPLY_BYTES_MAX).contains(&len) => {
                     let reply = self.read(at + REPLY_AT, len);
-                    let number = number_of_reply(&reply);
+                    let number = number_of(&reply);
                     found.push((number, Leftover::Reply(reply)));
                     self.slots().of_number.insert(number, index);
                 }
                 ASKED if (HEADER_BYTES..=REQUEST_BYTES_MAX).contains(&len) => {
                     let request = self.read(at + PAGE, len);
-                    let number = number_of_request(&request);
+                    let number = number_of(&request);
                     found.push((number, Leftover::Request(request)));
                     self.slots().of_number.insert(number, index);
                 }
@@ -304,7 +304,7 @@ pub struct Filled(pub Vec<u8>);
 
 impl Filled {
     fn number(&self) -> u64 {
-        number_of_request(&self.0)
+        number_of(&self.0)
     }
 
     fn wants_reply(&self) -> bool {
@@ -319,13 +319,9 @@ fn at_slot(index: usize) -> usize {
     PAGE + index * SLOT_BYTES
 }
 
-fn number_of_request(request: &[u8]) -> u64 {
-    u64::from_ne_bytes(request[8..16].try_into().expect("eight bytes"))
-}
-
-/// The number of the request that a reply is for.
-pub fn number_of_reply(reply: &[u8]) -> u64 {
-    u64::from_ne_bytes(reply[8..16].try_into().expect("eight bytes"))
+/// The number of a request, or of the one that a reply is for: it lies in the same place in both.
+pub fn number_of(message: &[u8]) -> u64 {
+    u64::from_ne_bytes(message[8..16].try_into().expect("eight bytes"))
 }
 
 #[cfg(test)]
