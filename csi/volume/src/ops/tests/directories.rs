@@ -205,6 +205,46 @@ fn orphans_that_a_crash_left_are_purged_by_the_next_mount() {
 }
 
 #[test]
+fn a_file_that_never_had_a_name_gets_one_or_goes() {
+    run(async {
+        let mut rig = Rig::tight();
+        let nameless = async |volume: &Volume| volume.create_nameless(ROOT, 0o640, ALICE).await.unwrap();
+        let kept = nameless(&rig.volume).await;
+        assert_eq!((kept.nlink, kept.mode, kept.uid), (0, 0o640, 1_000));
+        let (kept, gone) = (kept.ino, nameless(&rig.volume).await.ino);
+        for ino in [kept, gone] {
+            rig.write(ino, 0, &vec![5; 50_000]).await;
+        }
+        rig.forget_all().await;
+        assert_eq!(rig.names(ROOT, 10).await, Vec::<String>::new());
+        assert!(
+            rig.tree.get(&Key::Orphan(kept)).await.unwrap().is_some(),
+            "a crash now leaves an orphan to purge"
+        );
+        assert_eq!(rig.volume.link(kept, ROOT, b"named").await.unwrap().nlink, 1);
+        rig.forget_all().await;
+        assert!(rig.tree.get(&Key::Orphan(kept)).await.unwrap().is_none());
+        // From its first name on it is a file like any other.
+        rig.volume.link(kept, ROOT, b"again").await.unwrap();
+        for name in [&b"named"[..], b"again"] {
+            rig.volume.unlink(ROOT, name).await.unwrap();
+        }
+        assert_fails!(rig.volume.link(kept, ROOT, b"late").await, FsError::NotFound);
+        rig.volume.forget(kept, 3);
+        for (ino, references) in [(kept, 0), (gone, 1)] {
+            rig.volume.release(ino);
+            rig.volume.forget(ino, references);
+        }
+        rig.volume.purge_all().await;
+        rig.forget_all().await;
+        for ino in [kept, gone] {
+            assert_fails!(rig.volume.getattr(ino).await, FsError::Stale(_));
+        }
+        assert_eq!(rig.volume.statfs().inodes, 1);
+    });
+}
+
+#[test]
 fn a_file_without_a_name_is_gone_after_a_crash_and_one_that_got_a_name_is_not() {
     run(async {
         let rig = Rig::new();
