@@ -245,7 +245,7 @@ impl World {
         }
     }
 
-    /// One life; `before` is the mount that this one takes the volume from, with its programs.
+    /// One life, which ends by a crash, by a take-over or by closing, in turns.
     async fn live(&mut self, life: u64) {
         let (faulty, volume) = self.open().await;
         self.look(&volume).await;
