@@ -19,6 +19,7 @@ pub(crate) mod latest;
 pub mod memory;
 mod object_store;
 pub(crate) mod overlay;
+mod reach;
 pub mod slate;
 mod unlogged;
 mod upkeep;

@@ -26,7 +26,7 @@ use super::object_store::BucketStore;
 use super::object_store::look::Look;
 use super::unlogged::Unlogged;
 use super::upkeep::{Kept, Upkeep, catch_up_at_opening};
-use super::{Tree, TreeError, merged_stats};
+use super::{Tree, TreeError, merged_stats, reach};
 use crate::bucket::BucketRef;
 use crate::clock::Timestamp;
 use crate::ids::{Epoch, JournalSeq};
@@ -61,6 +61,9 @@ const READ_AHEAD_BYTES: (usize, usize) = (64 * 1024, 1024 * 1024);
 
 /// About what a row takes, to turn rows asked for into bytes to read ahead.
 const ROW_BYTES_TYPICAL: usize = 256;
+
+/// 1 row: the file of a short mount tells what it has too, in the request that brings its index.
+pub(super) const FILTER_KEYS_MIN: u32 = 1;
 
 const _: () = assert!(UNFLUSHED_BYTES_MAX > SST_BYTES_MAX);
 
@@ -177,6 +180,7 @@ impl SlateTree {
             .with_settings(settings())
             .with_sst_block_size(SstBlockSize::Block16Kib)
             .with_db_cache(config.blocks.cache(), config.blocks.number())
+            .with_filter_policies(reach::filters())
             .with_merge_operator(Arc::new(SumStats))
             .with_wal_writer(Box::new(Unlogged))
             .build()
@@ -265,6 +269,7 @@ impl SlateReader {
             .with_system_clock(Arc::new(clock))
             .with_options(options)
             .with_db_cache(blocks.cache(), blocks.number())
+            .with_filter_policies(reach::filters())
             .with_merge_operator(Arc::new(SumStats))
             .build()
             .await
@@ -304,6 +309,7 @@ fn settings() -> Settings {
         l0_max_ssts_per_key: L0_SSTS_MAX,
         l0_flush_parallelism: 2,
         max_unflushed_bytes: UNFLUSHED_BYTES_MAX,
+        min_filter_keys: FILTER_KEYS_MIN,
         compactor_options: None,
         garbage_collector_options: None,
         ..Settings::default()
@@ -391,7 +397,6 @@ impl Tree for SlateTree {
             return Ok(Vec::new());
         }
         self.wait_for_ends().await;
-        self.bring_first_blocks(&range.start).await;
         let rows = self.db.scan_with_options(range, &scan_options(rows_max)).await;
         rows_of(rows.map_err(outward)?, rows_max).await
     }

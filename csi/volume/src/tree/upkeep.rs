@@ -21,7 +21,8 @@ use tokio::task::JoinHandle;
 
 use super::clock::TreeClock;
 use super::object_store::BucketStore;
-use super::slate::{FOLDER, L0_SSTS_MAX, SST_BYTES_MAX, SumStats, read_manifest};
+use super::reach;
+use super::slate::{FILTER_KEYS_MIN, FOLDER, L0_SSTS_MAX, SST_BYTES_MAX, SumStats, read_manifest};
 use crate::bucket::BucketRef;
 
 /// 60 s after an opening: a mount that ends earlier has hardly anything to compact.
@@ -306,6 +307,7 @@ fn compactor(kept: &Kept, poll: Duration) -> Compactor {
         .with_options(compaction(poll))
         .with_system_clock(kept.clock.clone())
         .with_sst_block_size(SstBlockSize::Block16Kib)
+        .with_filter_policies(reach::filters())
         .with_merge_operator(Arc::new(SumStats))
         .build()
 }
@@ -317,6 +319,7 @@ fn compaction(poll: Duration) -> CompactorOptions {
         max_sst_size: SST_BYTES_MAX,
         max_fetch_tasks: 2,
         max_subcompactions: 1,
+        min_filter_keys: FILTER_KEYS_MIN,
         ..CompactionWorkerOptions::default()
     };
     CompactorOptions {

@@ -1,20 +1,16 @@
 //! What a look-up needs of many files of the tree, brought from all of them at once.
 //!
 //! SlateDB asks the files that no compaction has taken four at a time, and waits for the store each time: in a volume that was
-//! just written, fifteen of them, the first listing of a folder waited twenty times. Here they are asked all together, and what
-//! comes lies in the cache of blocks, where SlateDB finds it.
-//! Caller: `slate.rs`. Absent: files of sorted runs, of which a look-up needs one each.
+//! just written, fifteen of them, the first listing of a folder waited twenty times. Here they are asked all together what they
+//! have, and what comes lies in the cache of blocks, where SlateDB finds it.
+//! Caller: `slate.rs`. Absent: which files a scan then reads (`reach.rs`).
 
 use std::sync::atomic::Ordering;
 
-use slatedb::manifest::SsTableId;
 use slatedb::{CacheTarget, DbCacheManagerOps};
 
 use super::SlateTree;
 use crate::tree::object_store::ends::ENDS_MAX;
-
-/// 4 files are looked at by a scan at the same time, as SlateDB has it; more are four by four, each of which waits for the store.
-const SCAN_FILES_AT_ONCE: usize = 4;
 
 impl SlateTree {
     /// Brings the filters and indexes of the files that most look-ups ask, once: of all that no compaction has taken, and of the
@@ -34,22 +30,7 @@ impl SlateTree {
                 Some(_) => manifest.l0().iter().map(|file| file.sst.id).take(ENDS_MAX).collect(),
             }
         };
-        self.bring(files, &[CacheTarget::Filters, CacheTarget::Index]).await;
-    }
-
-    /// Brings the first block that a scan reads of each file that no compaction has taken, where they are more than a scan brings
-    /// at a time.
-    pub(super) async fn bring_first_blocks(&self, from: &[u8]) {
-        let files: Vec<_> = {
-            let status = self.status.borrow();
-            status.current_manifest.l0().iter().map(|file| file.sst.id).collect()
-        };
-        if (SCAN_FILES_AT_ONCE + 1..=ENDS_MAX).contains(&files.len()) {
-            self.bring(files, &[CacheTarget::data(from..=from)]).await;
-        }
-    }
-
-    async fn bring(&self, files: Vec<SsTableId>, targets: &[CacheTarget]) {
+        let targets = &[CacheTarget::Filters, CacheTarget::Index];
         let brought = files.into_iter().map(|file| self.db.warm_sst(file, targets));
         // Whoever needs what did not come asks for it, and reports an error.
         drop(futures::future::join_all(brought).await);
@@ -60,6 +41,7 @@ impl SlateTree {
 mod tests {
     use std::ops::Range;
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
     use async_trait::async_trait;
@@ -80,14 +62,15 @@ mod tests {
     /// 7 files: one more, and they would be compacted.
     const FILES: u64 = 7;
 
-    /// A bucket whose reads take their time.
+    /// A bucket whose reads take their time, and are counted.
     #[derive(Debug)]
-    struct Far(Arc<MemoryBucket>);
+    struct Far(Arc<MemoryBucket>, AtomicU64);
 
     #[async_trait]
     impl Bucket for Far {
         async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Object, BucketError> {
             tokio::time::sleep(AWAY).await;
+            self.1.fetch_add(1, Ordering::Relaxed);
             self.0.get(key, range).await
         }
 
@@ -127,45 +110,53 @@ mod tests {
         }
     }
 
-    /// Goal: the first scan of a tree of many files waits for the store a few times, however many they are. Method: files that all
-    /// reach over the range that is listed, a store whose reads take a time of the test's own clock, and a look at that clock.
-    #[tokio::test(start_paused = true)]
-    async fn a_first_scan_asks_all_files_at_once() {
-        let memory = Arc::new(MemoryBucket::new());
-        let near: BucketRef = memory.clone();
-        let tree = open(&near).await;
+    fn row(ino: u64) -> Option<Row> {
+        Some(Row::Dirent(DirentRow {
+            ino: InodeNo(ino),
+            kind: FileKind::Regular,
+        }))
+    }
+
+    /// A tree of several files, each of which has an entry of folder 1, one of folder 9,000, and many of one folder of its own.
+    async fn written(bucket: &BucketRef) {
+        let tree = open(bucket).await;
         for seq in 1..=FILES {
-            let row = |ino| {
-                Some(Row::Dirent(DirentRow {
-                    ino: InodeNo(ino),
-                    kind: FileKind::Regular,
-                }))
-            };
             let applied = Applied {
                 epoch: Epoch(1),
                 seq: JournalSeq(seq),
             };
-            let rows = vec![
-                (entry(1, seq), row(1)),
-                (entry(5, seq), row(100 + seq)),
-                (entry(9, seq), row(1)),
-            ];
+            let mut rows = vec![(entry(1, seq), row(seq)), (entry(9_000, seq), row(seq))];
+            rows.extend((0..100).map(|n| (entry(1_000 * seq, 10 + n), row(100 * seq + n))));
             tree.apply(applied, rows).await.unwrap();
             tree.flush().await.unwrap();
         }
         tree.close().await.unwrap();
+    }
 
-        let far: BucketRef = Arc::new(Far(memory));
-        let tree = open(&far).await;
+    /// Goal: the first scan of a tree of many files asks each for what it has, all at once, and then reads those that have
+    /// something. Method: files whose keys all reach over the range that is listed, a store whose reads take a time of the
+    /// test's own clock, and a look at that clock and at the number of reads.
+    #[tokio::test(start_paused = true)]
+    async fn a_first_scan_reads_the_files_that_have_something_for_it() {
+        let memory = Arc::new(MemoryBucket::new());
+        written(&(memory.clone() as BucketRef)).await;
+        let far = Arc::new(Far(memory, AtomicU64::new(0)));
+        let tree = open(&(far.clone() as BucketRef)).await;
         tree.expect_reads();
-        let begun = Instant::now();
-        let rows = tree.scan(&entry(5, 0), &entry(6, 0), 100).await.unwrap();
-        let took = begun.elapsed();
-        assert_eq!(rows.len() as u64, FILES);
-        assert!(
-            took <= 3 * AWAY,
-            "{took:?}: indexes, then blocks, and one more for what is between"
-        );
+        for (folder, found, reads_max, waits_max) in
+            [(3_000, 100, FILES + 1, 2), (4_500, 0, 0, 0), (1, FILES, FILES, 2)]
+        {
+            let (begun, before) = (Instant::now(), far.1.load(Ordering::Relaxed));
+            let rows = tree
+                .scan(&entry(folder, 0), &entry(folder + 1, 0), 1_000)
+                .await
+                .unwrap();
+            assert_eq!(rows.len() as u64, found, "of folder {folder}");
+            let reads = far.1.load(Ordering::Relaxed) - before;
+            assert!(reads <= reads_max, "{reads} reads for folder {folder}");
+            let took = begun.elapsed();
+            assert!(took <= waits_max * AWAY, "{took:?} for folder {folder}");
+        }
         tree.close().await.unwrap();
     }
 }
