@@ -204,17 +204,14 @@ impl Attached {
         if let Some(mounted) = &mounted {
             mountpoint::widen_read_ahead(mounted);
         }
-        let rings = match (rings, mounted) {
-            (None, _) => None,
-            (Some((skin, request_bytes_max)), mounted) => {
-                let connection = Connection {
-                    request_bytes_max,
-                    device: mounted.map(|mounted| mounted.device),
-                };
-                let started = Rings::start(&device, connection, &skin);
-                Some(started.map_err(|source| SessionError::Rings { source })?)
-            }
+        let start_rings = |(skin, request_bytes_max)| {
+            let connection = Connection {
+                request_bytes_max,
+                device: mounted.map(|mounted| mounted.device),
+            };
+            Rings::start(&device, connection, &skin).map_err(|source| SessionError::Rings { source })
         };
+        let rings = rings.map(start_rings).transpose()?;
         let transport = match &rings {
             None => Transport::Classic,
             Some(_) => Transport::IoUring,

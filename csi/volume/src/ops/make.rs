@@ -87,6 +87,27 @@ struct New<'a> {
     caller: Caller,
 }
 
+impl<'a> New<'a> {
+    /// Whatever leads nowhere. The volume's own umask takes away what the program's leaves.
+    fn of(mount: &Mount, (parent, name): (InodeNo, &'a [u8]), node: NewNode, caller: Caller) -> Self {
+        Self {
+            parent,
+            name,
+            node,
+            target: None,
+            caller: Caller {
+                umask: caller.umask | mount.umask,
+                ..caller
+            },
+        }
+    }
+
+    /// What has a kind and a mode only.
+    fn of_kind(mount: &Mount, at: (InodeNo, &'a [u8]), (kind, mode): (FileKind, u16), caller: Caller) -> Self {
+        Self::of(mount, at, NewNode { kind, mode, rdev: 0 }, caller)
+    }
+}
+
 fn make(tables: &mut Tables, new: &New<'_>, now: Timestamp) -> Result<Attr, Stop> {
     living_directory(tables, new.parent)?;
     if tables.dirent(new.parent, new.name)?.is_some() {
@@ -157,14 +178,6 @@ fn make_inode(tables: &mut Tables, new: &New<'_>, nlink: u32, now: Timestamp) ->
     Ok(ino)
 }
 
-/// The volume's own umask takes away what the program's leaves.
-fn under_umask(mount: &Mount, caller: Caller) -> Caller {
-    Caller {
-        umask: caller.umask | mount.umask,
-        ..caller
-    }
-}
-
 /// See `Volume::make_node`.
 pub(crate) async fn make_node(
     mount: &Mount,
@@ -177,13 +190,7 @@ pub(crate) async fn make_node(
     if matches!(node.kind, FileKind::Directory | FileKind::Symlink) {
         return Err(FsError::Invalid("a directory or symbolic link is made by another call"));
     }
-    let new = New {
-        parent,
-        name,
-        node,
-        target: None,
-        caller: under_umask(mount, caller),
-    };
+    let new = New::of(mount, (parent, name), node, caller);
     mount
         .change_once(|tables, now| make(tables, &new, now), |attr| attr.ino)
         .await
@@ -198,18 +205,7 @@ pub(crate) async fn create(
     caller: Caller,
 ) -> Result<Attr, FsError> {
     check_new_name(name)?;
-    let node = NewNode {
-        kind: FileKind::Regular,
-        mode,
-        rdev: 0,
-    };
-    let new = New {
-        parent,
-        name,
-        node,
-        target: None,
-        caller: under_umask(mount, caller),
-    };
+    let new = New::of_kind(mount, (parent, name), (FileKind::Regular, mode), caller);
     mount
         .change_once(
             |tables, now| {
@@ -229,18 +225,7 @@ pub(crate) async fn create_nameless(
     mode: u16,
     caller: Caller,
 ) -> Result<Attr, FsError> {
-    let node = NewNode {
-        kind: FileKind::Regular,
-        mode,
-        rdev: 0,
-    };
-    let new = New {
-        parent,
-        name: b"",
-        node,
-        target: None,
-        caller: under_umask(mount, caller),
-    };
+    let new = New::of_kind(mount, (parent, b""), (FileKind::Regular, mode), caller);
     mount
         .change_once(
             |tables, now| {
@@ -265,18 +250,7 @@ pub(crate) async fn mkdir(
     caller: Caller,
 ) -> Result<Attr, FsError> {
     check_new_name(name)?;
-    let node = NewNode {
-        kind: FileKind::Directory,
-        mode,
-        rdev: 0,
-    };
-    let new = New {
-        parent,
-        name,
-        node,
-        target: None,
-        caller: under_umask(mount, caller),
-    };
+    let new = New::of_kind(mount, (parent, name), (FileKind::Directory, mode), caller);
     mount
         .change_once(|tables, now| make(tables, &new, now), |attr| attr.ino)
         .await
@@ -297,17 +271,9 @@ pub(crate) async fn symlink(
     if target.is_empty() {
         return Err(FsError::NotFound);
     }
-    let node = NewNode {
-        kind: FileKind::Symlink,
-        mode: 0o777,
-        rdev: 0,
-    };
     let new = New {
-        parent,
-        name,
-        node,
         target: Some(Bytes::copy_from_slice(target)),
-        caller,
+        ..New::of_kind(mount, (parent, name), (FileKind::Symlink, 0o777), caller)
     };
     mount
         .change_once(|tables, now| make(tables, &new, now), |attr| attr.ino)

@@ -75,9 +75,7 @@ impl Tables {
     /// Notes that an inode has lost its last name. True if there is something to purge.
     pub fn add_orphan(&mut self, ino: InodeNo) -> bool {
         self.orphans.insert(ino);
-        self.note_orphan(ino);
-        self.open.orphans.insert(ino);
-        self.open.bytes += ROW_BYTES;
+        self.change_orphan(ino);
         !self.is_held(ino) && self.purge_or_queue(ino)
     }
 
@@ -99,9 +97,7 @@ impl Tables {
             refs.nameable = false;
         }
         self.orphans.remove(&ino);
-        self.note_orphan(ino);
-        self.open.orphans.insert(ino);
-        self.open.bytes += ROW_BYTES;
+        self.change_orphan(ino);
     }
 
     /// Notes an orphan that an earlier mount has left.
@@ -168,10 +164,15 @@ impl Tables {
         self.drop_listing(ino);
         self.remove_inode(ino);
         self.orphans.remove(&ino);
+        self.change_orphan(ino);
+        Ok(true)
+    }
+
+    /// Notes for the next commit that the inode has become an orphan, or is none any more.
+    fn change_orphan(&mut self, ino: InodeNo) {
         self.note_orphan(ino);
         self.open.orphans.insert(ino);
         self.open.bytes += ROW_BYTES;
-        Ok(true)
     }
 
     /// Whether an orphan row must be told, and which: `None` if the tree is right already.
