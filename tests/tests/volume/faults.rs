@@ -7,8 +7,8 @@
 //! taken over by the next one, or closes. The header of `faulty_bucket.rs` names for each fault a mistake that was made
 //! on purpose, and that this found.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -288,6 +288,32 @@ impl World {
 }
 
 impl World {
+    /// A volume without faults to which programs have appended, closed.
+    async fn written(seed: u64) -> Self {
+        let mut world = Self::new(("bit flip", Faults::none()), seed).await;
+        let (_, volume) = world.open().await;
+        let mut programs = world.programs(&volume);
+        world.progress(&mut programs, 20).await;
+        programs.shutdown().await;
+        close(&world.name, &volume).await;
+        world
+    }
+
+    /// Reads all that a program has synced, append by append, and returns how many were refused by an error that `may` be.
+    async fn read_all(&self, volume: &Volume, program: usize, flip: &str, may: fn(&FsError) -> bool) -> u64 {
+        let (ino, appends) = &self.files[program];
+        let mut refused = 0;
+        for number in 0..appends.synced.load(Ordering::SeqCst) {
+            let read = volume.read(*ino, number * APPEND_BYTES, APPEND_BYTES as u32);
+            match timeout(STUCK, read).await.expect("damage is told at once") {
+                Ok(parts) => assert!(parts.concat() == appended(program as u64, number), "{flip}"),
+                Err(error) if may(&error) => refused += 1,
+                Err(error) => panic!("{flip}: {error}"),
+            }
+        }
+        refused
+    }
+
     /// Reads everything that is there after a flip. True if the tree tells that it is damaged.
     async fn is_told(&self, left: BucketRef, flip: &str) -> bool {
         let opened = timeout(STUCK, Volume::open(left, options())).await;
@@ -296,7 +322,7 @@ impl World {
             Err(OpenError::Tree(_)) => return true,
             Err(error) => panic!("{flip}: {error}"),
         };
-        for (program, (ino, appends)) in (0..).zip(&self.files) {
+        for (program, (ino, appends)) in self.files.iter().enumerate() {
             let name = format!("file {program}");
             let found = timeout(STUCK, volume.lookup(InodeNo::ROOT, name.as_bytes())).await;
             match found.unwrap_or_else(|_| panic!("{flip}: a look-up is stuck")) {
@@ -307,13 +333,9 @@ impl World {
                 Err(FsError::Tree(_)) => return true,
                 Err(error) => panic!("{flip}: {error}"),
             }
-            for number in 0..appends.synced.load(Ordering::SeqCst) {
-                let read = volume.read(*ino, number * APPEND_BYTES, APPEND_BYTES as u32);
-                match timeout(STUCK, read).await.expect("a damaged tree is told at once") {
-                    Ok(parts) => assert!(parts.concat() == appended(program, number), "{flip}"),
-                    Err(FsError::Tree(_)) => return true,
-                    Err(error) => panic!("{flip}: {error}"),
-                }
+            let told = |error: &FsError| matches!(error, FsError::Tree(_));
+            if self.read_all(&volume, program, flip, told).await > 0 {
+                return true;
             }
         }
         false
@@ -348,14 +370,9 @@ async fn no_single_kind_of_fault_loses_what_an_fsync_returned_for() {
 /// A bit that a store loses never becomes content: what is read is what was written, or an error.
 #[tokio::test(start_paused = true)]
 async fn a_flipped_bit_is_never_read_as_content() {
-    let refused = Mutex::new(0);
+    let mut refused = 0;
     for seed in 0..8 * WORLDS {
-        let mut world = World::new(("bit flip", Faults::none()), seed).await;
-        let (_, volume) = world.open().await;
-        let mut programs = world.programs(&volume);
-        world.progress(&mut programs, 20).await;
-        programs.shutdown().await;
-        close(&world.name, &volume).await;
+        let mut world = World::written(seed).await;
         let bucket: BucketRef = world.store.memory.clone();
         let objects = world.store.objects().await;
         let (object, size_bytes) = objects[world.dice.below(objects.len() as u64) as usize];
@@ -366,18 +383,12 @@ async fn a_flipped_bit_is_never_read_as_content() {
             .expect("it is listed");
         flip_bit(&bucket, key, world.dice.below(size_bytes * 8)).await.unwrap();
         let (_, volume) = world.open().await;
-        for (program, (ino, appends)) in (0..).zip(&world.files) {
-            for number in 0..appends.synced.load(Ordering::SeqCst) {
-                let read = volume.read(*ino, number * APPEND_BYTES, APPEND_BYTES as u32);
-                match timeout(STUCK, read).await.expect("a damaged piece is refused at once") {
-                    Ok(parts) => assert!(parts.concat() == appended(program, number), "{}: {key}", world.name),
-                    Err(FsError::Damaged { .. }) => *refused.lock().unwrap() += 1,
-                    Err(error) => panic!("{}: {error}", world.name),
-                }
-            }
+        let flip = format!("{}: {key}", world.name);
+        let damaged = |error: &FsError| matches!(error, FsError::Damaged { .. });
+        for program in 0..world.files.len() {
+            refused += world.read_all(&volume, program, &flip, damaged).await;
         }
     }
-    let refused = *refused.lock().unwrap();
     assert!(refused > 0, "no flip has hit content");
     say(&format!("{refused} reads were refused"));
 }
@@ -386,12 +397,7 @@ async fn a_flipped_bit_is_never_read_as_content() {
 /// than it was, or absent. Method: one bit of each byte of the newest manifest, and of bytes here and there of the other files.
 #[tokio::test(start_paused = true)]
 async fn a_flipped_bit_of_the_tree_never_changes_what_is_there() {
-    let mut world = World::new(("bit flip", Faults::none()), 0).await;
-    let (_, volume) = world.open().await;
-    let mut programs = world.programs(&volume);
-    world.progress(&mut programs, 20).await;
-    programs.shutdown().await;
-    close(&world.name, &volume).await;
+    let mut world = World::written(0).await;
     let stored = world.store.memory.clone();
     let keys: Vec<String> = stored.keys().into_iter().filter(|key| key.contains("/m/")).collect();
     let newest = keys
