@@ -6,11 +6,14 @@
 //! - Beyond its fair part a volume may have what nobody uses; when that is gone, it gives back until it is down to its part.
 //!
 //! So a pool is exceeded by no more than what grew into the parts of others while they did not need them, for as long as it
-//! takes to give it back. Callers: `table.rs` (dirty, rows), `cache.rs` (frames), `commit/apply.rs` (rows that the tree holds
+//! takes to give it back. What is fetched ahead of readers waits for its room instead. Callers: `table.rs` (dirty, rows), `cache.rs`
+//! (frames), `fetch.rs` (ahead), `commit/apply.rs` (rows that the tree holds
 //! until they are in the bucket), `tree/slate.rs` (blocks).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::cache::disk::OpenCaches;
 use crate::tree::blocks::BlockCache;
@@ -44,6 +47,10 @@ const _: () = assert!(
     "the rest is the program's own"
 );
 
+/// An eighth is room for what is on its way from the bucket though nobody has asked for it yet: 32 MiB of 256, what two readers in
+/// sequence have fetched ahead. It is a part of what stays for the program.
+const AHEAD_SHARE: u64 = 8;
+
 /// Memory that the volumes of a process share. Cheap to clone: all clones are the same budget.
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -52,6 +59,7 @@ pub struct Budget {
     frames: Arc<Pool>,
     unflushed: Arc<Pool>,
     blocks: BlockCache,
+    ahead: Arc<AheadRoom>,
     caches_on_disk: OpenCaches,
 }
 
@@ -73,6 +81,7 @@ impl Budget {
             frames: pool(PARTS.frames),
             unflushed: pool(PARTS.unflushed),
             blocks: BlockCache::new(part * PARTS.blocks),
+            ahead: Arc::new(AheadRoom::new(bytes.max(MEMORY_BYTES_MIN) / AHEAD_SHARE)),
             caches_on_disk: OpenCaches::default(),
         }
     }
@@ -102,9 +111,43 @@ impl Budget {
         &self.blocks
     }
 
+    /// Room for what is fetched ahead of readers.
+    pub(crate) fn ahead(&self) -> &Arc<AheadRoom> {
+        &self.ahead
+    }
+
     /// The caches on disk of all volumes.
     pub(crate) fn caches_on_disk(&self) -> &OpenCaches {
         &self.caches_on_disk
+    }
+}
+
+/// Room for what is fetched ahead of readers, which wait for it in turn.
+#[derive(Debug)]
+pub(crate) struct AheadRoom {
+    kib: Semaphore,
+    kib_max: u32,
+}
+
+impl AheadRoom {
+    fn new(bytes: u64) -> Self {
+        let kib_max = u32::try_from(bytes / 1024).unwrap_or(u32::MAX);
+        Self {
+            kib: Semaphore::new(kib_max as usize),
+            kib_max,
+        }
+    }
+
+    /// All there is, in bytes.
+    pub fn bytes(&self) -> u64 {
+        u64::from(self.kib_max) * 1024
+    }
+
+    /// Waits for room for so many bytes, or for all there is where that is less; it is free again when the value is dropped.
+    pub async fn take(&self, bytes: u64) -> SemaphorePermit<'_> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        let taken = self.kib.acquire_many(kib.min(self.kib_max)).await;
+        taken.expect("the room is never closed")
     }
 }
 

@@ -8,13 +8,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::bucket::{BucketError, BucketRef};
+use crate::budget::AheadRoom;
 use crate::cache::disk::{DiskCache, KeptFor, StoredFrame, Stretch};
 use crate::cache::{FrameKey, RamCache};
 use crate::commit::KeepFrames;
@@ -25,16 +28,20 @@ use crate::lineage::Lineage;
 use crate::piece::Piece;
 use crate::row::{ExtentRow, FRAME_BYTES};
 
-/// 2 MiB: one GET that somebody waits for. Long enough that its latency hardly counts, short enough that several share the
-/// bandwidth.
-const GET_BYTES_MAX: u64 = 2 * 1024 * 1024;
+mod ranges;
 
-/// 4 MiB: one GET of many that are read ahead. Nobody waits for its end, and half as many requests cost half as much.
-const GET_AHEAD_BYTES_MAX: u64 = 4 * 1024 * 1024;
+use ranges::{bytes_of, ranges_of};
+
+/// 2 MiB, about: one GET that somebody waits for. Long enough that its latency hardly counts, short enough that several share the
+/// bandwidth.
+const GET_BYTES: u64 = 2 * 1024 * 1024;
 
 /// 1 MiB: what a larger commit has brought is kept on disk only, where there is a cache on disk: it would push out what is
 /// read again, and the kernel has what was just written in memory.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
+
+/// 1 s for room to fetch ahead: by then the reader has come itself to what was to be fetched for it.
+const AHEAD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// 8 GETs of one read at a time.
 const GETS_AT_ONCE: usize = 8;
@@ -92,6 +99,13 @@ impl FetchError {
     }
 }
 
+/// How somebody reads, for whom content is fetched ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pace {
+    /// Bytes of one GET, about, where so many lie in one piece.
+    pub get_bytes: u64,
+}
+
 /// A frame that a read needs.
 #[derive(Debug, Clone, Copy)]
 struct Frame {
@@ -139,6 +153,15 @@ const ON_DISK: usize = 1;
 /// See `IN_RAM`.
 const MISSING: usize = 2;
 
+/// Where frames are kept, and how much may be on its way there that nobody has asked for.
+#[derive(Debug)]
+pub(crate) struct Tiers {
+    pub ram: RamCache,
+    pub disk: Option<DiskCache>,
+    /// See `Budget::ahead`.
+    pub ahead: Arc<AheadRoom>,
+}
+
 /// Reads frames.
 #[derive(Debug, Clone)]
 pub(crate) struct Fetcher {
@@ -151,6 +174,7 @@ struct Inner {
     lineage: Lineage,
     ram: RamCache,
     disk: Option<DiskCache>,
+    ahead: Arc<AheadRoom>,
     /// Frames found in RAM, found on disk, and asked of the bucket.
     counts: [AtomicU64; 3],
     /// GETs under way, by each frame that they bring. Held for a look-up, never across an await.
@@ -188,12 +212,14 @@ impl Inner {
 
 impl Fetcher {
     /// `bucket` is rooted where the objects of the volume are.
-    pub fn new(bucket: BucketRef, lineage: impl Into<Lineage>, ram: RamCache, disk: Option<DiskCache>) -> Self {
+    pub fn new(bucket: BucketRef, lineage: impl Into<Lineage>, tiers: Tiers) -> Self {
+        let Tiers { ram, disk, ahead } = tiers;
         let inner = Inner {
             bucket,
             lineage: lineage.into(),
             ram,
             disk,
+            ahead,
             counts: Default::default(),
             flights: Mutex::default(),
         };
@@ -315,7 +341,7 @@ impl Fetcher {
             if left.is_empty() {
                 break;
             }
-            let flights = self.flights(&left, GET_BYTES_MAX);
+            let flights = self.flights(left.values(), GET_BYTES);
             let answers: Vec<Arc<Vec<(FrameKey, Bytes)>>> = stream::iter(flights)
                 .buffer_unordered(GETS_AT_ONCE)
                 .try_collect()
@@ -335,6 +361,20 @@ impl Fetcher {
         Ok(())
     }
 
+    /// Fetches a range that nobody has asked for, if there is room for it soon.
+    async fn fetch_ahead(&self, range: &[Frame]) {
+        let Ok(_room) = timeout(AHEAD_PATIENCE, self.inner.ahead.take(bytes_of(range))).await else {
+            return;
+        };
+        // Whoever reads may have come here first.
+        let here =
+            |key| self.inner.ram.contains(key) || self.inner.disk.as_ref().is_some_and(|disk| disk.contains(key));
+        let missing = range.iter().filter(|frame| !here(frame.key));
+        for flight in self.flights(missing, u64::MAX) {
+            drop(flight.await);
+        }
+    }
+
     fn drop_cached(&self, key: FrameKey) {
         self.inner.ram.remove(key);
         if let Some(disk) = &self.inner.disk {
@@ -342,13 +382,12 @@ impl Fetcher {
         }
     }
 
-    /// The GETs that bring these frames: those under way, and new ones for the rest.
-    fn flights(&self, frames: &BTreeMap<FrameKey, Frame>, get_bytes_max: u64) -> Vec<Flight> {
+    /// The GETs that bring these frames, which are in order: those under way, and new ones for the rest.
+    fn flights<'a>(&self, frames: impl Iterator<Item = &'a Frame>, get_bytes: u64) -> Vec<Flight> {
         let mut under_way = self.inner.flights();
         let mut flights: Vec<Flight> = Vec::new();
-        let mut range: Vec<Frame> = Vec::new();
-        let mut ranges: Vec<Vec<Frame>> = Vec::new();
-        for frame in frames.values() {
+        let mut left: Vec<Frame> = Vec::new();
+        for frame in frames {
             if let Some(flight) = under_way.get(&frame.key).and_then(WeakShared::upgrade)
                 && flight.peek().is_none()
             {
@@ -357,20 +396,9 @@ impl Fetcher {
                 }
                 continue;
             }
-            let joins = range.last().is_some_and(|last| {
-                last.key.object == frame.key.object
-                    && last.end() == frame.key.offset
-                    && frame.end() - range[0].key.offset <= get_bytes_max
-            });
-            if !joins && !range.is_empty() {
-                ranges.push(std::mem::take(&mut range));
-            }
-            range.push(*frame);
+            left.push(*frame);
         }
-        if !range.is_empty() {
-            ranges.push(range);
-        }
-        for range in ranges {
+        for range in ranges_of(&left, get_bytes).map(<[Frame]>::to_vec) {
             let keys: Vec<FrameKey> = range.iter().map(|frame| frame.key).collect();
             let flight = get(Arc::clone(&self.inner), range).boxed().shared();
             if let Some(weak) = flight.downgrade() {
@@ -382,9 +410,9 @@ impl Fetcher {
         flights
     }
 
-    /// Brings what of these parts is not in RAM nearer, without giving it to anyone: for reading ahead. Whoever reads it
-    /// checks it, and meets an error again.
-    pub async fn warm(&self, parts: Vec<WantedPart>) {
+    /// Brings what of these parts is not in RAM nearer, without giving it to anyone: for reading ahead of who reads at this pace.
+    /// Whoever reads it checks it, and meets an error again.
+    pub async fn warm(&self, parts: Vec<WantedPart>, pace: Pace) {
         let frames = parts
             .iter()
             .flat_map(frames_of)
@@ -402,14 +430,9 @@ impl Fetcher {
             }
         }
         self.count(MISSING, missing.len());
-        let bytes: u64 = missing.values().map(|frame| u64::from(frame.stored_len)).sum();
-        let get_bytes_max = match bytes > 3 * GET_BYTES_MAX {
-            true => GET_AHEAD_BYTES_MAX,
-            false => GET_BYTES_MAX,
-        };
-        stream::iter(self.flights(&missing, get_bytes_max))
-            .buffer_unordered(GETS_AT_ONCE)
-            .for_each(|fetched| async { drop(fetched) })
+        let missing: Vec<Frame> = missing.into_values().collect();
+        stream::iter(ranges_of(&missing, pace.get_bytes))
+            .for_each_concurrent(GETS_AT_ONCE, |range| self.fetch_ahead(range))
             .await;
         if let Some(bringing) = bringing {
             drop(bringing.await);

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -88,15 +87,24 @@ fn part(row: &Arc<ExtentRow>, skip: u64, len: u64) -> WantedPart {
     }
 }
 
-fn ram(bytes_max: u64) -> RamCache {
-    RamCache::new(bytes_max, Budget::default().frames())
+const PACE: Pace = Pace {
+    get_bytes: 8 << 20,
+};
+
+fn tiers(ram_bytes: u64, disk: Option<DiskCache>) -> Tiers {
+    let budget = Budget::default();
+    Tiers {
+        ram: RamCache::new(ram_bytes, budget.frames()),
+        disk,
+        ahead: Arc::clone(budget.ahead()),
+    }
 }
 
 #[tokio::test]
 async fn any_part_of_a_run_is_read_as_written_and_then_from_ram() {
     let len = 5 * FRAME_BYTES as usize + 1_000;
     let (bucket, row) = stored(len).await;
-    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, ram(64 << 20), None);
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, tiers(64 << 20, None));
     for (skip, count) in [
         (0, 1),
         (131_071, 2),
@@ -136,7 +144,7 @@ async fn any_part_of_a_run_is_read_as_written_and_then_from_ram() {
 #[tokio::test]
 async fn readers_that_meet_share_one_get() {
     let (bucket, row) = stored(3 * FRAME_BYTES as usize).await;
-    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, ram(0), None);
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, tiers(0, None));
     bucket.held.store(true, Ordering::Relaxed);
     let mut readers: Vec<_> = (0..50)
         .map(|i| Box::pin(fetcher.read(vec![part(&row, i, 300_000)])))
@@ -154,7 +162,7 @@ async fn readers_that_meet_share_one_get() {
 #[tokio::test]
 async fn a_reader_that_gives_up_does_not_stop_the_others() {
     let (bucket, row) = stored(FRAME_BYTES as usize).await;
-    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, ram(0), None);
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, tiers(0, None));
     {
         let mut given_up = Box::pin(fetcher.read(vec![part(&row, 0, 100)]));
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -174,9 +182,9 @@ async fn frames_on_disk_are_read_in_one_piece() {
     let len = 6 * FRAME_BYTES as usize + 1_000;
     let (bucket, row) = stored(len).await;
     let disk = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
-    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, ram(0), Some(disk.clone()));
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, tiers(0, Some(disk.clone())));
     let keys: Vec<FrameKey> = frames_of(&part(&row, 0, len as u64)).map(|frame| frame.key).collect();
-    fetcher.warm(vec![part(&row, 0, len as u64)]).await;
+    fetcher.warm(vec![part(&row, 0, len as u64)], PACE).await;
     while keys.iter().any(|key| disk.waiting(*key).is_some()) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -213,8 +221,7 @@ async fn what_is_damaged_in_ram_or_on_disk_is_fetched_anew() {
     let fetcher = Fetcher::new(
         Arc::clone(&bucket) as BucketRef,
         VOLUME,
-        ram(64 << 20),
-        Some(disk.clone()),
+        tiers(64 << 20, Some(disk.clone())),
     );
     let key = FrameKey {
         object: OBJECT,
@@ -244,7 +251,7 @@ async fn what_is_damaged_in_the_bucket_is_an_error_after_a_second_look() {
     bucket.delete(&OBJECT.key()).await.unwrap();
     bucket.put_if_absent(&OBJECT.key(), body.into()).await.unwrap();
     bucket.gets.store(0, Ordering::Relaxed);
-    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, ram(64 << 20), None);
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, tiers(64 << 20, None));
     let answer = fetcher.read(vec![part(&row, 0, 10)]).await;
     assert!(
         matches!(&answer, Err(FetchError::Damaged(damage)) if damage.object == OBJECT),
@@ -254,9 +261,60 @@ async fn what_is_damaged_in_the_bucket_is_an_error_after_a_second_look() {
     bucket.delete(&OBJECT.key()).await.unwrap();
     let answer = fetcher.read(vec![part(&row, 0, 10)]).await;
     assert!(matches!(answer, Err(FetchError::Missing(_))), "{answer:?}");
-    let other = Fetcher::new(bucket as BucketRef, Uuid::from_u128(10), ram(64 << 20), None);
+    let other = Fetcher::new(bucket as BucketRef, Uuid::from_u128(10), tiers(64 << 20, None));
     assert!(
         other.read(vec![part(&row, 0, 10)]).await.is_err(),
         "another volume never reads it"
+    );
+}
+
+/// Goal: one GET brings what lies together, as much as one may bring and no odd rest. Method: runs of any number of frames, and
+/// two of them with a gap between.
+#[tokio::test]
+async fn frames_that_lie_together_are_divided_equally() {
+    let frames = |count: u64| (count * u64::from(FRAME_BYTES)) as usize;
+    for (count, gets) in [(1, 1), (64, 1), (90, 1), (96, 2), (128, 2), (200, 3)] {
+        let (_, row) = stored(frames(count)).await;
+        let frames: Vec<Frame> = frames_of(&part(&row, 0, row.len)).collect();
+        let ranges: Vec<&[Frame]> = ranges_of(&frames, PACE.get_bytes).collect();
+        assert_eq!(ranges.len(), gets, "{count} frames");
+        assert_eq!(ranges.iter().map(|range| range.len()).sum::<usize>(), frames.len());
+        let (shortest, longest) = (
+            ranges.iter().map(|range| range.len()).min(),
+            ranges.iter().map(|range| range.len()).max(),
+        );
+        assert!(
+            longest.unwrap() - shortest.unwrap() <= 1,
+            "{count} frames: {shortest:?} to {longest:?}"
+        );
+        let gap: Vec<Frame> = frames
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| *n != 7)
+            .map(|(_, frame)| *frame)
+            .collect();
+        assert_eq!(ranges_of(&gap, u64::MAX).count(), if count > 7 { 2 } else { 1 });
+    }
+}
+
+/// Goal: what is fetched ahead waits for its room, and whoever reads does not. Method: all room is taken.
+#[tokio::test]
+async fn without_room_nothing_is_fetched_ahead_and_reads_go_on() {
+    let (bucket, row) = stored(4 * FRAME_BYTES as usize).await;
+    let tiers = tiers(64 << 20, None);
+    let room = Arc::clone(&tiers.ahead);
+    let fetcher = Fetcher::new(Arc::clone(&bucket) as BucketRef, VOLUME, tiers);
+    let taken = room.take(u64::MAX).await;
+    let mut ahead = Box::pin(fetcher.warm(vec![part(&row, 0, row.len)], PACE));
+    assert!(futures::poll!(&mut ahead).is_pending());
+    assert_eq!(bucket.gets.load(Ordering::Relaxed), 0);
+    let read = fetcher.read(vec![part(&row, 0, row.len)]).await.unwrap();
+    assert!(read.concat().concat() == content(row.len as usize));
+    drop(taken);
+    ahead.await;
+    assert_eq!(
+        bucket.gets.load(Ordering::Relaxed),
+        1,
+        "what was read meanwhile is not fetched again"
     );
 }

@@ -15,7 +15,7 @@ use crate::cache::disk::DiskCache;
 use crate::clock::Timestamp;
 use crate::commit::{self, CommitContext, CommitHandle, CommitLimits, DirtyState};
 use crate::error::FsError;
-use crate::fetch::Fetcher;
+use crate::fetch::{Fetcher, Tiers};
 use crate::gc::Collector;
 use crate::head::{Claim, HeadFile};
 use crate::ids::InodeNo;
@@ -92,14 +92,15 @@ async fn read(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErro
         options.clock.now(),
     );
     let tree = Arc::new(LatestTree::new(Arc::clone(&opened.tree)));
+    let fetcher = fetcher(&opened.bucket, head.lineage(), (&options.cache, &budget));
     let mount = Mount {
         state: Arc::new(State::new(tables)),
         tree: tree.clone(),
         follow: Some(Follow::new(bucket, tree, &opened, budget.blocks().clone())),
         commit: None,
-        fetcher: fetcher(&opened.bucket, head.lineage(), (&options.cache, &budget)),
+        readahead: Readahead::of(settings.readahead_bytes, budget.ahead().bytes()),
+        fetcher,
         bucket: Arc::clone(&opened.bucket),
-        readahead: settings.readahead_bytes.map_or_else(Readahead::default, Readahead::new),
         watch,
         umask: settings.umask.unwrap_or(0),
         neighbours: Neighbours::default(),
@@ -170,9 +171,9 @@ async fn write(bucket: BucketRef, options: OpenOptions) -> Result<Inner, OpenErr
         tree: opened.tree,
         follow: None,
         commit: Some(commit),
+        readahead: Readahead::of(settings.readahead_bytes, budget.ahead().bytes()),
         fetcher,
         bucket: opened.bucket,
-        readahead: settings.readahead_bytes.map_or_else(Readahead::default, Readahead::new),
         watch,
         umask: settings.umask.unwrap_or(0),
         neighbours: Neighbours::default(),
@@ -324,7 +325,8 @@ fn tables_of(
 fn fetcher(bucket: &BucketRef, lineage: Lineage, (cache, budget): (&CacheConfig, &Budget)) -> Fetcher {
     let ram = RamCache::new(cache.ram_bytes, budget.frames());
     let disk = open_disk(cache, budget, lineage.own());
-    Fetcher::new(bucket.clone(), lineage, ram, disk)
+    let ahead = Arc::clone(budget.ahead());
+    Fetcher::new(bucket.clone(), lineage, Tiers { ram, disk, ahead })
 }
 
 /// The cache on disk, or none where it cannot be had: a mount works without.
@@ -382,8 +384,11 @@ mod by_hand {
                 fetcher: Fetcher::new(
                     bucket.clone(),
                     uuid,
-                    RamCache::new(FRAME_CACHE_BYTES_MAX, Budget::default().frames()),
-                    None,
+                    Tiers {
+                        ram: RamCache::new(FRAME_CACHE_BYTES_MAX, Budget::default().frames()),
+                        disk: None,
+                        ahead: Arc::clone(Budget::default().ahead()),
+                    },
                 ),
                 bucket,
                 readahead: Readahead::default(),

@@ -1,0 +1,26 @@
+//! Which frames one GET brings.
+//!
+//! Caller: `fetch.rs`. Absent: which of them are wanted.
+
+use super::Frame;
+
+/// Bytes of frames that lie one after another.
+pub(super) fn bytes_of(range: &[Frame]) -> u64 {
+    match range {
+        [first, .., last] => last.end() - first.key.offset,
+        [only] => u64::from(only.stored_len),
+        [] => 0,
+    }
+}
+
+/// Divides frames, which are in order, into ranges of their objects, each of which one GET brings: of about so many bytes, half as
+/// many more at most, and equal ones where what lies together is longer.
+pub(super) fn ranges_of(frames: &[Frame], get_bytes: u64) -> impl Iterator<Item = &[Frame]> {
+    let together = |one: &Frame, next: &Frame| one.key.object == next.key.object && one.end() == next.key.offset;
+    frames.chunk_by(together).flat_map(move |piece| {
+        let bytes = bytes_of(piece);
+        let each = bytes.div_ceil(((bytes + get_bytes / 2) / get_bytes).max(1));
+        let number = move |frame: &Frame| (frame.end() - 1 - piece[0].key.offset) / each.max(1);
+        piece.chunk_by(move |one, next| number(one) == number(next))
+    })
+}
