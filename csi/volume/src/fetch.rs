@@ -102,6 +102,8 @@ impl FetchError {
 /// How somebody reads, for whom content is fetched ahead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pace {
+    /// Bytes of one read.
+    pub read_bytes: u64,
     /// Bytes of one GET, about, where so many lie in one piece.
     pub get_bytes: u64,
 }
@@ -130,6 +132,9 @@ impl Frame {
         }
     }
 }
+
+/// A frame from the disk, and its content if it is whole.
+type Opened = (StoredFrame, Result<Piece, String>);
 
 type Fetched = Result<Arc<Vec<(FrameKey, Bytes)>>, FetchError>;
 type Flight = Shared<BoxFuture<'static, Fetched>>;
@@ -315,10 +320,9 @@ impl Fetcher {
     ) -> Result<(), FetchError> {
         let mut left: BTreeMap<FrameKey, Frame> = missing.clone();
         if let Some(disk) = &self.inner.disk {
-            for stored in read_disk(disk, &left).await {
+            for (stored, opened) in self.read_disk(disk, &left).await {
                 let key = stored.key;
-                let frame = left[&key];
-                match self.open_parts(&frame, stored.head.as_slice(), &stored.content) {
+                match opened {
                     Ok(content) => {
                         // Many were read in one piece, which one of them would keep alive; the kernel has them too.
                         if let (1, Some(whole)) = (missing.len(), stored.whole()) {
@@ -375,6 +379,35 @@ impl Fetcher {
         }
     }
 
+    /// Reads frames that are on the disk, and checks them: in place what the kernel has in memory, and the rest where waiting holds
+    /// nobody up.
+    async fn read_disk(&self, disk: &DiskCache, wanted: &BTreeMap<FrameKey, Frame>) -> Vec<Opened> {
+        let (mut read, mut later) = (Vec::new(), Vec::new());
+        for stretch in disk.locate(wanted.keys().copied()) {
+            match stretch.read_cached() {
+                Some(frames) => read.extend(frames.into_iter().map(|stored| self.check(wanted, stored))),
+                None => later.push(stretch),
+            }
+        }
+        if !later.is_empty() {
+            let keys = later.iter().flat_map(Stretch::keys);
+            let wanted: BTreeMap<FrameKey, Frame> = keys.map(|key| (key, wanted[&key])).collect();
+            let fetcher = self.clone();
+            let reading = spawn_blocking(move || {
+                let frames = later.iter().flat_map(Stretch::read);
+                frames.map(|stored| fetcher.check(&wanted, stored)).collect::<Vec<_>>()
+            });
+            // Not read at the end of the runtime, which nobody waits for.
+            read.extend(reading.await.unwrap_or_default());
+        }
+        read
+    }
+
+    fn check(&self, wanted: &BTreeMap<FrameKey, Frame>, stored: StoredFrame) -> Opened {
+        let opened = self.open_parts(&wanted[&stored.key], stored.head.as_slice(), &stored.content);
+        (stored, opened)
+    }
+
     fn drop_cached(&self, key: FrameKey) {
         self.inner.ram.remove(key);
         if let Some(disk) = &self.inner.disk {
@@ -420,10 +453,11 @@ impl Fetcher {
         let mut missing: BTreeMap<FrameKey, Frame> = frames.map(|frame| (frame.key, frame)).collect();
         let mut bringing = None;
         if let Some(disk) = &self.inner.disk {
-            let stretches = disk.locate(missing.keys().copied());
+            let mut stretches = disk.locate(missing.keys().copied());
             for key in stretches.iter().flat_map(Stretch::keys) {
                 missing.remove(&key);
             }
+            stretches.retain(|stretch| !stretch.is_past_kernel(pace.read_bytes));
             if !stretches.is_empty() {
                 // The kernel may make its caller wait for a busy disk.
                 bringing = Some(spawn_blocking(move || stretches.iter().for_each(Stretch::bring)));
@@ -438,23 +472,6 @@ impl Fetcher {
             drop(bringing.await);
         }
     }
-}
-
-/// Reads frames that are on the disk: in place what the kernel has in memory, and the rest where waiting holds nobody up.
-async fn read_disk(disk: &DiskCache, wanted: &BTreeMap<FrameKey, Frame>) -> Vec<StoredFrame> {
-    let (mut read, mut later) = (Vec::new(), Vec::new());
-    for stretch in disk.locate(wanted.keys().copied()) {
-        match stretch.read_cached() {
-            Some(frames) => read.extend(frames),
-            None => later.push(stretch),
-        }
-    }
-    if !later.is_empty() {
-        let reading = spawn_blocking(move || later.iter().flat_map(Stretch::read).collect::<Vec<_>>());
-        // Not read at the end of the runtime, which nobody waits for.
-        read.extend(reading.await.unwrap_or_default());
-    }
-    read
 }
 
 impl KeepFrames for Fetcher {

@@ -32,6 +32,7 @@ const GROUPS_MAX: usize = 64;
 
 /// 4 MiB: one GET of many. Nobody waits for its end, and half as many requests cost half as much.
 const PACE: Pace = Pace {
+    read_bytes: SMALL_BYTES_MAX,
     get_bytes: 4 * 1024 * 1024,
 };
 

@@ -163,7 +163,10 @@ impl Mount {
         }
         if let (false, Ok(runtime)) = (wanted.is_empty(), tokio::runtime::Handle::try_current()) {
             let fetcher = self.fetcher.clone();
-            let pace = Pace { get_bytes };
+            let pace = Pace {
+                read_bytes: len,
+                get_bytes,
+            };
             runtime.spawn(async move { fetcher.warm(wanted, pace).await });
         }
     }

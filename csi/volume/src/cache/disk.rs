@@ -22,12 +22,14 @@ use super::FrameKey;
 
 mod buffer;
 mod direct;
+mod places;
 mod region;
 mod stretch;
 mod waiting;
 
 use direct::aligned;
 use region::{ENTRY_HEADER_BYTES, GAP_BYTES_MAX};
+use stretch::Source;
 pub(crate) use stretch::{StoredFrame, Stretch};
 pub(crate) use waiting::KeptFor;
 use waiting::Waiting;
@@ -49,12 +51,14 @@ struct Location {
     region: u64,
     position: u64,
     len: u32,
+    /// This process has not put it into the kernel's memory.
+    past_kernel: bool,
 }
 
 #[derive(Debug)]
 struct Region {
     file: Arc<File>,
-    /// The same past the kernel's memory, where it can be and as long as it is appended to.
+    /// The same past the kernel's memory, where it can be.
     direct: Option<Arc<File>>,
     bytes: u64,
     keys: Vec<FrameKey>,
@@ -67,6 +71,13 @@ impl Region {
             direct,
             bytes: 0,
             keys: Vec::new(),
+        }
+    }
+
+    fn source(&self, past_kernel: bool) -> Source {
+        Source {
+            file: Arc::clone(&self.file),
+            direct: self.direct.clone().filter(|_| past_kernel),
         }
     }
 }
@@ -103,19 +114,20 @@ struct Place {
 }
 
 impl Place {
-    /// Writes these frames, which are as many as it takes.
-    fn write(&self, frames: &[(FrameKey, Bytes)]) -> io::Result<()> {
+    /// Writes these frames, which are as many as it takes. True if they went past the kernel's memory.
+    fn write(&self, frames: &[(FrameKey, Bytes)]) -> io::Result<bool> {
         let [before, behind] = &self.gaps;
         region::write_gap(&self.file, before)?;
         if let Some(direct) = &self.direct {
             match direct::write(direct, frames, self.position..behind.end) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(true),
                 // Its blocks may be larger than ours, or it may know no such writes at all.
                 Err(error) => tracing::debug!(%error, "a region of the cache takes no blocks past the kernel's memory"),
             }
         }
         region::write(&self.file, frames, self.position)?;
-        region::write_gap(&self.file, behind)
+        region::write_gap(&self.file, behind)?;
+        Ok(false)
     }
 }
 
@@ -225,11 +237,12 @@ impl DiskCache {
                 continue;
             };
             let frame = (key, location.len);
+            let source = region.source(location.past_kernel);
             let joined = stretches
                 .last_mut()
-                .is_some_and(|last| last.join(&region.file, location.position, frame));
+                .is_some_and(|last| last.join(&source, location.position, frame));
             if !joined {
-                stretches.push(Stretch::new(&region.file, location.position, frame));
+                stretches.push(Stretch::new(source, location.position, frame));
             }
         }
         stretches
@@ -280,11 +293,13 @@ impl Inner {
     /// Makes an empty region.
     fn create(&self, number: u64) -> io::Result<Region> {
         let file = region::create(&self.dir, number)?;
-        let direct = match self.region_bytes >= REGION_BYTES_DIRECT_MIN {
-            true => direct::open(&region::path_of(&self.dir, number)),
-            false => None,
-        };
-        Ok(Region::of(file, direct))
+        Ok(Region::of(file, self.direct(number, true)))
+    }
+
+    /// A region's file past the kernel's memory, where that can be.
+    fn direct(&self, number: u64, writes: bool) -> Option<Arc<File>> {
+        let open = || direct::open(&region::path_of(&self.dir, number), writes);
+        (self.region_bytes >= REGION_BYTES_DIRECT_MIN).then(open).flatten()
     }
 
     /// Writes frames that are not here yet; `direct` past the kernel's memory, where that can be.
@@ -303,8 +318,8 @@ impl Inner {
                     return Ok(());
                 };
                 let rest = left.split_off(place.frames);
-                place.write(&left)?;
-                self.index(&left, &place);
+                let past_kernel = place.write(&left)?;
+                self.index(&left, &place, past_kernel);
                 left = rest;
             }
         }
@@ -324,7 +339,6 @@ impl Inner {
         let mut last = last.expect("there is always a region to append to");
         let (number, region) = (*last.key(), last.get_mut());
         if region.bytes + entry_bytes(&frames[0].1) + spare > self.region_bytes {
-            region.direct = None;
             let empty = self.create(number + 1)?;
             index.regions.insert(number + 1, empty);
             self.drop_oldest(&mut index);
@@ -357,7 +371,7 @@ impl Inner {
     }
 
     /// Lets frames that were written be found.
-    fn index(&self, frames: &[(FrameKey, Bytes)], place: &Place) {
+    fn index(&self, frames: &[(FrameKey, Bytes)], place: &Place, past_kernel: bool) {
         let mut index = self.lock();
         let index = &mut *index;
         // It may have been the oldest by now.
@@ -370,6 +384,7 @@ impl Inner {
                 region: place.region,
                 position: position + ENTRY_HEADER_BYTES as u64,
                 len: stored.len() as u32,
+                past_kernel,
             };
             position += entry_bytes(stored);
             region.keys.push(*key);
@@ -400,6 +415,7 @@ impl Inner {
             let found = opened.and_then(|file| region::entries(&file).map(|(bytes, entries)| (file, bytes, entries)));
             match found {
                 Ok((file, bytes, entries)) => {
+                    let direct = self.direct(number, false);
                     let mut index = self.lock();
                     if index.closed {
                         return;
@@ -410,6 +426,7 @@ impl Inner {
                             region: number,
                             position,
                             len,
+                            past_kernel: true,
                         });
                         keys.push(key);
                     }
@@ -418,7 +435,7 @@ impl Inner {
                         Region {
                             bytes,
                             keys,
-                            ..Region::of(Arc::new(file), None)
+                            ..Region::of(Arc::new(file), direct)
                         },
                     );
                     self.drop_oldest(&mut index);

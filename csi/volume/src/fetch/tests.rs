@@ -88,6 +88,7 @@ fn part(row: &Arc<ExtentRow>, skip: u64, len: u64) -> WantedPart {
 }
 
 const PACE: Pace = Pace {
+    read_bytes: 1 << 20,
     get_bytes: 8 << 20,
 };
 

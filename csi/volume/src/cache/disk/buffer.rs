@@ -14,10 +14,11 @@ use super::stretch::STRETCH_BYTES_MAX;
 const BUFFER_BYTES: usize = STRETCH_BYTES_MAX as usize;
 
 /// 256 KiB: shorter reads take memory as anybody does, so that a short answer never keeps a large buffer.
-const LARGE_BYTES: usize = 256 * 1024;
+pub(super) const LARGE_BYTES: usize = 256 * 1024;
 
-/// 4 wait for the next read, whatever volume it is of: some 4 MiB. As many are in use by one mount at a time.
-const FREE_MAX: usize = 4;
+/// 8 wait for the next read, whatever volume it is of: some 8 MiB. As many are in use by one reader in sequence: what the kernel has
+/// asked for ahead of it, and what the disk has brought meanwhile.
+const FREE_MAX: usize = 8;
 
 /// Held to take or give one.
 static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());

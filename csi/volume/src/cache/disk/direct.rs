@@ -1,8 +1,8 @@
 //! Entries by whole blocks, past the kernel's memory: content of large files is written once and read back rarely, while the
 //! kernel has it as content of the file already. A second copy there costs more than the disk's own, and pushes others out.
 //!
-//! Invariant: memory, position and length of each write are multiples of a block. Caller: `disk.rs`, which writes as usual
-//! where this fails. Absent: reading, which goes by way of the kernel's memory.
+//! Invariant: memory, position and length of each write and read are multiples of a block. Callers: `disk.rs` and `stretch.rs`,
+//! which write and read by way of the kernel where this fails.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use rustix::fs::OFlags;
 
 use super::buffer::Buffer;
+use super::places;
 use super::region::{ENTRY_HEADER_BYTES, encode, gap_header};
 use crate::cache::FrameKey;
 
@@ -24,10 +25,14 @@ pub(super) const BLOCK_BYTES: u64 = 4096;
 /// 1 MiB by one write: twice as much was no faster, a quarter was slower.
 const WRITE_BYTES: usize = 1024 * 1024;
 
-/// Opens a file for such writes; `None` where its file system knows none.
-pub(super) fn open(path: &Path) -> Option<Arc<File>> {
+/// Opens a file for such reads, and for writes if it `writes`; `None` where its file system knows none.
+pub(super) fn open(path: &Path, writes: bool) -> Option<Arc<File>> {
     let flags = i32::try_from(OFlags::DIRECT.bits()).ok()?;
-    let opened = OpenOptions::new().write(true).custom_flags(flags).open(path);
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(writes)
+        .custom_flags(flags)
+        .open(path);
     opened.ok().map(Arc::new)
 }
 
@@ -52,6 +57,28 @@ pub(super) fn write(file: &File, frames: &[(FrameKey, Bytes)], blocks: Range<u64
         writer.fill(blocks.end - writer.end())?;
     }
     writer.finish()
+}
+
+/// Reads `range`, no longer than a stretch, and lets `take` have it. Waits for the disk.
+pub(super) fn read(file: &File, range: &Range<u64>, take: impl FnOnce(&[u8])) -> io::Result<()> {
+    let begin = range.start - range.start % BLOCK_BYTES;
+    let end = range.end.next_multiple_of(BLOCK_BYTES);
+    let place = |from: u64| (from - begin) as usize;
+    let read = places::with(|memory| {
+        let mut filled = 0;
+        // A last block that the file does not fill comes short.
+        while filled < place(range.end) {
+            match file.read_at(&mut memory[filled..place(end)], begin + filled as u64) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        take(&memory[place(range.start)..place(range.end)]);
+        Ok(())
+    });
+    read.unwrap_or_else(|| Err(io::ErrorKind::OutOfMemory.into()))
 }
 
 /// Gathers bytes into blocks.

@@ -1,5 +1,8 @@
 //! Frames that lie one after another in a region: read by one call, at once where the kernel has them in memory.
 //!
+//! What went to the disk past the kernel's memory is read back past it, if much of it is wanted at once: it is wanted once, and
+//! the kernel is about to have it as content of the file.
+//!
 //! Caller: `fetch.rs`. Absent: checks of what was read, which `fetch.rs` makes.
 
 use std::fs::File;
@@ -11,7 +14,8 @@ use bytes::Bytes;
 use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, LARGE_BYTES};
+use super::direct;
 use super::region::ENTRY_HEADER_BYTES;
 use crate::cache::FrameKey;
 use crate::format::frame::FRAME_HEADER_BYTES;
@@ -23,10 +27,25 @@ pub(super) const STRETCH_BYTES_MAX: u64 = 1024 * 1024 + 64 * 1024;
 /// 512 frames: with their headers as many parts as the kernel takes (IOV_MAX).
 const STRETCH_FRAMES_MAX: usize = 512;
 
+/// Where frames of a region are read.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    /// Its file.
+    pub file: Arc<File>,
+    /// The same past the kernel's memory, for frames that are not there.
+    pub direct: Option<Arc<File>>,
+}
+
+impl Source {
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.file, &other.file) && self.direct.is_some() == other.direct.is_some()
+    }
+}
+
 /// Frames that lie one after another.
 #[derive(Debug)]
 pub(crate) struct Stretch {
-    file: Arc<File>,
+    pub(super) source: Source,
     /// Where the first frame begins.
     position: u64,
     frames: Vec<(FrameKey, u32)>,
@@ -34,9 +53,9 @@ pub(crate) struct Stretch {
 }
 
 impl Stretch {
-    pub(super) fn new(file: &Arc<File>, position: u64, frame: (FrameKey, u32)) -> Self {
+    pub(super) fn new(source: Source, position: u64, frame: (FrameKey, u32)) -> Self {
         Self {
-            file: Arc::clone(file),
+            source,
             position,
             frames: vec![frame],
             bytes: u64::from(frame.1),
@@ -44,9 +63,9 @@ impl Stretch {
     }
 
     /// Takes one more frame if it is the next one in the same file.
-    pub(super) fn join(&mut self, file: &Arc<File>, position: u64, frame: (FrameKey, u32)) -> bool {
+    pub(super) fn join(&mut self, source: &Source, position: u64, frame: (FrameKey, u32)) -> bool {
         let bytes = self.bytes + ENTRY_HEADER_BYTES as u64 + u64::from(frame.1);
-        let is_next = Arc::ptr_eq(&self.file, file)
+        let is_next = self.source.is(source)
             && self.frames.len() < STRETCH_FRAMES_MAX
             && position == self.position + self.bytes + ENTRY_HEADER_BYTES as u64
             && bytes <= STRETCH_BYTES_MAX;
@@ -64,36 +83,69 @@ impl Stretch {
 
     /// Reads if nothing has to wait for the disk; `None` if the kernel does not have all of it in memory.
     pub fn read_cached(&self) -> Option<Vec<StoredFrame>> {
+        if self.is_past_kernel(self.bytes) {
+            return None;
+        }
         let mut buffer = Buffer::of(self.bytes as usize);
         let parts = &mut self.layout().slices(buffer.as_mut());
-        let read = rustix::io::preadv2(&self.file, parts, self.position, ReadWriteFlags::NOWAIT);
+        let read = rustix::io::preadv2(&self.source.file, parts, self.position, ReadWriteFlags::NOWAIT);
         (read == Ok(self.bytes as usize)).then(|| self.cut(&buffer.filled()))
     }
 
     /// Reads. Empty if the disk fails: then nothing of it is here.
     pub fn read(&self) -> Vec<StoredFrame> {
         let mut buffer = Buffer::of(self.bytes as usize);
+        let direct = self
+            .source
+            .direct
+            .as_deref()
+            .filter(|_| self.is_past_kernel(self.bytes));
+        let is_read = direct.is_some_and(|direct| self.read_direct(direct, &mut buffer));
+        match is_read || self.read_by_kernel(&mut buffer) {
+            true => self.cut(&buffer.filled()),
+            false => Vec::new(),
+        }
+    }
+
+    /// True if so many bytes of it at a time are read past the kernel's memory.
+    pub fn is_past_kernel(&self, bytes_at_once: u64) -> bool {
+        self.source.direct.is_some() && bytes_at_once.min(self.bytes) >= LARGE_BYTES as u64
+    }
+
+    fn read_direct(&self, file: &File, buffer: &mut Buffer) -> bool {
+        let read = direct::read(file, &(self.position..self.position + self.bytes), |mut stored| {
+            for mut part in self.layout().slices(buffer.as_mut()) {
+                let (now, later) = stored.split_at(part.len());
+                part.copy_from_slice(now);
+                stored = later;
+            }
+        });
+        read.inspect_err(|error| tracing::debug!(%error, "the disk gives no blocks past the kernel's memory"))
+            .is_ok()
+    }
+
+    fn read_by_kernel(&self, buffer: &mut Buffer) -> bool {
         let mut parts = self.layout().slices(buffer.as_mut());
         let (mut left, mut position) = (&mut parts[..], self.position);
         while !left.is_empty() {
-            match rustix::io::preadv(&self.file, left, position) {
-                Ok(0) => return Vec::new(),
+            match rustix::io::preadv(&self.source.file, left, position) {
+                Ok(0) => return false,
                 Ok(read) => {
                     IoSliceMut::advance_slices(&mut left, read);
                     position += read as u64;
                 }
                 Err(Errno::INTR) => {}
-                Err(_) => return Vec::new(),
+                Err(_) => return false,
             }
         }
-        self.cut(&buffer.filled())
+        true
     }
 
     /// Lets the kernel bring it into memory, beside whatever else goes on.
     pub fn bring(&self) {
         let len = std::num::NonZeroU64::new(self.bytes);
         // Advice: whoever reads it finds it, or waits for the disk.
-        let _ = rustix::fs::fadvise(&self.file, self.position, len, Advice::WillNeed);
+        let _ = rustix::fs::fadvise(&self.source.file, self.position, len, Advice::WillNeed);
     }
 
     fn layout(&self) -> Layout<'_> {

@@ -217,6 +217,48 @@ async fn frames_that_go_past_the_kernels_memory_lie_amid_others() {
     check(&cache);
 }
 
+/// Goal: large reads give the same frames whichever way they come, from any of them on and however many, before and after a restart.
+/// Method: stretches that begin and end where no block does, read past the kernel's memory, by way of the kernel, and where the disk
+/// refuses the former.
+#[tokio::test(start_paused = true)]
+async fn large_reads_give_the_same_past_the_kernels_memory_and_by_way_of_it() {
+    let dir = TempDir::new().unwrap();
+    let cache = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
+    fill(&cache, 0..1);
+    let frames: Vec<_> = (1_000..1_009).map(|n| (key(n), large(n))).collect();
+    cache.inner.append(&frames, true).unwrap();
+    // What was written by way of the kernel is there, and is read there.
+    let others: Vec<_> = (2_000..2_009).map(|n| (key(n), large(n))).collect();
+    cache.inner.append(&others, false).unwrap();
+    let stretches = cache.locate(others.iter().map(|(key, _)| *key));
+    assert!(stretches.iter().all(|stretch| !stretch.is_past_kernel(u64::MAX)));
+    let check = |cache: &DiskCache| {
+        for (first, count) in [(0, 9), (0, 3), (1, 3), (4, 5), (6, 3)] {
+            let wanted = &frames[first..first + count];
+            let mut stretches = cache.locate(wanted.iter().map(|(key, _)| *key));
+            assert_eq!(stretches.len(), 1, "{first}+{count}");
+            let stretch = &mut stretches[0];
+            assert!(!stretch.is_past_kernel(4096), "small reads go by way of the kernel");
+            if !stretch.is_past_kernel(u64::MAX) {
+                // The folder is on something that cannot.
+                continue;
+            }
+            assert!(stretch.read_cached().is_none());
+            let read: Vec<_> = stretch.read().into_iter().map(stored).collect();
+            assert!(read == wanted, "{first}+{count}");
+            let writes_only = OpenOptions::new().write(true).open(dir.path().join("lock")).unwrap();
+            stretch.source.direct = Some(Arc::new(writes_only));
+            let read: Vec<_> = stretch.read().into_iter().map(stored).collect();
+            assert!(read == wanted, "refused, {first}+{count}");
+        }
+    };
+    check(&cache);
+    drop(cache);
+    let cache = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
+    found(&cache, 1_008).await;
+    check(&cache);
+}
+
 /// Goal: a disk that does not keep up costs neither memory nor time. Method: more than may wait, before anything is written.
 #[tokio::test]
 async fn more_than_may_wait_is_not_kept() {
