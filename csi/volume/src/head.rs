@@ -138,6 +138,9 @@ pub struct Head {
     /// Who holds what is not in the bucket yet, in a volume of durability `local` since its last clean close.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tail: Option<Tail>,
+    /// The repair that made the tree anew, by its epoch; `None` where the volume has its first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<Epoch>,
     stamp: Stamp,
 }
 
@@ -178,6 +181,7 @@ impl Head {
             deleting: false,
             branch: None,
             tail: None,
+            tree: None,
             stamp: Stamp {
                 writer: Uuid::nil(),
                 write: 0,

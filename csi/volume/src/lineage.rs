@@ -26,6 +26,11 @@ use crate::row::Applied;
 use crate::tree::slate::NOTHING;
 use crate::volume_id::{SnapshotId, VolumeId};
 
+mod tree_folder;
+
+use tree_folder::Regrown;
+pub(crate) use tree_folder::{REPAIRED, folder_of, made_by};
+
 /// 12 ancestors: what fits into a head of 4 KiB beside everything else. A clone of such a clone is refused.
 pub const ANCESTORS_MAX: usize = 12;
 
@@ -73,6 +78,9 @@ pub struct TreeAt {
     pub checkpoint: Uuid,
     /// What it contains.
     pub applied: Applied,
+    /// The repair that made that tree; `None` for the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made: Option<Epoch>,
 }
 
 /// Where a clone begins.
@@ -181,7 +189,7 @@ impl Lineage {
 /// # Errors
 /// `Apart` if `root`, the volume's folder, shows nothing of what is beside it, and the volume is a clone.
 pub fn data_of(root: &BucketRef, head: &Head) -> Result<BucketRef, HeadError> {
-    let own: BucketRef = Arc::new(Prefixed::new(Arc::clone(root), head.data_prefix()));
+    let own = with_tree(Arc::new(Prefixed::new(Arc::clone(root), head.data_prefix())), head.tree);
     let Some(branch) = &head.branch else { return Ok(own) };
     let Some((family, _)) = root.above() else {
         return Err(HeadError::Apart {
@@ -197,6 +205,14 @@ pub fn data_of(root: &BucketRef, head: &Head) -> Result<BucketRef, HeadError> {
             .map(|ancestor| data_in(&family, ancestor))
             .collect(),
     }))
+}
+
+/// A data folder of its own with the tree that a repair has made, or the first one, below `m/`.
+pub(crate) fn with_tree(data: BucketRef, made: Option<Epoch>) -> BucketRef {
+    match made {
+        None => data,
+        Some(epoch) => Arc::new(Regrown::new(data, epoch)),
+    }
 }
 
 fn data_in(family: &BucketRef, ancestor: &Ancestor) -> BucketRef {

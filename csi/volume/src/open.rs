@@ -473,7 +473,7 @@ async fn overlay(
     let below = match (own, tree_of(head)) {
         (None, Some(at)) => {
             // A clone that nobody has written yet.
-            let path = checkpoint::path_of(at.uuid);
+            let path = checkpoint::path_of(at);
             Some(SlateReader::open_at(bucket.clone(), path, at.checkpoint, &config.blocks).await?)
         }
         (own, _) => own,

@@ -6,7 +6,7 @@ use super::{BEGINNINGS_MAX, Family, Snapshot, lineage_of, moment, pending, relea
 use crate::admin::{AdminError, CreateVolume, created_alike};
 use crate::head::{Head, HeadError, NewHead};
 use crate::holds::{HeldFor, Hold, HoldsError};
-use crate::lineage::{ANCESTORS_MAX, Branch, Source, TreeAt, data_at};
+use crate::lineage::{ANCESTORS_MAX, Branch, Source, TreeAt, data_at, with_tree};
 use crate::tree::checkpoint;
 use crate::volume_id::VolumeId;
 
@@ -199,7 +199,7 @@ impl Family {
         let Some(tree) = snapshot.tree.filter(|tree| tree.uuid == snapshot.uuid) else {
             return Ok(snapshot.tree);
         };
-        let data = data_at(&self.folder, &snapshot.folder, snapshot.uuid);
+        let data = with_tree(data_at(&self.folder, &snapshot.folder, snapshot.uuid), tree.made);
         let checkpoint = match checkpoint::put(&data, hold, Some(tree.checkpoint)).await {
             Ok(checkpoint) => checkpoint,
             Err(error) => {

@@ -29,7 +29,7 @@ pub(super) async fn find(root: &BucketRef, head: &Head, hold: Uuid) -> Result<Mo
         return Ok(moment);
     }
     let tree = match checkpoint::exists(&data).await? {
-        true => Some(mark(&data, head.uuid, hold).await?),
+        true => Some(mark(&data, head, hold).await?),
         // A clone that nobody has written has the tree that it was made with; its own hold keeps that.
         false => head.branch.as_ref().and_then(|branch| branch.tree),
     };
@@ -58,6 +58,7 @@ async fn closed(root: &BucketRef, data: &BucketRef, head: &Head, hold: Uuid) -> 
         uuid: head.uuid,
         checkpoint,
         applied: end,
+        made: head.tree,
     };
     let state = HeldState {
         tree: end,
@@ -70,15 +71,16 @@ async fn closed(root: &BucketRef, data: &BucketRef, head: &Head, hold: Uuid) -> 
     }))
 }
 
-async fn mark(data: &BucketRef, uuid: Uuid, hold: Uuid) -> Result<TreeAt, OpenError> {
+async fn mark(data: &BucketRef, head: &Head, hold: Uuid) -> Result<TreeAt, OpenError> {
     let checkpoint = checkpoint::put(data, hold, None).await?;
     let blocks = TreeConfig::default().blocks;
     let tree = SlateReader::open_at(data.clone(), FOLDER.to_owned(), checkpoint, &blocks).await?;
     let applied = tree.applied();
     tree.close().await?;
     Ok(TreeAt {
-        uuid,
+        uuid: head.uuid,
         checkpoint,
         applied,
+        made: head.tree,
     })
 }

@@ -11,8 +11,10 @@ use crate::admin::{AdminError, REQUESTS_IN_FLIGHT};
 use crate::bucket::{BucketError, BucketRef, ListRequest, Prefixed};
 use crate::head::{Head, HeadWriter};
 use crate::holds::{Abandoned, HOLDS_KEY, Holds, HoldsError, HoldsFile, Parent};
-use crate::lineage::data_at;
-use crate::tree::checkpoint;
+use crate::ids::Epoch;
+use crate::lineage::{REPAIRED, data_at, made_by, with_tree};
+use crate::open::OpenError;
+use crate::tree::{TreeError, checkpoint};
 
 /// Takes a hold away from the data folder `uuid` of the volume folder `folder`, and deletes that data if nobody needs it
 /// any more. `Ok` if the hold or the data is gone already.
@@ -45,13 +47,43 @@ pub(crate) async fn release(
     Ok(())
 }
 
-/// Takes away the marks in a tree that no hold needs.
+/// Takes away the marks in the trees of this data that no hold needs.
 pub(super) async fn drop_marks(data: &BucketRef, writer: &HeadWriter) -> Result<(), AdminError> {
+    let made = repaired_trees(data).await?;
+    if made.is_empty() {
+        return drop_marks_in(data, data, writer).await;
+    }
+    // Which one the volume has now is not known here. Marks in the others keep nothing that would go without them.
+    for made in [None].into_iter().chain(made) {
+        match drop_marks_in(&with_tree(data.clone(), made), data, writer).await {
+            Err(AdminError::Open(OpenError::Tree(TreeError::Corrupt { place, detail }))) => {
+                tracing::warn!(place, detail, ?made, "a tree that was replaced keeps its marks");
+            }
+            answer => answer?,
+        }
+    }
+    Ok(())
+}
+
+async fn drop_marks_in(tree: &BucketRef, data: &BucketRef, writer: &HeadWriter) -> Result<(), AdminError> {
     let held = async || {
         let mut holds = HoldsFile::new(data.clone(), writer.clone());
         Ok::<_, AdminError>(holds.read().await.map(Holds::ids)?)
     };
-    checkpoint::drop_unheld(data, held).await
+    checkpoint::drop_unheld(tree, held).await
+}
+
+/// The repairs that have made trees of this data anew.
+async fn repaired_trees(data: &BucketRef) -> Result<Vec<Option<Epoch>>, BucketError> {
+    let request = ListRequest {
+        prefix: REPAIRED.to_owned(),
+        delimited: true,
+        ..ListRequest::default()
+    };
+    // A page: a thousand repairs.
+    let page = data.list(&request).await?;
+    let folders = page.prefixes.iter();
+    Ok(folders.filter_map(|folder| made_by(folder)).map(Some).collect())
 }
 
 /// Gives up the data of a volume that is being deleted: it goes at once, or with the last hold on it. True if it is gone.

@@ -21,7 +21,7 @@ use super::TreeError;
 use super::object_store::BucketStore;
 use super::slate::{FOLDER, outward, read_manifest};
 use crate::bucket::BucketRef;
-use crate::lineage::{TreeAt, folder_above};
+use crate::lineage::{TreeAt, folder_above, folder_of};
 
 /// 3 tries to begin a tree that another process begins at the same moment.
 const TRIES_MAX: u32 = 3;
@@ -86,7 +86,7 @@ pub(crate) async fn drop_unheld<E: From<TreeError>>(
 pub(crate) async fn begin(bucket: &BucketRef, at: TreeAt) -> Result<(), TreeError> {
     let mut tries = 0;
     while !exists(bucket).await? {
-        let source = CloneSourceSpec::with_checkpoint(path_of(at.uuid), at.checkpoint);
+        let source = CloneSourceSpec::with_checkpoint(path_of(at), at.checkpoint);
         let begun = admin(bucket).create_clone_builder_from_source(source).build().await;
         tries += 1;
         if let Err(error) = begun
@@ -99,6 +99,6 @@ pub(crate) async fn begin(bucket: &BucketRef, at: TreeAt) -> Result<(), TreeErro
 }
 
 /// Where the tree of an ancestor is seen.
-pub(crate) fn path_of(uuid: Uuid) -> String {
-    format!("{}{FOLDER}", folder_above(uuid))
+pub(crate) fn path_of(at: TreeAt) -> String {
+    format!("{}{}", folder_above(at.uuid), folder_of(at.made))
 }
