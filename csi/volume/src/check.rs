@@ -21,6 +21,7 @@ mod inodes;
 mod names;
 mod objects;
 pub mod repair;
+mod tree_files;
 
 /// 1,048,576 inodes or objects counted at a time, at some 64 bytes each. A larger volume is read once more for each window.
 const WINDOW_ROWS: usize = 1024 * 1024;
@@ -98,7 +99,13 @@ pub async fn check(
 ) -> Result<CheckReport, OpenError> {
     let head = HeadFile::new(root.clone(), HeadWriter::new(Uuid::nil())).read().await?;
     let (family, volume) = (root.above(), head.uuid);
-    let mut report = check_state(&root, head, options.clone(), tell).await?;
+    let told = check_tree_files(&root, &head, tell).await?;
+    let mut report = match check_state(&root, head, options.clone(), tell).await {
+        // It was told why no row can be read.
+        Err(OpenError::Tree(_)) if told > 0 => CheckReport::default(),
+        report => report?,
+    };
+    report.damages += told;
     let Some((family, folder)) = family else {
         return Ok(report);
     };
@@ -137,6 +144,21 @@ pub async fn check(
         }
     }
     Ok(report)
+}
+
+/// Reads all files of the volume's tree, whatever state they are in; how many damages were told.
+async fn check_tree_files(
+    root: &BucketRef,
+    head: &Head,
+    tell: &mut (dyn FnMut(Damage) + Send),
+) -> Result<u64, OpenError> {
+    let Some(survey) = tree_files::survey(&data_of(root, head)?, head).await? else {
+        return Ok(0);
+    };
+    for wrong in &survey.wrong {
+        tell(tree_files::told(wrong, survey.base));
+    }
+    Ok(survey.wrong.len() as u64)
 }
 
 /// Checks the state that a volume of this head has.

@@ -171,6 +171,17 @@ impl Lineage {
         self.owner(epoch).map_or(self.own, |at| self.ancestors[at].uuid)
     }
 
+    /// The volumes that it was cloned from, the oldest first.
+    pub(crate) fn ancestors(&self) -> impl Iterator<Item = Uuid> {
+        self.ancestors.iter().map(|ancestor| ancestor.uuid)
+    }
+
+    /// True if this place in the journal is this volume's to read, in the folder of that ancestor, or in its own.
+    pub(crate) fn is_of(&self, ancestor: Option<Uuid>, epoch: Epoch, seq: JournalSeq) -> bool {
+        let owner = self.owner(epoch).map(|at| self.ancestors[at].uuid);
+        owner == ancestor && self.goes_on_at(epoch, seq).is_none()
+    }
+
     /// True if an ancestor made it: then it is never ours to delete.
     pub fn is_foreign(&self, object: ObjectId) -> bool {
         self.owner(object.epoch()).is_some()

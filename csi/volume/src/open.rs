@@ -26,6 +26,7 @@ use crate::tree::{Tree, TreeError, checkpoint};
 use crate::volume_id::NodeId;
 
 pub(crate) mod journal_end;
+pub(crate) mod leftovers;
 pub(crate) mod walk;
 
 use walk::{Step, Walk};

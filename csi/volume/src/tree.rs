@@ -20,6 +20,7 @@ pub mod memory;
 mod object_store;
 pub(crate) mod overlay;
 mod reach;
+pub(crate) mod salvage;
 pub mod slate;
 mod unlogged;
 mod upkeep;

@@ -6,10 +6,12 @@
 mod durability;
 mod faults;
 mod hours;
+mod seen;
 mod settings;
 mod snapshots;
 mod space;
 mod spill;
+mod tree_repair;
 mod trouble;
 
 /// Measured numbers, for whoever runs a test by hand.

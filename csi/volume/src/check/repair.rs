@@ -6,7 +6,8 @@
 //! Invariants: a plan changes nothing in the bucket, and finds what a repair would do, by doing it to rows in RAM; a repair takes
 //! the volume as a writer does, so no other can write meanwhile, and is refused while a node has it; doing it again, also after it
 //! was cut short, goes on. The next mount searches the bucket for objects that no row names, as after a crash.
-//! Callers: `pannier volume check --repair`. Absent: damage of the tree's own files, which only a snapshot or a copy of the bucket helps.
+//! Files of the tree that are damaged come first (`repair/tree.rs`): no row can be mended while there is nothing to write rows to.
+//! Callers: `pannier volume check --repair`. Absent: damage of the head, and of files of a tree that only snapshots read.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -31,8 +32,13 @@ use crate::volume_id::NodeId;
 mod content;
 mod holds;
 mod inodes;
+mod journal;
 mod names;
+mod retired;
 mod sums;
+mod tree;
+
+use tree::{TreeState, mend_tree};
 
 /// 10,000 changes are made at a time; then a pass begins again, until it finds nothing more.
 const CHANGES_PER_ROUND: usize = 10_000;
@@ -130,6 +136,14 @@ pub enum RepairError {
         /// The object.
         key: String,
     },
+    /// Files of the tree are damaged, and with them rows that nothing else has.
+    #[error(
+        "files of the metadata tree are damaged, and some rows in them can only be given up: see the plan, and accept the loss"
+    )]
+    TreeRows,
+    /// Somebody writes it.
+    #[error("the volume has changed while it was being repaired: a mount still runs somewhere; begin again")]
+    Changed,
     /// The holds cannot be put back.
     #[error("what snapshots and clones hold cannot be put back: {0}")]
     Holds(#[source] HoldsError),
@@ -143,6 +157,12 @@ pub enum RepairError {
 
 impl From<crate::tree::TreeError> for RepairError {
     fn from(error: crate::tree::TreeError) -> Self {
+        RepairError::Open(error.into())
+    }
+}
+
+impl From<HeadError> for RepairError {
+    fn from(error: HeadError) -> Self {
         RepairError::Open(error.into())
     }
 }
@@ -191,10 +211,16 @@ pub async fn repair(
     let file = HeadFile::new(root.clone(), HeadWriter::new(Uuid::new_v4()));
     let head = file.read().await.map_err(OpenError::from)?;
     refuse_used(&head, &options)?;
+    let mut report = RepairReport::default();
+    let tree = mend_tree((&root, &head), &options, (&mut report, &mut *tell)).await?;
     if options.apply {
-        apply(root, options, tell).await
-    } else {
-        plan(root, head, options, tell).await
+        retired::mend_retired(&root, &file.read().await?).await?;
+        return apply(root, options, (report, tell)).await;
+    }
+    match tree {
+        // What its rows lack of each other shows when there is one to read.
+        TreeState::Planned => Ok(report),
+        TreeState::Sound | TreeState::Made => plan(root, head, options, tell).await,
     }
 }
 
@@ -247,7 +273,7 @@ async fn plan(
 async fn apply(
     root: BucketRef,
     options: RepairOptions,
-    tell: &mut (dyn FnMut(Finding) + Send),
+    (mut report, tell): (RepairReport, &mut (dyn FnMut(Finding) + Send)),
 ) -> Result<RepairReport, RepairError> {
     if let (false, Err(OpenError::Damaged { key, .. })) = (options.accept_loss, sound_journal(&root).await) {
         return Err(RepairError::Journal { key });
@@ -265,7 +291,6 @@ async fn apply(
     let mut damaged = Vec::new();
     let over = options.accept_loss.then_some(&mut damaged);
     let opened = open_writer_over(root.clone(), claim, config, (None, over)).await?;
-    let mut report = RepairReport::default();
     for damage in damaged {
         told_journal(damage, &options, (&mut report, &mut *tell));
     }

@@ -95,6 +95,32 @@ impl HeadFile {
         })
     }
 
+    /// Takes a volume whose tree is to be made anew, if its reign is still `seen`. What its last mount said of its end stays:
+    /// nothing is committed by this reign, and the next one needs it.
+    ///
+    /// # Errors
+    /// `Fenced` if somebody else took it since; those of `take_over`.
+    pub(crate) async fn take_for_repair(&self, claim: &Claim, seen: Epoch) -> Result<Head, HeadError> {
+        let change = |head: &mut Head| {
+            check_right(head, claim)?;
+            check_tail(head, &claim.node_id)?;
+            let leader = head.leader.as_ref();
+            if leader.is_some_and(|leader| leader.session == claim.session) {
+                return Ok(());
+            }
+            check_epoch(head, seen)?;
+            head.epoch = seen.next();
+            head.leader = Some(Leader {
+                node_id: claim.node_id.clone(),
+                session: claim.session,
+                lease: claim.lease,
+                since_unix_ms: unix_ms(claim.now),
+            });
+            Ok::<_, HeadError>(())
+        };
+        Ok(self.update(change).await?.0)
+    }
+
     /// Gives the volume back after everything was written: no leader, and clean. `end` is the last commit, where the tree in
     /// the bucket contains just that. Giving it back twice is one.
     ///

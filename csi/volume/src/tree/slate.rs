@@ -317,7 +317,7 @@ fn settings() -> Settings {
 }
 
 /// Adds differences of `ObjectStats`.
-pub(super) struct SumStats;
+pub(in crate::tree) struct SumStats;
 
 impl MergeOperator for SumStats {
     fn merge(&self, key: &Bytes, existing: Option<Bytes>, value: Bytes) -> Result<Bytes, MergeOperatorError> {
