@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, RwLock, Weak};
 use async_trait::async_trait;
 use bytes::Bytes;
 use volume::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta, Prefixed};
+use volume::rope::Rope;
 use volume_s3::{ConnectError, Counters, Credentials, PutOptions, S3Location, S3Options, S3Store};
 
 /// How to reach a store.
@@ -164,6 +165,10 @@ impl Bucket for ReplaceableBucket {
 
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
         self.current().put_if_absent(key, body).await
+    }
+
+    async fn put_rope_if_absent(&self, key: &str, body: Rope) -> Result<ETag, BucketError> {
+        self.current().put_rope_if_absent(key, body).await
     }
 
     async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {

@@ -12,12 +12,13 @@ use async_trait::async_trait;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
-use aws_sdk_s3::primitives::ByteStream;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 use volume::bucket::{Bucket, BucketError, ETag, LIST_ROWS_MAX, ListPage, ListRequest, Object, ObjectMeta};
+use volume::rope::Rope;
 
+use crate::body::{Signed, stream};
 use crate::counters::Operation;
 use crate::error::{Asked, failure};
 use crate::retry::{Failed, Failure, RetryPolicy};
@@ -320,18 +321,18 @@ impl S3Bucket {
         list_page(asked, answer)
     }
 
-    async fn put(&self, asked: &Asked<'_>, body: Bytes, condition: Condition<'_>) -> Result<ETag, BucketError> {
-        let send = |attempt| {
-            let body = body.clone();
-            async move {
-                let once = || self.put_once(asked, body.clone(), condition, attempt);
-                match self.hedged(asked, body.len() as u64, once).await {
-                    // The object may be there by the other of both requests.
-                    (Err(Failure::Final(BucketError::Precondition { .. })), true) => {
-                        self.settle(asked, &body).await.map_err(Failure::Final)
-                    }
-                    (answer, _) => answer,
+    async fn put(&self, asked: &Asked<'_>, body: Rope, condition: Condition<'_>) -> Result<ETag, BucketError> {
+        // Under TLS nobody can change a body on its way, and a sum of it would be for nothing; in the clear the store checks it.
+        let signed = (!self.store.is_encrypted()).then(|| Signed::of(&body));
+        let (body, signed) = (&body, &signed);
+        let send = |attempt| async move {
+            let once = || self.put_once(asked, (body, signed.clone()), condition, attempt);
+            match self.hedged(asked, body.len_bytes(), once).await {
+                // The object may be there by the other of both requests.
+                (Err(Failure::Final(BucketError::Precondition { .. })), true) => {
+                    self.settle(asked, body).await.map_err(Failure::Final)
                 }
+                (answer, _) => answer,
             }
         };
         match self.run(send).await {
@@ -339,7 +340,7 @@ impl S3Bucket {
             Err(Failed {
                 error: BucketError::Precondition { .. },
                 maybe_done: true,
-            }) => self.settle(asked, &body).await,
+            }) => self.settle(asked, body).await,
             Err(failed) => Err(failed.error),
         }
     }
@@ -347,28 +348,25 @@ impl S3Bucket {
     async fn put_once(
         &self,
         asked: &Asked<'_>,
-        body: Bytes,
+        (body, signed): (&Rope, Option<Signed>),
         condition: Condition<'_>,
         attempt: u32,
     ) -> Result<ETag, Failure> {
         let _connection = self.connection().await;
-        let length = body.len() as u64;
         let request = self
             .store
             .client
             .put_object()
             .bucket(&self.name)
             .key(asked.key)
-            .body(ByteStream::from(body));
+            .body(stream(body));
         let request = self.store.put.on(condition.on(request)).customize();
-        // Signing a body costs a SHA-256 of it. Under TLS nobody can change it on the way; in the clear the store checks it.
-        let request = if self.store.is_encrypted() {
-            request.disable_payload_signing()
-        } else {
-            request
+        let request = match signed {
+            Some(signed) => request.interceptor(signed),
+            None => request.disable_payload_signing(),
         };
         let answer = self
-            .once(asked, attempt, length, request.send())
+            .once(asked, attempt, body.len_bytes(), request.send())
             .await?
             .map_err(|error| failure(asked, error))?;
         etag(asked, answer.e_tag())
@@ -379,13 +377,13 @@ impl S3Bucket {
     /// It was if the object holds exactly what we sent. Bodies for which winning means something hold a nonce (the port
     /// asks for it), so equal bytes can only be of this very call. If ours won and was then replaced by another writer,
     /// this says `Precondition` although there was an effect: the caller reads the object before its next try and sees it.
-    async fn settle(&self, asked: &Asked<'_>, body: &Bytes) -> Result<ETag, BucketError> {
+    async fn settle(&self, asked: &Asked<'_>, body: &Rope) -> Result<ETag, BucketError> {
         let read = Asked {
             operation: Operation::Get,
             ..*asked
         };
         match self.run(|attempt| self.get_once(&read, None, attempt)).await {
-            Ok(object) if object.body == *body => Ok(object.etag),
+            Ok(object) if body.is(&object.body) => Ok(object.etag),
             Ok(_) => Err(asked.precondition()),
             Err(Failed {
                 error: BucketError::NotFound { .. },
@@ -476,6 +474,10 @@ impl Bucket for S3Bucket {
     }
 
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
+        self.put_rope_if_absent(key, body.into()).await
+    }
+
+    async fn put_rope_if_absent(&self, key: &str, body: Rope) -> Result<ETag, BucketError> {
         self.put(&self.asked(Operation::PutIfAbsent, key), body, Condition::Absent)
             .await
     }
@@ -483,7 +485,7 @@ impl Bucket for S3Bucket {
     async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {
         self.put(
             &self.asked(Operation::PutIfMatch, key),
-            body,
+            body.into(),
             Condition::Match(expected),
         )
         .await

@@ -6,6 +6,7 @@
 //! statuses and error codes. `bucket/plain.rs` alone reads and writes objects that are no
 //! part of a volume. Absent: caching.
 
+mod body;
 mod bucket;
 mod counters;
 mod error;

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::rope::Rope;
+
 pub mod contract;
 pub mod memory;
 
@@ -204,6 +206,14 @@ pub trait Bucket: std::fmt::Debug + Send + Sync + 'static {
     /// `Ok` means durable in the store.
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError>;
 
+    /// As `put_if_absent`, of what lies in several pieces. This default copies them to one.
+    ///
+    /// # Durability
+    /// `Ok` means durable in the store.
+    async fn put_rope_if_absent(&self, key: &str, body: Rope) -> Result<ETag, BucketError> {
+        self.put_if_absent(key, body.to_bytes()).await
+    }
+
     /// Replaces version `expected` of an object; `Precondition` if it has another version or is gone. `body` holds a
     /// nonce, and differs from every earlier one: on S3 equal bytes have equal versions.
     ///
@@ -284,6 +294,10 @@ impl Bucket for Prefixed {
 
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
         self.inner.put_if_absent(&self.key(key), body).await
+    }
+
+    async fn put_rope_if_absent(&self, key: &str, body: Rope) -> Result<ETag, BucketError> {
+        self.inner.put_rope_if_absent(&self.key(key), body).await
     }
 
     async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {

@@ -19,6 +19,7 @@ use crate::bucket::BucketRef;
 use crate::budget::Budget;
 use crate::format::codec::Compression;
 use crate::ids::{Epoch, Generation, InodeNo, JournalSeq};
+use crate::rope::Rope;
 use crate::row::{Applied, Counters, ExtentRow, Key, RUN_BYTES_MAX, Row};
 use crate::tree::Tree;
 
@@ -46,7 +47,7 @@ pub struct DirtyRun {
     pub data: Vec<Bytes>,
     /// Filled by the commit before it encodes any row: where the whole piece lies (`skip` 0, `len` its length).
     pub placed: Arc<OnceLock<ExtentRow>>,
-    /// The same content as readers hold it: the commit moves it into the object that it puts.
+    /// The same content as readers hold it: the commit lets it be a part of the object that it puts.
     pub held: Arc<HeldContent>,
 }
 
@@ -139,7 +140,7 @@ pub trait DirtyState: Send + Sync + 'static {
 /// Keeps frames that a commit has put into the bucket, so that reading back what was written asks nobody.
 pub trait KeepFrames: std::fmt::Debug + Send + Sync + 'static {
     /// Takes the frames of these runs out of `body`, which is the whole of the object that the rows name. Does not wait.
-    fn keep(&self, body: &Bytes, rows: &[ExtentRow]);
+    fn keep(&self, body: &Rope, rows: &[ExtentRow]);
 }
 
 /// How much a commit gathers, and when it leaves.

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::future::{BoxFuture, FutureExt, Shared, WeakShared};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::task::spawn_blocking;
@@ -26,6 +26,7 @@ use crate::format::frame::{FRAME_HEADER_BYTES, FrameIdentity, check_frame};
 use crate::ids::{InodeNo, ObjectId};
 use crate::lineage::Lineage;
 use crate::piece::Piece;
+use crate::rope::Rope;
 use crate::row::{ExtentRow, FRAME_BYTES};
 
 mod ranges;
@@ -38,7 +39,7 @@ const GET_BYTES: u64 = 2 * 1024 * 1024;
 
 /// 1 MiB: what a larger commit has brought is kept on disk only, where there is a cache on disk: it would push out what is
 /// read again, and the kernel has what was just written in memory.
-const KEPT_BYTES_MAX: usize = 1024 * 1024;
+const KEPT_BYTES_MAX: u64 = 1024 * 1024;
 
 /// 1 s for room to fetch ahead: by then the reader has come itself to what was to be fetched for it.
 const AHEAD_PATIENCE: Duration = Duration::from_secs(1);
@@ -198,19 +199,21 @@ impl Inner {
     }
 
     fn waits(&self, key: FrameKey) -> bool {
-        self.disk.as_ref().is_some_and(|disk| disk.waiting(key).is_some())
+        self.disk.as_ref().is_some_and(|disk| disk.is_waiting(key))
     }
 
     /// Keeps frames on disk; false where that cannot be.
-    fn keep_on_disk(&self, frames: &Arc<Vec<(FrameKey, Bytes)>>, kept_for: KeptFor) -> bool {
-        let put = |disk: &DiskCache| disk.put(Arc::clone(frames), kept_for);
+    fn keep_on_disk(&self, frames: Vec<(FrameKey, Rope)>, kept_for: KeptFor) -> bool {
+        let put = |disk: &DiskCache| disk.put(Arc::new(frames), kept_for);
         self.disk.as_ref().is_some_and(put)
     }
 
     /// Keeps frames in RAM, copied, so that one that stays does not keep the others' bytes.
-    fn keep_copies(&self, frames: &[(FrameKey, Bytes)]) {
+    fn keep_copies(&self, frames: &[(FrameKey, Rope)]) {
         for (key, stored) in frames {
-            self.ram.put(*key, Bytes::copy_from_slice(stored));
+            let mut copy = BytesMut::with_capacity(stored.len_bytes() as usize);
+            stored.pieces().for_each(|piece| copy.extend_from_slice(piece));
+            self.ram.put(*key, copy.freeze());
         }
     }
 }
@@ -475,7 +478,7 @@ impl Fetcher {
 }
 
 impl KeepFrames for Fetcher {
-    fn keep(&self, body: &Bytes, rows: &[ExtentRow]) {
+    fn keep(&self, body: &Rope, rows: &[ExtentRow]) {
         let mut frames = Vec::new();
         for row in rows {
             let mut at = row.object_offset;
@@ -484,12 +487,13 @@ impl KeepFrames for Fetcher {
                     object: row.object,
                     offset: at,
                 };
-                frames.push((key, body.slice(at as usize..at as usize + *len as usize)));
-                at += u64::from(*len);
+                let end = at + u64::from(*len);
+                frames.push((key, body.slice(at..end)));
+                at = end;
             }
         }
-        let frames = Arc::new(frames);
-        if !self.inner.keep_on_disk(&frames, KeptFor::Later) || body.len() <= KEPT_BYTES_MAX {
+        let few = body.len_bytes() <= KEPT_BYTES_MAX;
+        if !self.inner.keep_on_disk(frames.clone(), KeptFor::Later) || few {
             self.inner.keep_copies(&frames);
         }
     }
@@ -521,11 +525,15 @@ async fn get(inner: Arc<Inner>, frames: Vec<Frame>) -> Fetched {
         Arc::new(frames.iter().map(cut).collect::<Vec<_>>())
     });
     if let Ok(brought) = &brought {
-        let kept = inner.keep_on_disk(brought, KeptFor::Reading);
+        let frames: Vec<(FrameKey, Rope)> = brought
+            .iter()
+            .map(|(key, stored)| (*key, stored.clone().into()))
+            .collect();
+        let kept = inner.keep_on_disk(frames.clone(), KeptFor::Reading);
         match &brought[..] {
             // It was asked for by itself, and may be again; the others are read once by most.
             [(key, stored)] => inner.ram.put(*key, stored.clone()),
-            frames if !kept => inner.keep_copies(frames),
+            _ if !kept => inner.keep_copies(&frames),
             _ => {}
         }
     }

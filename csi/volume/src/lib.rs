@@ -32,6 +32,7 @@ pub mod probe;
 mod purge;
 pub mod ranges;
 mod readahead;
+pub mod rope;
 pub mod row;
 pub mod snapshot;
 mod table;

@@ -22,6 +22,7 @@ use crate::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest,
 use crate::head::{Head, HeadError};
 use crate::holds::HeldState;
 use crate::ids::{Epoch, JournalSeq, ObjectId};
+use crate::rope::Rope;
 use crate::row::Applied;
 use crate::tree::slate::NOTHING;
 use crate::volume_id::{SnapshotId, VolumeId};
@@ -319,6 +320,11 @@ impl Bucket for Branched {
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
         let (bucket, key) = self.writable(key)?;
         bucket.put_if_absent(key, body).await
+    }
+
+    async fn put_rope_if_absent(&self, key: &str, body: Rope) -> Result<ETag, BucketError> {
+        let (bucket, key) = self.writable(key)?;
+        bucket.put_rope_if_absent(key, body).await
     }
 
     async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {

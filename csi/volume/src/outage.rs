@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta};
 use crate::error::FsError;
 use crate::head::ParameterError;
+use crate::rope::Rope;
 
 /// 2 s between looks whether the store is back, and between repeated reads: one small request, as long as an outage lasts.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -387,6 +388,11 @@ impl Bucket for Watched {
 
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
         self.noted(Way::Writing, self.bucket.put_if_absent(key, body)).await
+    }
+
+    async fn put_rope_if_absent(&self, key: &str, body: Rope) -> Result<ETag, BucketError> {
+        self.noted(Way::Writing, self.bucket.put_rope_if_absent(key, body))
+            .await
     }
 
     async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {

@@ -176,6 +176,33 @@ async fn a_put_whose_answer_was_lost_and_that_another_writer_won_is_lost() {
 }
 
 /// A 412 that follows only clear refusals is a loss, without a further look: even the same bytes would be of another.
+/// All tries of a put in several pieces send the same bytes under the same sum, and what stands there is compared with all of them.
+#[tokio::test]
+async fn a_put_in_pieces_is_repeated_and_known_as_any_other() {
+    let pieces = [&b"mine"[..], b" ", b"4711"].map(Bytes::from_static);
+    for (found, won) in [("mine 4711", true), ("mine 4712", false), ("mine 471", false)] {
+        let there = Step::Answer(200, "ETag: \"7\"\r\n", found);
+        let (bucket, script) = scripted([SLOW, Step::Drop, LOST, there]).await;
+        let put = bucket.put_rope_if_absent("k", pieces.iter().cloned().collect()).await;
+        match (won, put) {
+            (true, Ok(etag)) => assert_eq!(etag, ETag("\"7\"".to_owned())),
+            (false, Err(BucketError::Precondition { .. })) => {}
+            (_, other) => panic!("{found}: {other:?}"),
+        }
+        let seen = script.seen.lock().unwrap();
+        assert_eq!(seen.len(), 4);
+        for head in &seen[..3] {
+            let head = head.to_ascii_lowercase();
+            for line in [
+                "content-length: 9",
+                "x-amz-content-sha256: e67f9362a597c2453321024daba0b468055ebb1a9587b63d3dc23593c9532ad6",
+            ] {
+                assert!(head.lines().any(|other| other == line), "{line}: {head}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_put_that_was_surely_refused_before_is_not_looked_up() {
     let (bucket, script) = scripted([SLOW, CONFLICT, LOST]).await;

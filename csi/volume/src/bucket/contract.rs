@@ -7,6 +7,7 @@
 use bytes::Bytes;
 
 use super::{BucketError, BucketRef, ETag, ListRequest, ObjectMeta};
+use crate::rope::Rope;
 
 /// How many writers race for one key in the last step.
 const RACERS: u8 = 8;
@@ -200,8 +201,31 @@ async fn sizes(bucket: &BucketRef, key: &str) -> Checked {
         let etag = ok("put of any size", bucket.put_if_absent(key, body.clone()).await)?;
         holds(bucket, key, &body, &etag).await?;
         ok("delete an object", bucket.delete(key).await)?;
+        let pieces = cut(&body);
+        let etag = ok(
+            "put of any size in pieces",
+            bucket.put_rope_if_absent(key, pieces.clone()).await,
+        )?;
+        holds(bucket, key, &body, &etag).await?;
+        fails(
+            "put_rope_if_absent of an existing object loses",
+            bucket.put_rope_if_absent(key, pieces).await,
+            precondition,
+        )?;
+        ok("delete an object", bucket.delete(key).await)?;
     }
     Ok(())
+}
+
+/// A body in pieces of all lengths, short ones among long ones.
+fn cut(body: &Bytes) -> Rope {
+    let (mut rest, mut len) = (body.clone(), 1);
+    let pieces = std::iter::from_fn(|| {
+        let piece = rest.split_to(len.min(rest.len()));
+        len = if len > 200_000 { 1 } else { 3 * len };
+        (!piece.is_empty()).then_some(piece)
+    });
+    pieces.collect()
 }
 
 async fn odd_keys(bucket: &BucketRef, prefix: &str) -> Checked {

@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use bytes::Bytes;
 
 use super::FrameKey;
+use crate::rope::Rope;
 
 mod buffer;
 mod direct;
@@ -43,7 +44,7 @@ const REGION_BYTES_MIN: u64 = 64 * 1024;
 /// 4 MiB: in a shorter region what lies between batches of whole blocks would take more than a sixtieth of it.
 const REGION_BYTES_DIRECT_MIN: u64 = 4 * 1024 * 1024;
 
-/// 512 frames are written by one call: with their headers as many parts as the kernel takes (IOV_MAX).
+/// 512 frames are written together: room for more is not looked for at once.
 const BATCH_FRAMES_MAX: usize = 512;
 
 #[derive(Debug, Clone, Copy)]
@@ -115,7 +116,7 @@ struct Place {
 
 impl Place {
     /// Writes these frames, which are as many as it takes. True if they went past the kernel's memory.
-    fn write(&self, frames: &[(FrameKey, Bytes)]) -> io::Result<bool> {
+    fn write(&self, frames: &[(FrameKey, Rope)]) -> io::Result<bool> {
         let [before, behind] = &self.gaps;
         region::write_gap(&self.file, before)?;
         if let Some(direct) = &self.direct {
@@ -132,8 +133,8 @@ impl Place {
 }
 
 /// Bytes that a frame takes on the disk.
-fn entry_bytes(stored: &Bytes) -> u64 {
-    (ENTRY_HEADER_BYTES + stored.len()) as u64
+fn entry_bytes(stored: &Rope) -> u64 {
+    ENTRY_HEADER_BYTES as u64 + stored.len_bytes()
 }
 
 /// Keeps a second program out, and ends the background work with the last handle, so that the folder can be opened anew
@@ -256,11 +257,18 @@ impl DiskCache {
 
     /// A frame that waits for the disk, or has just been written past the kernel's memory, as stored.
     pub fn waiting(&self, key: FrameKey) -> Option<Bytes> {
-        self.inner.lock().waiting.get(key)
+        let waiting = self.inner.lock().waiting.get(key)?;
+        // What a commit has put may lie in pieces.
+        Some(waiting.to_bytes())
+    }
+
+    /// True if it does.
+    pub fn is_waiting(&self, key: FrameKey) -> bool {
+        self.inner.lock().waiting.get(key).is_some()
     }
 
     /// Keeps frames, which are found from now on; false where too many wait for the disk already.
-    pub fn put(&self, frames: Arc<Vec<(FrameKey, Bytes)>>, kept_for: KeptFor) -> bool {
+    pub fn put(&self, frames: Arc<Vec<(FrameKey, Rope)>>, kept_for: KeptFor) -> bool {
         let mut index = self.inner.lock();
         if !index.waiting.add(frames, kept_for) {
             return false;
@@ -303,11 +311,11 @@ impl Inner {
     }
 
     /// Writes frames that are not here yet; `direct` past the kernel's memory, where that can be.
-    fn append(&self, frames: &[(FrameKey, Bytes)], direct: bool) -> io::Result<()> {
+    fn append(&self, frames: &[(FrameKey, Rope)], direct: bool) -> io::Result<()> {
         for frames in frames.chunks(BATCH_FRAMES_MAX) {
             let mut left = {
                 let index = self.lock();
-                let fits = |stored: &Bytes| entry_bytes(stored) <= self.region_bytes;
+                let fits = |stored: &Rope| entry_bytes(stored) <= self.region_bytes;
                 let fresh = frames
                     .iter()
                     .filter(|(key, stored)| !index.by_key.contains_key(key) && fits(stored));
@@ -327,7 +335,7 @@ impl Inner {
     }
 
     /// Room for the first of these frames, for as many as one region takes; `None` once the cache is closed.
-    fn reserve(&self, frames: &[(FrameKey, Bytes)], direct: bool) -> io::Result<Option<Place>> {
+    fn reserve(&self, frames: &[(FrameKey, Rope)], direct: bool) -> io::Result<Option<Place>> {
         let mut index = self.lock();
         if index.closed {
             return Ok(None);
@@ -371,7 +379,7 @@ impl Inner {
     }
 
     /// Lets frames that were written be found.
-    fn index(&self, frames: &[(FrameKey, Bytes)], place: &Place, past_kernel: bool) {
+    fn index(&self, frames: &[(FrameKey, Rope)], place: &Place, past_kernel: bool) {
         let mut index = self.lock();
         let index = &mut *index;
         // It may have been the oldest by now.
@@ -383,7 +391,7 @@ impl Inner {
             let location = Location {
                 region: place.region,
                 position: position + ENTRY_HEADER_BYTES as u64,
-                len: stored.len() as u32,
+                len: stored.len_bytes() as u32,
                 past_kernel,
             };
             position += entry_bytes(stored);

@@ -6,15 +6,14 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-
 use super::{CommitLimits, DirtyRun, RunSource, SealedGeneration};
 use crate::format::codec::Compression;
-use crate::format::frame::stored_bytes;
+use crate::format::frame::{FRAME_HEADER_BYTES, stored_bytes};
 use crate::format::journal::{JournalBuilder, JournalName, SegmentName};
 use crate::format::segment::SegmentBuilder;
 use crate::ids::ObjectId;
-use crate::row::{ExtentRow, Key, ObjectStats, Row};
+use crate::rope::{PIECE_BYTES_MIN, Rope};
+use crate::row::{ExtentRow, FRAME_BYTES, Key, ObjectStats, Row};
 
 /// About what an encoded change takes, to reserve room.
 const CHANGE_BYTES_TYPICAL: u64 = 128;
@@ -22,8 +21,8 @@ const CHANGE_BYTES_TYPICAL: u64 = 128;
 /// The objects of a commit, and what the tree is to be told once they are all in the bucket.
 #[derive(Debug)]
 pub(super) struct Encoded {
-    pub journal: Bytes,
-    pub segments: Vec<(ObjectId, Bytes)>,
+    pub journal: Rope,
+    pub segments: Vec<(ObjectId, Rope)>,
     pub changes: Vec<(Key, Option<Row>)>,
     /// Where each new run lies.
     pub placed: Vec<ExtentRow>,
@@ -45,8 +44,8 @@ pub(super) fn encode(
         false => build_segments(name, limits, compression, &sealed.runs, number_segment),
     };
     let names: Vec<SegmentName> = segments.iter().map(name_of).collect();
-    let frames: u64 = match segments.is_empty() {
-        true => sealed.runs.iter().map(|run| stored_bytes(run.len_bytes())).sum(),
+    let frames = match segments.is_empty() {
+        true => copied_bytes(&sealed.runs),
         false => 0,
     };
     let changes_count = (sealed.extents.len() + sealed.rows.len()) as u64;
@@ -81,13 +80,23 @@ pub(super) fn encode(
     }
 }
 
-fn name_of((object, body): &(ObjectId, Bytes)) -> SegmentName {
+/// About what is copied of these runs into the object that they go to: their headers, and what is short.
+fn copied_bytes(runs: &[DirtyRun]) -> u64 {
+    let parts = runs.iter().flat_map(|run| &run.data);
+    let bytes = parts.map(|part| match part.len() < PIECE_BYTES_MIN {
+        true => stored_bytes(part.len() as u64),
+        false => (part.len() as u64).div_ceil(u64::from(FRAME_BYTES)) * FRAME_HEADER_BYTES as u64,
+    });
+    bytes.sum()
+}
+
+fn name_of((object, body): &(ObjectId, Rope)) -> SegmentName {
     let ObjectId::Segment(_, number) = object else {
         unreachable!("only segments are built as segments");
     };
     SegmentName {
         number: *number,
-        object_len: body.len() as u64,
+        object_len: body.len_bytes(),
     }
 }
 
@@ -97,12 +106,11 @@ fn build_segments(
     compression: Compression,
     runs: &[DirtyRun],
     mut number_segment: impl FnMut() -> u64,
-) -> Vec<(ObjectId, Bytes)> {
+) -> Vec<(ObjectId, Rope)> {
     let mut segments = Vec::new();
     for group in groups(runs, limits.segment_bytes_max) {
         let object = ObjectId::Segment(name.epoch, number_segment());
-        let capacity: u64 = group.iter().map(|run| stored_bytes(run.len_bytes())).sum();
-        let mut builder = SegmentBuilder::new(name.volume, name.writer, object, capacity);
+        let mut builder = SegmentBuilder::new(name.volume, name.writer, object, copied_bytes(group));
         for run in group {
             place(run, builder.put_run(run.ino, run.offset, &run.data, compression));
         }
@@ -190,6 +198,7 @@ fn resolved(source: &RunSource) -> ExtentRow {
 mod tests {
     use std::sync::{Arc, OnceLock};
 
+    use bytes::Bytes;
     use uuid::Uuid;
 
     use super::*;
@@ -197,7 +206,7 @@ mod tests {
     use crate::format::frame::{FrameIdentity, open_frame};
     use crate::format::journal;
     use crate::ids::{Epoch, Generation, InodeNo, JournalSeq};
-    use crate::row::{Counters, FRAME_BYTES};
+    use crate::row::Counters;
 
     const NAME: JournalName = JournalName {
         volume: Uuid::from_u128(7),
@@ -259,9 +268,10 @@ mod tests {
         let row = placed.get().unwrap();
         assert_eq!(row.object, ObjectId::Journal(NAME.epoch, NAME.seq));
         let frame = row.object_offset as usize..row.object_offset as usize + row.frame_stored_lens[0] as usize;
-        let content = open_frame(&encoded.journal.slice(frame), &FrameIdentity::of(NAME.volume, row, 0)).unwrap();
+        let body = encoded.journal.to_bytes();
+        let content = open_frame(&body.slice(frame), &FrameIdentity::of(NAME.volume, row, 0)).unwrap();
         assert!(content.len() == FRAME_BYTES as usize && content.iter().all(|byte| *byte == 6));
-        let journal = journal::decode(&encoded.journal, NAME.volume, NAME.epoch, NAME.seq).unwrap();
+        let journal = journal::decode(&body, NAME.volume, NAME.epoch, NAME.seq).unwrap();
         assert_eq!(journal.changes, encoded.changes);
     }
 
@@ -276,13 +286,14 @@ mod tests {
             numbers,
             [1, 1, 1, 2, 3].map(|number| ObjectId::Segment(NAME.epoch, number))
         );
-        let journal = journal::decode(&encoded.journal, NAME.volume, NAME.epoch, NAME.seq).unwrap();
-        let lens: Vec<u64> = encoded.segments.iter().map(|(_, body)| body.len() as u64).collect();
+        let body = encoded.journal.to_bytes();
+        let journal = journal::decode(&body, NAME.volume, NAME.epoch, NAME.seq).unwrap();
+        let lens: Vec<u64> = encoded.segments.iter().map(|(_, body)| body.len_bytes()).collect();
         assert_eq!(
             journal.segments.iter().map(|name| name.object_len).collect::<Vec<_>>(),
             lens
         );
-        assert!(encoded.journal.len() < 2_000, "{} bytes", encoded.journal.len());
+        assert!(body.len() < 2_000, "{} bytes", body.len());
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The content of a run between its cut and the bucket, held once: first as it was written, then inside the object that is
-//! being put.
+//! The content of a run between its cut and the bucket, held once: first as it was written, then as part of the object that
+//! is being put.
 //!
 //! Invariant: the content is the same all the time. Callers: the tables, which read from it; `encode.rs`, which moves it.
 
@@ -7,7 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use crate::format::frame::own_content;
+use crate::format::frame::OwnFrame;
+use crate::rope::Rope;
 use crate::row::{ExtentRow, FRAME_BYTES};
 
 /// The content of a run, until it is given up.
@@ -22,7 +23,7 @@ enum Piece {
     Content(Bytes),
     /// A frame, and how long its content is. It may be compressed: then each look at it undoes that, so that nothing is in RAM
     /// twice while it is on its way.
-    Frame(Bytes, u64),
+    Frame(OwnFrame, u64),
 }
 
 impl Piece {
@@ -33,10 +34,10 @@ impl Piece {
         }
     }
 
-    fn content(&self) -> Bytes {
+    fn content(&self) -> Rope {
         match self {
-            Self::Content(content) => content.clone(),
-            Self::Frame(frame, _) => own_content(frame).expect("this process has just made the frame"),
+            Self::Content(content) => content.clone().into(),
+            Self::Frame(frame, _) => frame.content().expect("this process has just made the frame"),
         }
     }
 }
@@ -64,14 +65,16 @@ impl HeldContent {
     }
 
     /// Holds the frames of `body`, an object, in place of what was written: `row` says where in it they lie.
-    pub(super) fn move_into(&self, body: &Bytes, row: &ExtentRow) {
+    pub(super) fn move_into(&self, body: &Rope, row: &ExtentRow) {
         let mut pieces = Vec::with_capacity(row.frame_stored_lens.len());
-        let mut at = row.object_offset as usize;
+        let mut at = row.object_offset;
         for (index, len) in row.frame_stored_lens.iter().enumerate() {
             let start = index as u64 * u64::from(FRAME_BYTES);
             let content_len = (row.len - start).min(u64::from(FRAME_BYTES));
-            pieces.push((start, Piece::Frame(body.slice(at..at + *len as usize), content_len)));
-            at += *len as usize;
+            let end = at + u64::from(*len);
+            let frame = OwnFrame::of(&body.slice(at..end)).expect("this process has just made the frame");
+            pieces.push((start, Piece::Frame(frame, content_len)));
+            at = end;
         }
         let mut held = self.lock();
         if held.is_some() {
@@ -88,7 +91,7 @@ impl HeldContent {
         for (at, piece) in pieces[first..].iter().take_while(|(at, _)| *at < end) {
             let from = skip.max(*at) - at;
             let until = end.min(at + piece.len()) - at;
-            give(piece.content().slice(from as usize..until as usize));
+            piece.content().slice(from..until).pieces().cloned().for_each(&mut give);
         }
         true
     }

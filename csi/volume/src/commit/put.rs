@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::future;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -18,6 +17,7 @@ use crate::bucket::{BucketError, BucketRef};
 use crate::format::seal::{Seal, is_seal};
 use crate::format::{journal, segment};
 use crate::ids::{Epoch, JournalSeq, ObjectId};
+use crate::rope::Rope;
 
 /// 50 ms to 5 s between tries, doubling. The bucket itself has retried before it gave up.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -42,7 +42,7 @@ impl Putter {
     ///
     /// # Durability
     /// After `Ok` all of them are in the bucket.
-    pub async fn put_commit(&self, seq: JournalSeq, body: Bytes, segments: Vec<(ObjectId, Bytes)>) -> Result<(), Lost> {
+    pub async fn put_commit(&self, seq: JournalSeq, body: Rope, segments: Vec<(ObjectId, Rope)>) -> Result<(), Lost> {
         let journal = self.put(ObjectId::Journal(self.epoch, seq), body);
         let segments = segments.into_iter().map(|(object, body)| async move {
             let permit = self.segments.acquire().await;
@@ -53,11 +53,11 @@ impl Putter {
         Ok(())
     }
 
-    async fn put(&self, object: ObjectId, body: Bytes) -> Result<(), Lost> {
+    async fn put(&self, object: ObjectId, body: Rope) -> Result<(), Lost> {
         let key = object.key();
         let mut backoff = BACKOFF.0;
         loop {
-            let error = match self.bucket.put_if_absent(&key, body.clone()).await {
+            let error = match self.bucket.put_rope_if_absent(&key, body.clone()).await {
                 Ok(_) => break,
                 Err(BucketError::Precondition { .. }) => match self.look(object, &key).await {
                     Ok(()) => break,
@@ -73,7 +73,7 @@ impl Putter {
             backoff = (backoff * 2).min(BACKOFF.1);
         }
         let mut stats = self.shared.stats();
-        stats.stored_bytes += body.len() as u64;
+        stats.stored_bytes += body.len_bytes();
         match object {
             ObjectId::Journal(..) => stats.journal_objects += 1,
             ObjectId::Segment(..) => stats.segments += 1,

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
@@ -23,6 +22,7 @@ use super::put::Putter;
 use super::{CommitContext, DirtyState, KeepFrames, Lost, SealedGeneration};
 use crate::format::journal::JournalName;
 use crate::ids::{Generation, JournalSeq, ObjectId};
+use crate::rope::Rope;
 use crate::row::{Applied, ExtentRow};
 
 /// 24 segments of 16 MiB under way: more would only queue in the store's client, holding their bytes.
@@ -334,7 +334,7 @@ impl Shared {
 }
 
 /// Gives the frames of one object away, before its commit gives up the content in RAM.
-fn keep(kept: &dyn KeepFrames, object: ObjectId, body: &Bytes, placed: &[ExtentRow]) {
+fn keep(kept: &dyn KeepFrames, object: ObjectId, body: &Rope, placed: &[ExtentRow]) {
     let rows: Vec<ExtentRow> = placed.iter().filter(|row| row.object == object).cloned().collect();
     if !rows.is_empty() {
         kept.keep(body, &rows);

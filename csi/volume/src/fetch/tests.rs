@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use bytes::BytesMut;
 use tempfile::TempDir;
 
 use uuid::Uuid;
@@ -16,6 +15,7 @@ use crate::budget::Budget;
 use crate::format::codec::Compression;
 use crate::format::frame::put_run;
 use crate::ids::Epoch;
+use crate::rope::RopeBuilder;
 
 const VOLUME: Uuid = Uuid::from_u128(9);
 const OBJECT: ObjectId = ObjectId::Segment(Epoch(1), 1);
@@ -67,14 +67,14 @@ fn content(len: usize) -> Vec<u8> {
 /// A run of `len` bytes in a bucket.
 async fn stored(len: usize) -> (Arc<Counting>, Arc<ExtentRow>) {
     let bucket = Arc::new(Counting::default());
-    let mut out = BytesMut::from(&b"what comes before"[..]);
+    let mut out = RopeBuilder::new(b"what comes before", 0);
     let first = FrameIdentity {
         volume: VOLUME,
         ino: InodeNo(3),
         offset: 1 << 33,
     };
     let row = put_run(&mut out, OBJECT, first, &[content(len).into()], Compression::None);
-    bucket.put_if_absent(&OBJECT.key(), out.freeze()).await.unwrap();
+    bucket.put_rope_if_absent(&OBJECT.key(), out.finish()).await.unwrap();
     (bucket, Arc::new(row))
 }
 
@@ -230,7 +230,7 @@ async fn what_is_damaged_in_ram_or_on_disk_is_fetched_anew() {
     };
     let bad = Bytes::from(vec![1; row.frame_stored_lens[0] as usize]);
     fetcher.inner.ram.put(key, bad.clone());
-    assert!(disk.put(Arc::new(vec![(key, bad)]), KeptFor::Reading));
+    assert!(disk.put(Arc::new(vec![(key, bad.into())]), KeptFor::Reading));
     while disk.locate([key].into_iter()).is_empty() || disk.waiting(key).is_some() {
         tokio::task::yield_now().await;
     }

@@ -8,12 +8,13 @@
 //! Header, 64 bytes: magic 4, version 1, codec 1, flags 2, key id 4, content length 4, stored length 4, zero 4,
 //! volume 16, inode 8, file offset 8, zero 4, crc32c 4 over the 60 bytes before it and the stored content.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use uuid::Uuid;
 
 use super::codec::{Codec, Compression, pack, unpack};
 use super::{FORMAT_VERSION, FormatError, check_length, check_sum, check_volume};
 use crate::ids::{InodeNo, ObjectId};
+use crate::rope::{PIECE_BYTES_MIN, Rope, RopeBuilder};
 use crate::row::{ExtentRow, FRAME_BYTES};
 use crate::wire::{Reader, WireError};
 
@@ -166,20 +167,45 @@ pub fn check_frame(head: &[u8], content: &[u8], want: &FrameIdentity) -> Result<
     Ok(header)
 }
 
-/// The content of a frame that this process has just made, which needs no other check.
-///
-/// # Errors
-/// As `open_frame`, for what is no frame of ours at all.
-pub fn own_content(frame: &Bytes) -> Result<Bytes, FormatError> {
-    let header = FrameHeader::decode(frame)?;
-    header.content(frame.slice(FRAME_HEADER_BYTES..))
+/// A frame that this process has just made, and so needs no check.
+#[derive(Debug, Clone)]
+pub struct OwnFrame {
+    header: FrameHeader,
+    stored: Rope,
 }
 
-/// Appends a run as frames and tells where it lies: `out` must be the object from its first byte on.
+impl OwnFrame {
+    /// The frame in these bytes.
+    ///
+    /// # Errors
+    /// As `open_frame`, for what is no frame of ours at all.
+    pub fn of(frame: &Rope) -> Result<Self, FormatError> {
+        let head = frame
+            .slice(0..frame.len_bytes().min(FRAME_HEADER_BYTES as u64))
+            .to_bytes();
+        let header = FrameHeader::decode(&head)?;
+        let stored = frame.slice(FRAME_HEADER_BYTES as u64..frame.len_bytes());
+        Ok(Self { header, stored })
+    }
+
+    /// Its content, which is not copied where it is stored as it is.
+    ///
+    /// # Errors
+    /// As `FrameHeader::content`.
+    pub fn content(&self) -> Result<Rope, FormatError> {
+        match self.header.is_plain() {
+            true => Ok(self.stored.clone()),
+            false => self.header.content(self.stored.to_bytes()).map(Rope::from),
+        }
+    }
+}
+
+/// Appends a run as frames and tells where it lies: `out` must be the object from its first byte on. Content that is stored as it
+/// is stays where it is, if it lies in one piece.
 ///
 /// Panics on an empty run: there is nothing to place.
 pub fn put_run(
-    out: &mut BytesMut,
+    out: &mut RopeBuilder,
     object: ObjectId,
     first: FrameIdentity,
     data: &[Bytes],
@@ -190,7 +216,7 @@ pub fn put_run(
     let mut row = ExtentRow {
         len,
         object,
-        object_offset: out.len() as u64,
+        object_offset: out.len_bytes(),
         skip: 0,
         frame_stored_lens: Vec::with_capacity(len.div_ceil(u64::from(FRAME_BYTES)) as usize),
         origin_ino: first.ino,
@@ -219,6 +245,19 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
+    /// The next `len` bytes as they lie, if they are worth a piece of their own and are in one.
+    fn take_whole(&mut self, len: usize) -> Option<Bytes> {
+        while self.of.first().is_some_and(|part| part.len() == self.at) {
+            (self.of, self.at) = (&self.of[1..], 0);
+        }
+        let part = self.of.first()?;
+        if len < PIECE_BYTES_MIN || part.len() - self.at < len {
+            return None;
+        }
+        self.at += len;
+        Some(part.slice(self.at - len..self.at))
+    }
+
     /// Appends the next `len` bytes to `out`.
     fn take(&mut self, mut len: usize, mut out: impl FnMut(&[u8])) {
         while len > 0 {
@@ -235,12 +274,47 @@ impl Parts<'_> {
 
 /// Appends one frame and returns how many bytes its content takes.
 fn put_frame(
-    out: &mut BytesMut,
+    out: &mut RopeBuilder,
     identity: FrameIdentity,
     parts: &mut Parts<'_>,
     content_len: u32,
     compression: Compression,
 ) -> u32 {
+    match parts.take_whole(content_len as usize) {
+        Some(content) => put_whole(out, identity, content, compression),
+        None => put_gathered(out, identity, (parts, content_len), compression),
+    }
+}
+
+/// A frame of content that lies in one piece.
+fn put_whole(out: &mut RopeBuilder, identity: FrameIdentity, content: Bytes, compression: Compression) -> u32 {
+    let content_len = content.len() as u32;
+    match pack(&content, compression) {
+        None => {
+            let header = header_of(identity, Codec::NONE, content_len, &content);
+            out.gathered(FRAME_HEADER_BYTES).extend_from_slice(&header);
+            out.push(content);
+            content_len
+        }
+        Some((codec, packed)) => {
+            let header = header_of(identity, codec, content_len, &packed);
+            let gathered = out.gathered(FRAME_HEADER_BYTES + packed.len());
+            gathered.extend_from_slice(&header);
+            // Copied: it lies in a buffer that is as long as it might have become.
+            gathered.extend_from_slice(&packed);
+            packed.len() as u32
+        }
+    }
+}
+
+/// A frame of content that is short, or lies in several pieces.
+fn put_gathered(
+    out: &mut RopeBuilder,
+    identity: FrameIdentity,
+    (parts, content_len): (&mut Parts<'_>, u32),
+    compression: Compression,
+) -> u32 {
+    let out = out.gathered(FRAME_HEADER_BYTES + content_len as usize);
     let start = out.len();
     let content_at = start + FRAME_HEADER_BYTES;
     out.resize(content_at, 0);
@@ -253,11 +327,9 @@ fn put_frame(
             codec
         }
     };
-    let frame = &mut out[start..];
-    let stored_len = (frame.len() - FRAME_HEADER_BYTES) as u32;
-    put_header(frame, identity, codec, (content_len, stored_len));
-    seal_frame(frame);
-    stored_len
+    let (head, stored) = out[start..].split_at_mut(FRAME_HEADER_BYTES);
+    head.copy_from_slice(&header_of(identity, codec, content_len, stored));
+    stored.len() as u32
 }
 
 /// Bytes that a run of `len` bytes takes in an object at most, headers included.
@@ -265,25 +337,22 @@ pub fn stored_bytes(len: u64) -> u64 {
     len + len.div_ceil(u64::from(FRAME_BYTES)) * FRAME_HEADER_BYTES as u64
 }
 
-/// `lens` are of the content and of what is stored of it.
-fn put_header(frame: &mut [u8], identity: FrameIdentity, codec: Codec, lens: (u32, u32)) {
-    let mut header = BytesMut::with_capacity(FRAME_HEADER_BYTES);
-    header.extend_from_slice(&MAGIC);
-    header.extend_from_slice(&[FORMAT_VERSION, codec.byte(), 0, 0]);
-    header.extend_from_slice(&KEY_NONE.to_le_bytes());
-    header.extend_from_slice(&lens.0.to_le_bytes());
-    header.extend_from_slice(&lens.1.to_le_bytes());
-    header.extend_from_slice(&[0; 4]);
-    header.extend_from_slice(identity.volume.as_bytes());
-    header.extend_from_slice(&identity.ino.0.to_le_bytes());
-    header.extend_from_slice(&identity.offset.to_le_bytes());
-    header.extend_from_slice(&[0; 8]);
-    frame[..FRAME_HEADER_BYTES].copy_from_slice(&header);
-}
-
-fn seal_frame(frame: &mut [u8]) {
-    let sum = crc32c::crc32c_append(crc32c::crc32c(&frame[..SUM_AT]), &frame[FRAME_HEADER_BYTES..]);
-    frame[SUM_AT..FRAME_HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
+/// The header of a frame that stores `stored` of `content_len` bytes.
+fn header_of(identity: FrameIdentity, codec: Codec, content_len: u32, stored: &[u8]) -> [u8; FRAME_HEADER_BYTES] {
+    let mut header = [0; FRAME_HEADER_BYTES];
+    let mut rest = &mut header[..];
+    rest.put_slice(&MAGIC);
+    rest.put_slice(&[FORMAT_VERSION, codec.byte(), 0, 0]);
+    rest.put_u32_le(KEY_NONE);
+    rest.put_u32_le(content_len);
+    rest.put_u32_le(stored.len() as u32);
+    rest.put_u32_le(0);
+    rest.put_slice(identity.volume.as_bytes());
+    rest.put_u64_le(identity.ino.0);
+    rest.put_u64_le(identity.offset);
+    let sum = crc32c::crc32c_append(crc32c::crc32c(&header[..SUM_AT]), stored);
+    header[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
+    header
 }
 
 #[cfg(test)]
@@ -313,7 +382,7 @@ mod tests {
     }
 
     fn one_frame(content: &'static [u8]) -> Bytes {
-        let mut out = BytesMut::new();
+        let mut out = RopeBuilder::new(b"", 0);
         put_run(
             &mut out,
             OBJECT,
@@ -321,7 +390,7 @@ mod tests {
             &[Bytes::from_static(content)],
             Compression::None,
         );
-        out.freeze()
+        out.finish().to_bytes()
     }
 
     /// Goal: any division into parts comes back, compressed or not. Method: one in which no part ends where a frame does.
@@ -336,25 +405,58 @@ mod tests {
             at += len;
         }
         for compression in [Compression::None, Compression::Lz4, Compression::Zstd] {
-            let mut out = BytesMut::from(&b"what is before"[..]);
+            let mut out = RopeBuilder::new(b"what is before", 0);
             let row = put_run(&mut out, OBJECT, FIRST, &parts, compression);
             assert_eq!(row.object_offset, 14);
             assert_eq!(
                 (row.len, row.stored_bytes()),
-                (whole.len() as u64, out.len() as u64 - 14)
+                (whole.len() as u64, out.len_bytes() - 14)
             );
             match compression {
                 Compression::None => assert_eq!(row.stored_bytes(), stored_bytes(row.len)),
                 Compression::Lz4 | Compression::Zstd => assert!(row.stored_bytes() * 10 < row.len),
             }
-            let mut content = Vec::new();
-            for (index, frame) in frames(&out.freeze(), &row).iter().enumerate() {
+            let (mut content, object) = (Vec::new(), out.finish());
+            for (index, frame) in frames(&object.to_bytes(), &row).iter().enumerate() {
                 let opened = open_frame(frame, &FrameIdentity::of(FIRST.volume, &row, index)).unwrap();
-                assert_eq!(own_content(frame).unwrap(), opened);
+                let own = OwnFrame::of(&Rope::from(frame.clone())).unwrap();
+                assert!(own.content().unwrap().is(&opened));
                 content.extend_from_slice(&opened);
             }
             assert!(content == whole, "{compression:?}");
         }
+    }
+
+    /// What is written in long pieces is put from where it is: neither the frames nor the object are a copy of it.
+    #[test]
+    fn content_that_does_not_shrink_is_not_copied() {
+        let noise = |len: usize| -> Bytes {
+            let mut state = 1u64;
+            let next = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 56) as u8
+            };
+            std::iter::repeat_with(next).take(len).collect()
+        };
+        let frame = FRAME_BYTES as usize;
+        let parts = [noise(2 * frame), noise(frame + 1), noise(frame)];
+        let mut out = RopeBuilder::new(b"", 0);
+        let row = put_run(&mut out, OBJECT, FIRST, &parts, Compression::Lz4);
+        let object = out.finish();
+        assert_eq!(row.stored_bytes(), stored_bytes(row.len));
+        let within = |piece: &Bytes, part: &Bytes| part.as_ptr_range().contains(&piece.as_ptr());
+        let as_it_was: Vec<usize> = object
+            .pieces()
+            .filter(|piece| parts.iter().any(|part| within(piece, part)))
+            .map(Bytes::len)
+            .collect();
+        // The fourth frame lies in two pieces.
+        assert_eq!(as_it_was, [frame, frame, frame]);
+        let mut content = Vec::new();
+        for (index, frame) in frames(&object.to_bytes(), &row).iter().enumerate() {
+            content.extend_from_slice(&open_frame(frame, &FrameIdentity::of(FIRST.volume, &row, index)).unwrap());
+        }
+        assert!(content == parts.concat());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::codec::Compression;
 use super::frame::{FrameIdentity, put_run};
 use super::{FORMAT_VERSION, FormatError, begin, check_length, check_object, check_sum, check_volume};
 use crate::ids::{Epoch, InodeNo, JournalSeq, ObjectId};
+use crate::rope::{Rope, RopeBuilder};
 use crate::row::codec::{KEY_BYTES_MAX, ROW_BYTES_MAX, decode_key, decode_pair, put_key, put_row};
 use crate::row::{ExtentRow, Key, Row};
 use crate::wire::{Reader, WireError, put_varint};
@@ -190,8 +191,7 @@ fn decode_changes(rows: &[u8], count: u64) -> Result<Vec<(Key, Option<Row>)>, Fo
 pub struct JournalBuilder {
     volume: Uuid,
     object: ObjectId,
-    segments_sum: u32,
-    out: BytesMut,
+    out: RopeBuilder,
 }
 
 /// Which journal object to build.
@@ -208,28 +208,25 @@ pub struct JournalName {
 }
 
 impl JournalBuilder {
-    /// `capacity_bytes` is what the frames and rows will take, about, so that little is copied twice.
+    /// `capacity_bytes` is what will be copied of the frames, and what the rows will take, about, so that little is copied twice.
     pub fn new(name: JournalName, segments: &[SegmentName], capacity_bytes: u64) -> Self {
-        let list_bytes = segments.len() * SEGMENT_NAME_BYTES;
-        let capacity = JOURNAL_HEADER_BYTES + list_bytes + capacity_bytes as usize + FOOTER_BYTES;
-        let mut out = BytesMut::with_capacity(capacity);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&[FORMAT_VERSION, 0, 0, 0]);
-        out.extend_from_slice(&(segments.len() as u32).to_le_bytes());
-        out.extend_from_slice(name.volume.as_bytes());
-        out.extend_from_slice(name.writer.as_bytes());
-        out.extend_from_slice(&name.epoch.0.to_le_bytes());
-        out.extend_from_slice(&name.seq.0.to_le_bytes());
-        out.resize(JOURNAL_HEADER_BYTES, 0);
+        let mut head = BytesMut::with_capacity(JOURNAL_HEADER_BYTES + segments.len() * SEGMENT_NAME_BYTES);
+        head.extend_from_slice(MAGIC);
+        head.extend_from_slice(&[FORMAT_VERSION, 0, 0, 0]);
+        head.extend_from_slice(&(segments.len() as u32).to_le_bytes());
+        head.extend_from_slice(name.volume.as_bytes());
+        head.extend_from_slice(name.writer.as_bytes());
+        head.extend_from_slice(&name.epoch.0.to_le_bytes());
+        head.extend_from_slice(&name.seq.0.to_le_bytes());
+        head.resize(JOURNAL_HEADER_BYTES, 0);
         for segment in segments {
-            out.extend_from_slice(&segment.number.to_le_bytes());
-            out.extend_from_slice(&segment.object_len.to_le_bytes());
+            head.extend_from_slice(&segment.number.to_le_bytes());
+            head.extend_from_slice(&segment.object_len.to_le_bytes());
         }
         Self {
             volume: name.volume,
             object: ObjectId::Journal(name.epoch, name.seq),
-            segments_sum: segments.len() as u32,
-            out,
+            out: RopeBuilder::new(&head, capacity_bytes + FOOTER_BYTES as u64),
         }
     }
 
@@ -246,58 +243,62 @@ impl JournalBuilder {
     /// The object, with these rows, and how many bytes the rows take.
     ///
     /// Panics on a row that is longer than a reader accepts.
-    pub fn finish(mut self, changes: &[(Key, Option<Row>)]) -> (Bytes, u64) {
-        let rows_at = self.out.len();
+    pub fn finish(mut self, changes: &[(Key, Option<Row>)]) -> (Rope, u64) {
+        let rows_at = self.out.len_bytes();
         let (mut key_bytes, mut row_bytes) = (Vec::with_capacity(64), Vec::with_capacity(256));
+        let (mut change, mut rows_sum) = (Vec::with_capacity(320), 0);
         for (key, row) in changes {
+            change.clear();
             key_bytes.clear();
             put_key(&mut key_bytes, key);
-            self.put_prefixed(&key_bytes, KEY_BYTES_MAX);
+            put_prefixed(&mut change, &key_bytes, KEY_BYTES_MAX);
             match row {
-                None => self.out.extend_from_slice(&[0]),
+                None => change.push(0),
                 Some(row) => {
                     row_bytes.clear();
                     put_row(&mut row_bytes, row);
-                    self.out.extend_from_slice(&[1]);
-                    self.put_prefixed(&row_bytes, ROW_BYTES_MAX);
+                    change.push(1);
+                    put_prefixed(&mut change, &row_bytes, ROW_BYTES_MAX);
                 }
             }
+            rows_sum = crc32c::crc32c_append(rows_sum, &change);
+            self.out.gathered(change.len()).extend_from_slice(&change);
         }
-        let rows_len = self.out.len() - rows_at;
-        let object_len = self.out.len() + FOOTER_BYTES;
-        let rows_sum = crc32c::crc32c(&self.out[rows_at..]);
-        let numbers = [rows_at, rows_len, changes.len(), object_len];
+        let rows_len = self.out.len_bytes() - rows_at;
+        let numbers = [
+            rows_at,
+            rows_len,
+            changes.len() as u64,
+            rows_at + rows_len + FOOTER_BYTES as u64,
+        ];
+        let head = self.out.head();
         for (i, number) in numbers.into_iter().enumerate() {
-            self.out[64 + 8 * i..72 + 8 * i].copy_from_slice(&(number as u64).to_le_bytes());
+            head[64 + 8 * i..72 + 8 * i].copy_from_slice(&number.to_le_bytes());
         }
-        self.out[96..100].copy_from_slice(&rows_sum.to_le_bytes());
-        let list_end = JOURNAL_HEADER_BYTES + self.segments_sum as usize * SEGMENT_NAME_BYTES;
-        let list = &self.out[JOURNAL_HEADER_BYTES..list_end];
-        let sum = crc32c::crc32c_append(crc32c::crc32c(&self.out[..SUM_AT]), list);
-        self.out[SUM_AT..JOURNAL_HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
-        self.put_footer(sum);
-        (self.out.freeze(), rows_len as u64)
+        head[96..100].copy_from_slice(&rows_sum.to_le_bytes());
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..SUM_AT]), &head[JOURNAL_HEADER_BYTES..]);
+        head[SUM_AT..JOURNAL_HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
+        self.out.gathered(FOOTER_BYTES).extend_from_slice(&footer(sum));
+        (self.out.finish(), rows_len)
     }
+}
 
-    fn put_prefixed(&mut self, bytes: &[u8], len_max: usize) {
-        assert!(
-            bytes.len() <= len_max,
-            "{} bytes where {len_max} can be read",
-            bytes.len()
-        );
-        let mut len = Vec::with_capacity(4);
-        put_varint(&mut len, bytes.len() as u64);
-        self.out.extend_from_slice(&len);
-        self.out.extend_from_slice(bytes);
-    }
+fn put_prefixed(out: &mut Vec<u8>, bytes: &[u8], len_max: usize) {
+    assert!(
+        bytes.len() <= len_max,
+        "{} bytes where {len_max} can be read",
+        bytes.len()
+    );
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
 
-    fn put_footer(&mut self, header_sum: u32) {
-        let mut footer = FOOTER_MAGIC.to_vec();
-        footer.extend_from_slice(&header_sum.to_le_bytes());
-        let sum = crc32c::crc32c(&footer);
-        footer.extend_from_slice(&sum.to_le_bytes());
-        self.out.extend_from_slice(&footer);
-    }
+fn footer(header_sum: u32) -> Vec<u8> {
+    let mut footer = FOOTER_MAGIC.to_vec();
+    footer.extend_from_slice(&header_sum.to_le_bytes());
+    let sum = crc32c::crc32c(&footer);
+    footer.extend_from_slice(&sum.to_le_bytes());
+    footer
 }
 
 #[cfg(test)]
@@ -340,7 +341,7 @@ mod tests {
             end: 9,
         };
         let (body, _) = builder.finish(&[(key, Some(Row::Extent(row))), (Key::Orphan(InodeNo(1)), None)]);
-        body
+        body.to_bytes()
     }
 
     #[test]
@@ -391,7 +392,7 @@ mod tests {
                 .map(|[number, object_len]| SegmentName { number: *number, object_len: *object_len })
                 .collect();
             let (body, _) = JournalBuilder::new(NAME, &names, 0).finish(&changes);
-            let journal = decoded(&body).unwrap();
+            let journal = decoded(&body.to_bytes()).unwrap();
             prop_assert_eq!((journal.changes, journal.segments), (changes, names));
         }
 

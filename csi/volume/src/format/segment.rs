@@ -3,13 +3,14 @@
 //! Header, 96 bytes: magic 8, version 1, zero 7, volume 16, writer 16, epoch 8, number 8, length of the object 8,
 //! zero 20, crc32c 4 over the 92 bytes before it. Frames follow to the end.
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use uuid::Uuid;
 
 use super::codec::Compression;
 use super::frame::{FrameIdentity, put_run};
 use super::{FORMAT_VERSION, FormatError, begin, check_length, check_object, check_sum, check_volume};
 use crate::ids::{Epoch, InodeNo, ObjectId};
+use crate::rope::{Rope, RopeBuilder};
 use crate::row::ExtentRow;
 
 /// Length of a segment's header in bytes: what a look at whether a segment is there has to fetch.
@@ -67,25 +68,26 @@ pub fn decode_header(
 pub struct SegmentBuilder {
     volume: Uuid,
     object: ObjectId,
-    out: BytesMut,
+    out: RopeBuilder,
 }
 
 impl SegmentBuilder {
-    /// `capacity_bytes` is what the frames will take (`frame::stored_bytes`), so that nothing is copied twice.
+    /// `capacity_bytes` is what will be copied of the frames, about, so that nothing is copied twice.
     ///
     /// Panics unless `object` is a segment.
     pub fn new(volume: Uuid, writer: Uuid, object: ObjectId, capacity_bytes: u64) -> Self {
         let ObjectId::Segment(epoch, number) = object else {
             panic!("{object} is no segment");
         };
-        let mut out = BytesMut::with_capacity(SEGMENT_HEADER_BYTES + capacity_bytes as usize);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&[FORMAT_VERSION, 0, 0, 0, 0, 0, 0, 0]);
-        out.extend_from_slice(volume.as_bytes());
-        out.extend_from_slice(writer.as_bytes());
-        out.extend_from_slice(&epoch.0.to_le_bytes());
-        out.extend_from_slice(&number.to_le_bytes());
-        out.resize(SEGMENT_HEADER_BYTES, 0);
+        let mut header = [0; SEGMENT_HEADER_BYTES];
+        let mut rest = &mut header[..];
+        rest.put_slice(MAGIC);
+        rest.put_slice(&[FORMAT_VERSION, 0, 0, 0, 0, 0, 0, 0]);
+        rest.put_slice(volume.as_bytes());
+        rest.put_slice(writer.as_bytes());
+        rest.put_u64_le(epoch.0);
+        rest.put_u64_le(number);
+        let out = RopeBuilder::new(&header, capacity_bytes);
         Self { volume, object, out }
     }
 
@@ -101,23 +103,24 @@ impl SegmentBuilder {
 
     /// Appends frames as they are stored in another object, and tells where they begin. They keep their identity.
     pub fn put_frames(&mut self, frames: &[u8]) -> u64 {
-        let start = self.out.len() as u64;
-        self.out.extend_from_slice(frames);
+        let start = self.out.len_bytes();
+        self.out.gathered(frames.len()).extend_from_slice(frames);
         start
     }
 
     /// Length of the object so far, in bytes.
     pub fn len_bytes(&self) -> u64 {
-        self.out.len() as u64
+        self.out.len_bytes()
     }
 
     /// The object.
-    pub fn finish(mut self) -> Bytes {
-        let len = self.out.len() as u64;
-        self.out[LENGTH_AT..LENGTH_AT + 8].copy_from_slice(&len.to_le_bytes());
-        let sum = crc32c::crc32c(&self.out[..SUM_AT]);
-        self.out[SUM_AT..SEGMENT_HEADER_BYTES].copy_from_slice(&sum.to_le_bytes());
-        self.out.freeze()
+    pub fn finish(mut self) -> Rope {
+        let len = self.out.len_bytes();
+        let header = self.out.head();
+        header[LENGTH_AT..LENGTH_AT + 8].copy_from_slice(&len.to_le_bytes());
+        let sum = crc32c::crc32c(&header[..SUM_AT]);
+        header[SUM_AT..].copy_from_slice(&sum.to_le_bytes());
+        self.out.finish()
     }
 }
 
@@ -125,16 +128,16 @@ impl SegmentBuilder {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::frame::{open_frame, stored_bytes};
+    use super::super::frame::open_frame;
     use super::*;
 
     const VOLUME: Uuid = Uuid::from_u128(7);
     const OBJECT: ObjectId = ObjectId::Segment(Epoch(3), 9);
 
     fn segment() -> (Bytes, ExtentRow) {
-        let mut builder = SegmentBuilder::new(VOLUME, Uuid::from_u128(1), OBJECT, stored_bytes(5));
+        let mut builder = SegmentBuilder::new(VOLUME, Uuid::from_u128(1), OBJECT, 100);
         let row = builder.put_run(InodeNo(4), 100, &[Bytes::from_static(b"hello")], Compression::Lz4);
-        (builder.finish(), row)
+        (builder.finish().to_bytes(), row)
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::fetch::{FetchError, WantedPart};
 use crate::format::segment::{self, SegmentBuilder};
 use crate::ids::{Generation, InodeNo, ObjectId};
 use crate::mount::Mount;
+use crate::rope::Rope;
 use crate::row::{ExtentRow, Key, Row};
 
 /// 1,000 extents are looked at a time, and 64,000 in a round: the tree is read in passing, not in a rush.
@@ -174,9 +175,9 @@ impl Pass {
             let contents = self.read(mount, &chunk).await?;
             for (group, content) in chunk.into_iter().zip(contents) {
                 let Some(content) = content else { continue };
-                let builder = builder.get_or_insert_with(|| {
-                    SegmentBuilder::new(mount.uuid, mount.writer, object, SEGMENT_BYTES + GROUP_BYTES)
-                });
+                let builder = builder.get_or_insert_with(|| SegmentBuilder::new(mount.uuid, mount.writer, object, 0));
+                // Copied: what lives may be a small part of what was read, which must not stay until the segment is put.
+                let content = [Bytes::from(content.concat())];
                 let row = builder.put_run(group.ino, group.pieces[0].start, &content, mount.compression);
                 placed.push((group, row));
             }
@@ -265,9 +266,9 @@ fn wanted(groups: &[Group]) -> Vec<WantedPart> {
 }
 
 /// Puts a segment that nobody names yet.
-async fn put(mount: &Mount, object: ObjectId, body: Bytes) -> Result<(), FsError> {
+async fn put(mount: &Mount, object: ObjectId, body: Rope) -> Result<(), FsError> {
     let key = object.key();
-    let error = match mount.bucket.put_if_absent(&key, body).await {
+    let error = match mount.bucket.put_rope_if_absent(&key, body).await {
         Ok(_) => return Ok(()),
         // Its number is ours alone: what stands there is an earlier try of this put, or a mistake.
         Err(error @ BucketError::Precondition { .. }) => {

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::attr::{Attr, Caller, Place};
@@ -19,6 +19,7 @@ use crate::format::codec::Compression;
 use crate::format::frame::{FrameIdentity, put_run};
 use crate::ids::{DirCookie, Epoch, Generation, InodeNo, JournalSeq, ObjectId};
 use crate::limits::Limits;
+use crate::rope::RopeBuilder;
 use crate::row::{Applied, ExtentRow, Key, Row};
 use crate::tree::Tree;
 use crate::tree::memory::MemoryTree;
@@ -96,7 +97,7 @@ impl Rig {
         };
         self.seq += 1;
         let object = ObjectId::Journal(Epoch(1), JournalSeq(self.seq));
-        let mut out = BytesMut::from(&b"hdr"[..]);
+        let mut out = RopeBuilder::new(b"hdr", 0);
         for run in &sealed.runs {
             let first = FrameIdentity {
                 volume: VOLUME,
@@ -106,7 +107,10 @@ impl Rig {
             let row = put_run(&mut out, object, first, &run.data, Compression::None);
             run.placed.set(row).expect("placed once");
         }
-        self.bucket.put_if_absent(&object.key(), out.freeze()).await.unwrap();
+        self.bucket
+            .put_rope_if_absent(&object.key(), out.finish())
+            .await
+            .unwrap();
         let generation = sealed.generation;
         self.uploaded.push_back((generation, changes_of(sealed)));
     }

@@ -20,8 +20,9 @@ use crate::row::{ExtentRow, RUN_BYTES_MAX};
 /// 64 extents are dropped at a time, so that what is known of a file does not fall into more pieces than a 64th of them.
 const EVICT_EXTENTS: usize = 64;
 
-/// A quarter: a piece of which less than this is left is copied, so that small rests do not keep large buffers.
-const COPY_BELOW: u64 = 4;
+/// Half: a piece of which less than this is left is copied, so that small rests do not keep large buffers. What lies on its way to
+/// the bucket and to the disk is counted without its buffer, and so keeps twice as much at most.
+const COPY_BELOW: u64 = 2;
 
 /// Content that was sealed in one piece: in RAM until it is durable, then only in the bucket.
 #[derive(Debug)]

@@ -11,13 +11,13 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use rustix::fs::OFlags;
 
 use super::buffer::Buffer;
 use super::places;
 use super::region::{ENTRY_HEADER_BYTES, encode, gap_header};
 use crate::cache::FrameKey;
+use crate::rope::Rope;
 
 /// 4 KiB: the blocks of file systems, and no less than those of disks.
 pub(super) const BLOCK_BYTES: u64 = 4096;
@@ -45,11 +45,11 @@ pub(super) fn aligned(at: u64) -> u64 {
 }
 
 /// Writes entries one after another from the beginning of `blocks` on, and leaves free what they do not fill.
-pub(super) fn write(file: &File, frames: &[(FrameKey, Bytes)], blocks: Range<u64>) -> io::Result<()> {
+pub(super) fn write(file: &File, frames: &[(FrameKey, Rope)], blocks: Range<u64>) -> io::Result<()> {
     let mut writer = Writer::new(file, blocks.start);
     for (key, stored) in frames {
-        writer.push(&encode(*key, stored.len()))?;
-        writer.push(stored)?;
+        writer.push(&encode(*key, stored.len_bytes()))?;
+        stored.pieces().try_for_each(|piece| writer.push(piece))?;
     }
     let gap = writer.end()..blocks.end;
     if !gap.is_empty() {

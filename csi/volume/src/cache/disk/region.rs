@@ -11,11 +11,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes};
+use bytes::BufMut;
 
 use super::direct::BLOCK_BYTES;
 use crate::cache::FrameKey;
 use crate::ids::{Epoch, JournalSeq, ObjectId};
+use crate::rope::Rope;
+
+/// 1,024 parts: as many as the kernel takes in one call (IOV_MAX).
+const PARTS_MAX: usize = 1024;
 
 const MAGIC: &[u8; 4] = b"PnrC";
 const KIND_GAP: u8 = 0;
@@ -81,15 +85,22 @@ pub(super) fn entries(file: &File) -> io::Result<Found> {
 }
 
 /// Writes entries one after another, with as few calls as the kernel takes and without a copy.
-pub(super) fn write(file: &File, frames: &[(FrameKey, Bytes)], position: u64) -> io::Result<()> {
-    let headers: Vec<EntryHeader> = frames.iter().map(|(key, stored)| encode(*key, stored.len())).collect();
+pub(super) fn write(file: &File, frames: &[(FrameKey, Rope)], position: u64) -> io::Result<()> {
+    let headers: Vec<EntryHeader> = frames
+        .iter()
+        .map(|(key, stored)| encode(*key, stored.len_bytes()))
+        .collect();
     let entries = headers.iter().zip(frames);
     let mut parts: Vec<IoSlice<'_>> = entries
-        .flat_map(|(header, (_, stored))| [IoSlice::new(header), IoSlice::new(stored)])
+        .flat_map(|(header, (_, stored))| {
+            let pieces = stored.pieces().map(|piece| IoSlice::new(piece));
+            std::iter::once(IoSlice::new(header)).chain(pieces)
+        })
         .collect();
     let (mut left, mut position) = (&mut parts[..], position);
     while !left.is_empty() {
-        let written = rustix::io::pwritev(file, left, position)?;
+        let at_once = left.len().min(PARTS_MAX);
+        let written = rustix::io::pwritev(file, &left[..at_once], position)?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
@@ -113,12 +124,12 @@ pub(super) fn gap_header(gap: &Range<u64>) -> EntryHeader {
     encode_numbers((KIND_GAP, 0, 0, 0), len)
 }
 
-pub(super) fn encode(key: FrameKey, stored_len: usize) -> EntryHeader {
+pub(super) fn encode(key: FrameKey, stored_len: u64) -> EntryHeader {
     let (kind, first, second) = match key.object {
         ObjectId::Journal(epoch, seq) => (KIND_JOURNAL, epoch.0, seq.0),
         ObjectId::Segment(epoch, number) => (KIND_SEGMENT, epoch.0, number),
     };
-    encode_numbers((kind, first, second, key.offset), stored_len)
+    encode_numbers((kind, first, second, key.offset), stored_len as usize)
 }
 
 fn encode_numbers((kind, first, second, offset): (u8, u64, u64, u64), len: usize) -> EntryHeader {

@@ -21,7 +21,7 @@ fn frame(n: u64) -> Bytes {
 /// Puts frames one by one, as the disk takes them.
 fn fill(cache: &DiskCache, numbers: std::ops::Range<u64>) {
     for n in numbers {
-        cache.inner.append(&[(key(n), frame(n))], false).unwrap();
+        cache.inner.append(&[(key(n), frame(n).into())], false).unwrap();
     }
 }
 
@@ -108,7 +108,7 @@ async fn frames_that_were_put_together_are_read_together() {
     let dir = TempDir::new().unwrap();
     let cache = DiskCache::open(dir.path(), 1 << 20).unwrap().unwrap();
     for batch in 0..30 {
-        let frames: Vec<_> = (batch * 7..batch * 7 + 7).map(|n| (key(n), frame(n))).collect();
+        let frames: Vec<_> = (batch * 7..batch * 7 + 7).map(|n| (key(n), frame(n).into())).collect();
         cache.inner.append(&frames, false).unwrap();
         // A second time changes nothing.
         let bytes = cache
@@ -170,6 +170,11 @@ fn large(n: u64) -> Bytes {
     Bytes::from(vec![n as u8; 100_000 + n as usize])
 }
 
+/// It as a commit has it: its header apart from its content.
+fn in_pieces(frame: &Bytes) -> Rope {
+    [frame.slice(..64), frame.slice(64..)].into_iter().collect()
+}
+
 /// Goal: frames of large files, which go past the kernel's memory where they can, lie amid others, and all of them are found
 /// at any moment and after a restart. Method: both turn by turn, so that each batch begins and ends where no block does.
 #[tokio::test(start_paused = true)]
@@ -181,11 +186,11 @@ async fn frames_that_go_past_the_kernels_memory_lie_amid_others() {
         .collect();
     for (small, batch) in batches.iter().enumerate() {
         fill(&cache, small as u64..small as u64 + 1);
-        let frames = batch.iter().map(|n| (key(*n), large(*n)));
-        let kept_for = match small % 2 {
-            0 => KeptFor::Reading,
-            _ => KeptFor::Later,
+        let (kept_for, cut): (_, fn(&Bytes) -> Rope) = match small % 2 {
+            0 => (KeptFor::Reading, |frame| frame.clone().into()),
+            _ => (KeptFor::Later, in_pieces),
         };
+        let frames = batch.iter().map(|n| (key(*n), cut(&large(*n))));
         assert!(cache.put(Arc::new(frames.collect()), kept_for));
         assert!(batch.iter().all(|n| cache.contains(key(*n))));
     }
@@ -226,10 +231,14 @@ async fn large_reads_give_the_same_past_the_kernels_memory_and_by_way_of_it() {
     let cache = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
     fill(&cache, 0..1);
     let frames: Vec<_> = (1_000..1_009).map(|n| (key(n), large(n))).collect();
-    cache.inner.append(&frames, true).unwrap();
+    let put = |frames: &[(FrameKey, Bytes)], direct| {
+        let frames: Vec<_> = frames.iter().map(|(key, frame)| (*key, in_pieces(frame))).collect();
+        cache.inner.append(&frames, direct).unwrap();
+    };
+    put(&frames, true);
     // What was written by way of the kernel is there, and is read there.
     let others: Vec<_> = (2_000..2_009).map(|n| (key(n), large(n))).collect();
-    cache.inner.append(&others, false).unwrap();
+    put(&others, false);
     let stretches = cache.locate(others.iter().map(|(key, _)| *key));
     assert!(stretches.iter().all(|stretch| !stretch.is_past_kernel(u64::MAX)));
     let check = |cache: &DiskCache| {
@@ -265,7 +274,13 @@ async fn more_than_may_wait_is_not_kept() {
     let dir = TempDir::new().unwrap();
     let cache = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
     let mut index = cache.inner.lock();
-    let batch = |n: u64| Arc::new((n * 10..n * 10 + 10).map(|n| (key(n), large(n))).collect::<Vec<_>>());
+    let batch = |n: u64| {
+        Arc::new(
+            (n * 10..n * 10 + 10)
+                .map(|n| (key(n), large(n).into()))
+                .collect::<Vec<_>>(),
+        )
+    };
     let taken = (0..100)
         .take_while(|n| index.waiting.add(batch(*n), KeptFor::Reading))
         .count();

@@ -8,11 +8,11 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Inner;
 use crate::cache::FrameKey;
+use crate::rope::Rope;
 
 /// 32 MiB wait at most. More is not cached: neither reading nor a commit must wait for a slow disk.
 const WAITING_BYTES_MAX: u64 = 32 * 1024 * 1024;
@@ -38,7 +38,7 @@ pub(crate) enum KeptFor {
     Later,
 }
 
-type Frames = Arc<Vec<(FrameKey, Bytes)>>;
+type Frames = Arc<Vec<(FrameKey, Rope)>>;
 
 /// Frames that came together.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Batch {
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    by_key: HashMap<FrameKey, Bytes>,
+    by_key: HashMap<FrameKey, Rope>,
     queue: VecDeque<Batch>,
     queue_bytes: u64,
     /// Written already, but only just: whoever reads in sequence is about to ask for it.
@@ -73,7 +73,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     /// A frame as stored, if it is here.
-    pub fn get(&self, key: FrameKey) -> Option<Bytes> {
+    pub fn get(&self, key: FrameKey) -> Option<Rope> {
         self.by_key.get(&key).cloned()
     }
 
@@ -84,7 +84,7 @@ impl Waiting {
 
     /// Takes frames; false where too many are here.
     pub fn add(&mut self, frames: Frames, kept_for: KeptFor) -> bool {
-        let bytes: u64 = frames.iter().map(|(_, stored)| stored.len() as u64).sum();
+        let bytes: u64 = frames.iter().map(|(_, stored)| stored.len_bytes()).sum();
         while self.bytes + bytes > WAITING_BYTES_MAX {
             match self.fresh.pop_front() {
                 Some((_, oldest)) => self.forget(&oldest),
@@ -130,11 +130,7 @@ impl Waiting {
     fn forget(&mut self, batch: &Batch) {
         for (key, stored) in batch.frames.iter() {
             // It may have come again, and wait again.
-            if self
-                .by_key
-                .get(key)
-                .is_some_and(|here| here.as_ptr() == stored.as_ptr())
-            {
+            if self.by_key.get(key).is_some_and(|here| here.shares_memory_with(stored)) {
                 self.by_key.remove(key);
             }
         }
