@@ -6,6 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::task::{Context, Waker};
 
+use futures::FutureExt;
 use volume::error::FsError;
 use volume::ids::InodeNo;
 
@@ -37,12 +38,11 @@ impl Skin {
         reply: impl Reply<A>,
         shape: impl FnOnce(T) -> A + Send + 'static,
     ) {
-        self.run(async move {
-            match work.await {
-                Ok(value) => reply.give(shape(value)),
-                Err(error) => refuse(reply, about, &error),
-            }
-        });
+        // Not in a block of its own, which would have room for the work twice.
+        self.run(work.map(move |done| match done {
+            Ok(value) => reply.give(shape(value)),
+            Err(error) => refuse(reply, about, &error),
+        }));
     }
 }
 

@@ -255,6 +255,25 @@ macro_rules! assert_fails {
 }
 use assert_fails;
 
+/// The work of each call is moved to the heap before it runs: it must not have room in itself for all that it may once wait for.
+#[test]
+fn the_work_of_a_call_is_small() {
+    let rig = Rig::new();
+    let volume = &rig.volume;
+    let change = crate::attr::SetAttr::default();
+    let sizes = [
+        ("lookup", size_of_val(&volume.lookup(ROOT, b"a"))),
+        ("getattr", size_of_val(&volume.getattr(ROOT))),
+        ("setattr", size_of_val(&volume.setattr(ROOT, &change))),
+        ("create", size_of_val(&volume.create(ROOT, b"a", 0o644, ALICE))),
+        ("write", size_of_val(&volume.write(ROOT, 0, Bytes::new()))),
+        ("getxattr", size_of_val(&volume.getxattr(ROOT, b"user.a"))),
+    ];
+    for (call, bytes) in sizes {
+        assert!(bytes <= 512, "{call} takes {bytes} bytes: {sizes:?}");
+    }
+}
+
 #[test]
 fn what_is_in_ram_is_answered_without_waiting() {
     run(async {
