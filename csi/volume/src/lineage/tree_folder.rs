@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use crate::bucket::{Bucket, BucketError, BucketRef, ETag, ListPage, ListRequest, Object, ObjectMeta};
 use crate::ids::Epoch;
+use crate::rope::Rope;
 use crate::tree::slate::FOLDER;
 
 /// The folder of a tree, without a slash: the first one, or the one that the repair of this epoch made.
@@ -78,6 +79,10 @@ impl Bucket for Regrown {
 
     async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
         self.inner.put_if_absent(&self.inward(key), body).await
+    }
+
+    async fn put_rope_if_absent(&self, key: &str, body: Rope) -> Result<ETag, BucketError> {
+        self.inner.put_rope_if_absent(&self.inward(key), body).await
     }
 
     async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {
