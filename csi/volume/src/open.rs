@@ -230,7 +230,11 @@ pub(crate) async fn open_writer_over(
         true => 0,
         false => {
             let mut walk = Walk::new(bucket.clone(), lineage, found.epoch, found.seq.next());
-            sealer.replay(&mut walk, &tree, (taken.clean, over)).await?
+            let replayed = sealer.replay(&mut walk, &tree, (&taken, over)).await;
+            if replayed.is_err() && taken.clean {
+                give_back(&head, &taken).await;
+            }
+            replayed?
         }
     };
     let last = tree.applied();
@@ -304,6 +308,28 @@ async fn counters_of(tree: &dyn Tree) -> Result<Option<Counters>, OpenError> {
     }
 }
 
+/// What is there ends before the commit at which the volume was closed.
+fn ends_before(found: Applied, end: Applied) -> OpenError {
+    let place = |applied: Applied| format!("commit {} of epoch {}", applied.seq, applied.epoch);
+    OpenError::Tree(TreeError::Corrupt {
+        place: "the end of the metadata tree".to_owned(),
+        detail: format!(
+            "it ends at {}, but the volume was closed at {}: files of it are gone; `pannier volume check` says which, and with \
+             --repair what can be done",
+            place(found),
+            place(end)
+        ),
+    })
+}
+
+/// Leaves the head of a volume that was closed, and does not open, as one that was closed: what it says of the end is needed to
+/// notice that something is missing.
+async fn give_back(head: &HeadFile, taken: &TakenOver) {
+    if let Err(error) = head.release(taken.head.epoch, taken.end).await {
+        tracing::warn!(%error, "the volume that could not be opened was not given back");
+    }
+}
+
 /// Who takes the volume over.
 struct Sealer {
     bucket: BucketRef,
@@ -316,16 +342,18 @@ struct Sealer {
 impl Sealer {
     /// Replays every commit that stands and seals where they end. Returns how many there were.
     ///
-    /// `clean`: the writer before has closed the volume, so no commit is expected, only looked for if the seal says so.
+    /// Where the writer before has closed the volume, no commit is expected, only looked for if the seal says so; and a tree and a
+    /// journal that end before the commit at which it was closed are refused.
     async fn replay(
         &self,
         walk: &mut Walk,
         tree: &dyn Tree,
-        (clean, mut over): (bool, Option<&mut Vec<Damaged>>),
+        (taken, mut over): (&TakenOver, Option<&mut Vec<Damaged>>),
     ) -> Result<u64, OpenError> {
         let mut replayed = 0;
         let (epoch, seq) = walk.at();
-        if clean && self.seal(ObjectId::Journal(epoch, seq)).await? {
+        let closed = taken.end.filter(|end| *end > tree.applied());
+        if taken.clean && closed.is_none() && self.seal(ObjectId::Journal(epoch, seq)).await? {
             return Ok(replayed);
         }
         loop {
@@ -356,6 +384,9 @@ impl Sealer {
                 }
                 Step::Seal(_) => {}
                 Step::Missing(object) => {
+                    if let Some(end) = closed.filter(|end| walk.at() <= (end.epoch, end.seq)) {
+                        return Err(ends_before(tree.applied(), end));
+                    }
                     if self.seal(object).await? {
                         return Ok(replayed);
                     }
@@ -421,7 +452,11 @@ impl Sealer {
 /// `OpenError`.
 pub async fn open_reader(root: BucketRef, config: TreeConfig) -> Result<OpenedReader, OpenError> {
     let head = HeadFile::new(root.clone(), HeadWriter::new(Uuid::nil())).read().await?;
-    read_as(&root, head, config).await
+    let opened = read_as(&root, head, config).await?;
+    match opened.head.end.filter(|end| opened.head.clean && *end > opened.applied) {
+        Some(end) => Err(ends_before(opened.applied, end)),
+        None => Ok(opened),
+    }
 }
 
 /// As `open_reader`, for the volume whose head this would be.

@@ -25,7 +25,7 @@ use volume::head::Parameters;
 use volume::ids::InodeNo;
 use volume::lineage::Source;
 use volume::snapshot::NewClone;
-use volume::volume::Volume;
+use volume::volume::{OpenOptions, Volume};
 use volume::volume_id::{NodeId, VolumeId};
 
 use super::say;
@@ -331,6 +331,33 @@ async fn a_tree_that_lost_all_files_of_a_kind_is_made_of_the_others_and_the_jour
             ));
             assert!(least == 1 || 10 * right >= least * world.files.len(), "{what}: {right}");
         }
+    }
+}
+
+/// Goal: a closed volume whose tree has lost its newest manifests, or all files, is not taken for an older one or a new one. Method: it
+/// is opened twice to write, for the second one finds what the first has left of the head, and to read; then it is repaired.
+#[tokio::test(start_paused = true)]
+async fn a_closed_volume_is_not_opened_as_an_older_one() {
+    let world = World::new(seed(), true).await;
+    let all = world.tree_files();
+    let manifests: Vec<_> = all.iter().filter(|key| key.ends_with(".manifest")).cloned().collect();
+    // Closing writes two: with the rows that were left, and to say that the tree is closed.
+    let newest = &manifests[manifests.len() - 2..];
+    for (what, gone) in [("the newest manifests", newest), ("all of the tree", &all[..])] {
+        let damaged = Arc::new(world.memory.fork());
+        for key in gone {
+            damaged.delete(key).await.unwrap();
+        }
+        let reads = OpenOptions {
+            read_only: true,
+            ..options()
+        };
+        for options in [options(), options(), reads] {
+            let opened = Volume::open(damaged.clone(), options).await;
+            let error = opened.map(|_| ()).expect_err(what).to_string();
+            assert!(error.contains("was closed at"), "{what}: {error}");
+        }
+        world.judge(damaged, what).await;
     }
 }
 
