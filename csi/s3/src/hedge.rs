@@ -33,8 +33,8 @@ const WAIT_MIN: Duration = Duration::from_millis(2);
 /// Four times the median is slow in any case, also where more than one in twenty is.
 const MEDIANS: u32 = 4;
 
-/// 4 MiB: a second request for more would cost bandwidth that the first one needs.
-const BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// 8 MiB, more than reading ahead asks for at a time: a second request for more would cost bandwidth that the first one needs.
+const BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// Sizes: up to 16 KiB, 128 KiB, 1 MiB, and more.
 const SIZES: [u64; 3] = [16 * 1024, 128 * 1024, 1024 * 1024];
