@@ -33,8 +33,10 @@ const WAIT_MIN: Duration = Duration::from_millis(2);
 /// Four times the median is slow in any case, also where more than one in twenty is.
 const MEDIANS: u32 = 4;
 
-/// 8 MiB, more than reading ahead asks for at a time: a second request for more would cost bandwidth that the first one needs.
-const BYTES_MAX: u64 = 8 * 1024 * 1024;
+/// 8 MiB of a GET, more than reading ahead asks for at a time, 4 MiB of a PUT: a second request for more would cost bandwidth that
+/// the first one needs.
+const GET_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const PUT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Sizes: up to 16 KiB, 128 KiB, 1 MiB, and more.
 const SIZES: [u64; 3] = [16 * 1024, 128 * 1024, 1024 * 1024];
@@ -106,7 +108,11 @@ impl Hedging {
     /// How long to wait for an answer before a second request is sent; `None` where none will be.
     pub fn wait(&self, operation: Operation, bytes: u64) -> Option<Duration> {
         self.earn();
-        if bytes > BYTES_MAX {
+        let bytes_max = match operation {
+            Operation::Get => GET_BYTES_MAX,
+            _ => PUT_BYTES_MAX,
+        };
+        if bytes > bytes_max {
             return None;
         }
         let usual = self.usual.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,7 +181,7 @@ mod tests {
         // Neither another size, nor another kind, nor what is large is known by it.
         assert_eq!(hedging.wait(Operation::Get, 1 << 20), None);
         assert_eq!(hedging.wait(Operation::PutIfAbsent, 4_096), None);
-        assert_eq!(hedging.wait(Operation::Get, BYTES_MAX + 1), None);
+        assert_eq!(hedging.wait(Operation::Get, GET_BYTES_MAX + 1), None);
         assert_eq!(hedging.wait(Operation::Delete, 0), None);
     }
 
