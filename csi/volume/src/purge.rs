@@ -159,11 +159,11 @@ mod tests {
         }
     }
 
-    fn orphan() -> Vec<(Key, Option<Row>)> {
+    fn orphan(nlink: u32) -> Vec<(Key, Option<Row>)> {
         let ino = InodeNo(2);
         let file = InodeRow {
             kind: FileKind::Regular,
-            nlink: 0,
+            nlink,
             ..root_row(Timestamp::default())
         };
         vec![
@@ -172,6 +172,17 @@ mod tests {
         ]
     }
 
+    const APPLIED: Applied = Applied {
+        epoch: Epoch(1),
+        seq: JournalSeq(1),
+    };
+
+    const COUNTERS: Counters = Counters {
+        next_ino: 3,
+        used_bytes: 0,
+        inodes: 2,
+    };
+
     /// An orphan that cannot be purged when it is found goes while the mount lives.
     #[tokio::test(start_paused = true)]
     async fn what_could_not_be_purged_is_tried_again() {
@@ -179,19 +190,10 @@ mod tests {
             tree: MemoryTree::new(),
             away: AtomicBool::new(false),
         });
-        let applied = Applied {
-            epoch: Epoch(1),
-            seq: JournalSeq(1),
-        };
-        tree.apply(applied, orphan()).await.unwrap();
+        tree.apply(APPLIED, orphan(0)).await.unwrap();
         tree.away.store(true, Ordering::SeqCst);
-        let counters = Counters {
-            next_ino: 3,
-            used_bytes: 0,
-            inodes: 2,
-        };
         let bucket = Arc::new(MemoryBucket::new());
-        let volume = Volume::reopened(tree.clone(), bucket, counters, Uuid::from_u128(1));
+        let volume = Volume::reopened(tree.clone(), bucket, COUNTERS, Uuid::from_u128(1));
         let purging = tokio::spawn(run(volume.mount()));
         tokio::time::sleep(3 * AGAIN_AFTER).await;
         assert!(volume.state().seal().is_none(), "nothing could be done yet");
@@ -201,5 +203,18 @@ mod tests {
         assert!(purged.rows.contains(&(Key::Orphan(InodeNo(2)), None)), "{purged:?}");
         assert_eq!(purged.counters.inodes, 1);
         purging.abort();
+    }
+
+    /// A file without a name may get one while the rows of an earlier mount are read: it is listed as an orphan then, and is none.
+    #[tokio::test]
+    async fn a_file_that_has_got_a_name_stays_and_its_orphan_row_goes() {
+        let tree = Arc::new(MemoryTree::new());
+        tree.apply(APPLIED, orphan(1)).await.unwrap();
+        let bucket = Arc::new(MemoryBucket::new());
+        let volume = Volume::reopened(tree, bucket, COUNTERS, Uuid::from_u128(1));
+        run_once(&volume.mount()).await.unwrap();
+        let told = volume.state().seal().expect("the row's end is told");
+        assert_eq!(told.rows, [(Key::Orphan(InodeNo(2)), None)]);
+        assert_eq!(told.counters.inodes, 2);
     }
 }

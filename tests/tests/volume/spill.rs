@@ -197,6 +197,43 @@ async fn what_the_kernel_holds_is_kept_by_a_successor_that_was_never_told_of_it(
     volume.close().await.unwrap();
 }
 
+/// A file that never had a name gets one from a successor, whether the bucket knows it or only the spill does, and stays then when the
+/// kernel forgets it.
+#[tokio::test]
+async fn a_file_without_a_name_gets_one_from_a_successor() {
+    let (store, disk) = (VolumeStore::new().await, tempdir());
+    let mut nameless = Vec::new();
+    let mounts = [leaving(disk.path()), adopting(disk.path()), adopting(disk.path())];
+    for (options, is_sent) in mounts.into_iter().zip([true, true, false]) {
+        let faulty = failing(&store);
+        let volume = store.open(faulty.clone(), options).await;
+        let made = volume.create_nameless(InodeNo::ROOT, 0o600, CALLER).await.unwrap();
+        volume.write(made.ino, 0, vec![7; 100_000].into()).await.unwrap();
+        nameless.push(made.ino);
+        if is_sent {
+            volume.drain().await.unwrap();
+        }
+        faulty.crash();
+    }
+    let volume = store.open(store.memory.clone(), adopting(disk.path())).await;
+    for ino in &nameless {
+        let name = format!("named-{ino}");
+        let named = volume.link(*ino, InodeNo::ROOT, name.as_bytes()).await.unwrap();
+        assert_eq!(named.nlink, 1);
+        volume.release(*ino);
+        volume.forget(*ino, 2);
+    }
+    volume.close().await.unwrap();
+    drop(volume);
+    let volume = store.open(store.memory.clone(), leaving(disk.path())).await;
+    for ino in nameless {
+        assert_eq!(ino_of(&volume, &format!("named-{ino}")).await, Some(ino));
+        assert_eq!(content_of(&volume, ino).await, vec![7; 100_000]);
+    }
+    volume.close().await.unwrap();
+    store.check("files that got a name").await;
+}
+
 /// Of durability `local`: a process leaves everything that was told, though only a part of it was synced; a reboot leaves that part.
 #[tokio::test]
 async fn a_local_volume_leaves_what_was_told_to_a_successor_and_what_was_synced_to_a_reboot() {

@@ -86,9 +86,10 @@ impl Tables {
         assert!(!purges, "somebody holds it");
     }
 
-    /// True if an inode without a name may be given one.
+    /// True if an inode without a name may be given one. Where the kernel holds what was never told here, it knows which of them may,
+    /// and refuses the others itself.
     pub fn is_nameable(&self, ino: InodeNo) -> bool {
-        self.orphans.contains(&ino) && self.refs.get(&ino).is_some_and(|refs| refs.nameable)
+        self.inherited || self.orphans.contains(&ino) && self.refs.get(&ino).is_some_and(|refs| refs.nameable)
     }
 
     /// Notes that it has got one, which makes it an inode like any other.
@@ -97,6 +98,10 @@ impl Tables {
             refs.nameable = false;
         }
         self.orphans.remove(&ino);
+        if self.inherited {
+            // The tree may have it, although it was not listed yet: its end must be told.
+            self.orphans_stored.insert(ino);
+        }
         self.change_orphan(ino);
     }
 
@@ -141,6 +146,12 @@ impl Tables {
     /// A need.
     pub fn purge_step(&mut self, ino: InodeNo) -> Result<bool, Stop> {
         let row = self.inode(ino)?;
+        if row.nlink > 0 {
+            // It got a name while it was listed with those that have none.
+            self.orphans.remove(&ino);
+            self.change_orphan(ino);
+            return Ok(true);
+        }
         let (has_xattrs, has_extents) = (row.has_xattrs, row.allocated > 0 && row.inline.is_none());
         if has_extents {
             // From the start on: where the known part ends, the next step goes on.
