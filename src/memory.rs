@@ -1,4 +1,4 @@
-//! How this process keeps memory: what it no longer uses goes back, and what requests of the kernel are read into is there before.
+//! How this process keeps memory: what it no longer uses goes back.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::NonNull;
@@ -38,26 +38,12 @@ pub fn keep_large_blocks(memory_bytes: u64) {
     }
 }
 
-/// 16 MiB and a page: the block that fuser reads requests into, one for each of its threads.
-const REQUEST_BLOCK_BYTES: usize = 16 * 1024 * 1024 + 4096;
-
-/// 1 MiB and two pages of it: the longest request, with its header wherever it begins.
-const REQUEST_BYTES: usize = 1024 * 1024 + 8192;
-
-const _: () = assert!(REQUEST_BYTES < REQUEST_BLOCK_BYTES);
-
 /// The layout that a block has at the system: a little more than was asked for, where it may be kept.
 fn own(layout: Layout) -> (Layout, bool) {
-    // That one is locked in memory, and must go with its lock.
-    let may_be_kept = rounded(layout).filter(|_| layout.size() != REQUEST_BLOCK_BYTES);
-    may_be_kept.map_or((layout, false), |rounded| (rounded, true))
+    rounded(layout).map_or((layout, false), |rounded| (rounded, true))
 }
 
-/// The system's memory, but for two kinds of blocks.
-///
-/// Large ones that were freed are used again (`shelf.rs`). And the one that requests are read into: a page of it that was never
-/// used is put there only while the kernel copies a request to it, and where this process is killed in that moment, the kernel
-/// cannot, and tells the program that asked EIO. So the part that requests are read into is there from the start, and stays.
+/// The system's memory, but for large blocks that were freed: these are used again (`shelf.rs`).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Memory;
 
@@ -91,12 +77,7 @@ unsafe impl GlobalAlloc for Memory {
             return block.as_ptr();
         }
         // SAFETY: the caller promises that the layout is not empty, and this one is not shorter.
-        let block = unsafe { System.alloc_zeroed(own) };
-        if layout.size() == REQUEST_BLOCK_BYTES && !block.is_null() {
-            // SAFETY: the range lies in the block, which was made just now. Where it cannot be locked nothing is different.
-            unsafe { libc::mlock(block.cast(), REQUEST_BYTES) };
-        }
-        block
+        unsafe { System.alloc_zeroed(own) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
@@ -116,23 +97,6 @@ unsafe impl GlobalAlloc for Memory {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_block_that_requests_are_read_into_is_there_before_it_is_used() {
-        let layout = Layout::from_size_align(REQUEST_BLOCK_BYTES, 1).unwrap();
-        // SAFETY: the layout is not empty.
-        let block = unsafe { Memory.alloc_zeroed(layout) };
-        assert!(!block.is_null());
-        let page = 4096;
-        let start = (block as usize).next_multiple_of(page);
-        let mut there = vec![0u8; REQUEST_BYTES / page - 1];
-        // SAFETY: the range is inside of the block, and there is a byte for each of its pages.
-        let asked = unsafe { libc::mincore(start as *mut libc::c_void, there.len() * page, there.as_mut_ptr()) };
-        assert_eq!(asked, 0);
-        assert!(there.iter().all(|page| page & 1 == 1));
-        // SAFETY: it was made above with this layout.
-        unsafe { Memory.dealloc(block, layout) };
-    }
 
     /// Goal: whatever was there before, a block has what its owner put there, and zeros where it asked for them. Method: blocks of
     /// all sizes are made, grown, shrunk and freed in an order that makes the kept ones come back.

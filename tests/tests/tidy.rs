@@ -23,7 +23,6 @@ const LAYERS: &[(&str, &[&str])] = &[
 
 /// Libraries that only one room may know: (dependency, the crates that may name it).
 const ROOMS: &[(&str, &[&str])] = &[
-    ("fuser", &["volume-mount", "tests"]),
     ("io-uring", &["volume-mount"]),
     ("aws-sdk-s3", &["volume-s3"]),
     ("aws-config", &["volume-s3"]),

@@ -3,7 +3,7 @@
 //! Here and nowhere else: who wonders why a program saw EIO finds the answer in this file. Callers: `fuse.rs`.
 //! Absent: logging, which `fuse.rs` does where the error leaves us.
 
-use fuser::Errno;
+use nix::errno::Errno;
 use volume::error::FsError;
 
 /// The number for an operation's failure. Where POSIX leaves a choice, the comment says why this one.
@@ -73,9 +73,9 @@ mod tests {
     #[test]
     fn a_volume_taken_by_another_writer_is_read_only_for_writes_and_an_io_error_for_fsync() {
         let lost = FsError::Lost(Lost::Fenced { owner: "node-2".into() });
-        assert_eq!(errno_of(&lost).code(), libc::EROFS);
-        assert_eq!(errno_of_sync(&lost).code(), libc::EIO);
-        assert_eq!(errno_of_sync(&FsError::NoSpace).code(), libc::ENOSPC);
+        assert_eq!(errno_of(&lost), Errno::EROFS);
+        assert_eq!(errno_of_sync(&lost), Errno::EIO);
+        assert_eq!(errno_of_sync(&FsError::NoSpace), Errno::ENOSPC);
     }
 
     #[test]

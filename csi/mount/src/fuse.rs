@@ -1,5 +1,5 @@
 //! The skin: FUSE requests become calls of `Volume`, and their results become replies. Each operation calls and replies; a
-//! transport (`classic.rs`, `session/uring.rs`) decodes before and encodes after it.
+//! transport (`session/device.rs`, `session/uring.rs`) brings it decoded and takes it encoded (`session/wire.rs`).
 //!
 //! What is in RAM is answered on the thread that read the request: a call is polled once in place, and only if it has to
 //! wait does it become a task. Invariant: every request gets exactly one reply, also after a panic (a reply that is dropped
@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use fuser::{Errno, FopenFlags, OpenFlags, RenameFlags};
+use nix::errno::Errno;
 use tokio::runtime::Handle;
 use volume::attr::{Caller, CopyRange, NewNode, Place, SetAttr, XattrMode};
 use volume::error::FsError;
@@ -19,7 +19,6 @@ use volume::ids::{DirCookie, InodeNo};
 use volume::volume::Volume;
 
 mod answer;
-mod classic;
 mod flags;
 mod listing;
 mod once;
@@ -28,12 +27,9 @@ mod seeking;
 pub mod stat;
 
 use answer::{About, refuse};
-pub use classic::Classic;
 use reply::{Attributes, Content, Created, Found, Listing, Offset, Opened, Reply, Request, Space, Written, Xattr};
 pub use seeking::Flusher;
 use stat::{kind_of_mode, permissions};
-
-use crate::session::Outgoing;
 
 /// Ten years: the one writer of a volume is this mount, so what the kernel remembers stays true until the kernel itself
 /// changes it. A server that changes something behind its back must tell it.
@@ -55,8 +51,11 @@ pub struct Skin {
     /// How long the kernel may rely on what it was told.
     valid: Duration,
     flusher: Flusher,
-    outgoing: Outgoing,
 }
+
+/// Flags of open(2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenFlags(pub i32);
 
 /// What a program wants to make, with the umask that is to be taken from its mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +68,7 @@ pub struct Making {
 
 impl Skin {
     /// The skin of `volume`; what has to wait runs on `runtime`.
-    pub fn new(volume: Volume, runtime: Handle, (flusher, outgoing): (Flusher, Outgoing)) -> Self {
+    pub fn new(volume: Volume, runtime: Handle, flusher: Flusher) -> Self {
         let read_only = volume.info().read_only;
         Self {
             volume,
@@ -77,7 +76,6 @@ impl Skin {
             read_only,
             valid: if read_only { WHILE_READING } else { FOREVER },
             flusher,
-            outgoing,
         }
     }
 }
@@ -201,13 +199,7 @@ impl Skin {
     }
 
     /// Moves a name.
-    pub fn rename(
-        &self,
-        request: &Request,
-        (from, to): (Place<'_>, Place<'_>),
-        flags: RenameFlags,
-        reply: impl Reply<()>,
-    ) {
+    pub fn rename(&self, request: &Request, (from, to): (Place<'_>, Place<'_>), flags: u32, reply: impl Reply<()>) {
         let about = About("rename", from.dir);
         let mode = match flags::rename_mode(flags) {
             Ok(mode) => mode,
@@ -293,8 +285,8 @@ impl Skin {
     }
 
     /// Writes; `clears_suid` where that takes the set-user-id bit away.
-    pub fn write(&self, ino: InodeNo, (offset, data): (u64, &[u8]), clears_suid: bool, reply: impl Reply<Written>) {
-        let (volume, data) = (self.volume.clone(), Bytes::copy_from_slice(data));
+    pub fn write(&self, ino: InodeNo, (offset, data): (u64, Bytes), clears_suid: bool, reply: impl Reply<Written>) {
+        let volume = self.volume.clone();
         let len_bytes = u32::try_from(data.len()).expect("a request is at most 1 MiB long");
         let work = async move {
             if clears_suid {
@@ -495,10 +487,11 @@ impl Skin {
         }
     }
 
-    fn open_flags(&self) -> FopenFlags {
-        let mut flags = FopenFlags::FOPEN_KEEP_CACHE;
-        // Nothing of a read-only mount can get lost, so close(2) need not ask.
-        flags.set(FopenFlags::FOPEN_NOFLUSH, self.read_only);
-        flags
+    fn open_flags(&self) -> u32 {
+        match self.read_only {
+            // Nothing of it can get lost when a program closes it.
+            true => Opened::KEEP_CACHE | Opened::NO_FLUSH,
+            false => Opened::KEEP_CACHE,
+        }
     }
 }

@@ -8,9 +8,9 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use fuser::Config;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use tokio::runtime::Handle;
@@ -19,24 +19,25 @@ use volume::error::FsError;
 use volume::head::Transport;
 use volume::volume::Volume;
 
-use crate::fuse::{Classic, Flusher, Skin};
+use crate::fuse::{Flusher, Skin};
 use crate::mountpoint::{self, AttachOptions, MountpointError};
 
+mod device;
 mod greeting;
-mod relay;
 mod requests;
+mod room;
 pub mod uring;
+pub mod wire;
 
-use greeting::Greeted;
+use device::Device;
+pub(crate) use device::SENT_AGAIN;
 pub use greeting::Greeting;
 pub(crate) use greeting::forget_pages;
-use relay::Relay;
-pub(crate) use relay::{Outgoing, SENT_AGAIN};
 use requests::Requests;
-pub(crate) use requests::WRITE_BYTES_MAX;
 use uring::{Connection, Rings};
+use wire::Serve;
 
-/// At most 8 threads read requests of one mount: each has 16 MiB of address space for its buffer, and what they do is
+/// At most 8 threads read requests of one mount: each has 1 MiB of memory to read to, and what they do is
 /// short. At least 2, so that a copy of 1 MiB on one never keeps a stat waiting.
 const THREADS: std::ops::RangeInclusive<usize> = 2..=8;
 
@@ -75,10 +76,10 @@ pub enum SessionError {
 /// The way of requests to the skin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// From /dev/fuse to fuser.
+    /// From /dev/fuse.
     Direct,
-    /// By `Requests`.
-    Relayed,
+    /// From /dev/fuse to memory that outlives this process.
+    Kept,
     /// By io_uring, but for what only /dev/fuse brings.
     Rings,
 }
@@ -97,7 +98,7 @@ pub enum Succession {
 /// A connection that is not served yet.
 #[derive(Debug)]
 pub struct Attached {
-    session: fuser::Session<Classic>,
+    skin: Arc<Skin>,
     flusher: Flusher,
     /// The connection.
     pub device: OwnedFd,
@@ -105,8 +106,8 @@ pub struct Attached {
     pub greeting: Greeting,
     /// What a successor needs beside it, from a kernel that cannot send requests again.
     pub requests: Option<Arc<Requests>>,
-    relay: Option<Relay>,
-    rings: Option<(Arc<Skin>, usize)>,
+    way: Way,
+    content_bytes_max: usize,
     new: bool,
 }
 
@@ -118,58 +119,30 @@ impl Attached {
         runtime: &Handle,
         new: bool,
     ) -> Result<Self, SessionError> {
+        let agreed = greeting.agree(volume.info().read_only, way)?;
         let flusher = Flusher::default();
-        if !new {
-            flusher.inherit();
+        match new {
+            true => agreed
+                .tell(&device)
+                .map_err(|source| SessionError::Greeting { source })?,
+            // To a successor's answer the kernel does not listen: it has its own since the mount.
+            false => flusher.inherit(),
         }
-        let outgoing = match &requests {
-            Some(_) => Outgoing::relayed(),
-            None => Outgoing::default(),
-        };
-        let skin = Arc::new(Skin::new(volume, runtime.clone(), (flusher.clone(), outgoing.clone())));
-        let mut config = Config::default();
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = match way {
-            Way::Direct | Way::Relayed => cores.clamp(*THREADS.start(), *THREADS.end()),
-            // For references that are taken back, and interrupts.
-            Way::Rings => 1,
-        };
-        config.n_threads = Some(threads);
-        let failed = |source| SessionError::Greeting { source };
-        let classic = Classic(Arc::clone(&skin), way);
-        let Greeted {
-            session,
-            socket,
-            request_bytes_max,
-        } = greeting::greet(classic, (&device, &greeting), config, new).map_err(failed)?;
-        let relay = match &requests {
-            Some(requests) => Some(Relay {
-                device: device.try_clone().map_err(failed)?,
-                socket,
-                requests: Arc::clone(requests),
-                outgoing,
-                threads,
-            }),
-            None => {
-                greeting::connect(&session, &device).map_err(failed)?;
-                None
-            }
-        };
         Ok(Self {
-            session,
+            skin: Arc::new(Skin::new(volume, runtime.clone(), flusher.clone())),
             flusher,
             device,
             greeting,
             requests,
-            relay,
-            rings: (way == Way::Rings).then_some((skin, request_bytes_max)),
+            way,
+            content_bytes_max: agreed.content_bytes_max(),
             new,
         })
     }
 
     /// True if it is to be served by io_uring.
     pub fn is_by_rings(&self) -> bool {
-        self.rings.is_some()
+        self.way == Way::Rings
     }
 
     /// Serves it, at `path`. Requests that a predecessor has not answered come again.
@@ -186,56 +159,117 @@ impl Attached {
     }
 
     fn start(self, path: &Path) -> Result<Session, SessionError> {
-        let Self {
-            session,
-            flusher,
-            device,
-            relay,
-            rings,
-            new,
-            ..
-        } = self;
-        let of_thread = |source| SessionError::Thread { source };
-        let relayed = relay.is_some();
-        if let Some(relay) = relay {
-            relay.start().map_err(of_thread)?;
-        }
-        let mounted = new.then(|| mountpoint::mounted_at(path).ok().flatten()).flatten();
+        let mounted = self.new.then(|| mountpoint::mounted_at(path).ok().flatten()).flatten();
         if let Some(mounted) = &mounted {
             mountpoint::widen_read_ahead(mounted);
         }
-        let start_rings = |(skin, request_bytes_max)| {
-            let connection = Connection {
-                request_bytes_max,
-                device: mounted.map(|mounted| mounted.device),
-            };
-            Rings::start(&device, connection, &skin).map_err(|source| SessionError::Rings { source })
-        };
-        let rings = rings.map(start_rings).transpose()?;
+        let of_greeting = |source| SessionError::Greeting { source };
+        let of_thread = |source| SessionError::Thread { source };
+        let agreed = (self.way, self.content_bytes_max);
+        let rings = start_rings(
+            &self.device,
+            agreed,
+            (mounted.map(|mounted| mounted.device), &self.skin),
+        )?;
         let transport = match &rings {
             None => Transport::Classic,
             Some(_) => Transport::IoUring,
         };
-        if !new && !relayed {
-            greeting::ask_again(&device).map_err(|source| SessionError::Greeting { source })?;
+        let classic = Device::new(self.device.try_clone().map_err(of_greeting)?, self.requests.clone());
+        if !self.new && self.requests.is_none() {
+            greeting::ask_again(&self.device).map_err(of_greeting)?;
         }
-        flusher.start(device.into()).map_err(of_thread)?;
+        self.flusher.start(self.device.into()).map_err(of_thread)?;
+        classic.serve_leftovers(&*self.skin).map_err(of_greeting)?;
+        let readers = start_readers(&classic, agreed, &self.skin)?;
         let (end, ended) = watch::channel(false);
         let place = path.to_path_buf();
         std::thread::Builder::new()
             .name("fuse-session".into())
             .spawn(move || {
-                if let Err(error) = session.run() {
+                if let Err(error) = wait_for_end(readers, rings) {
                     tracing::error!(%error, mountpoint = %place.display(), "serving the mount failed");
-                }
-                if let Some(rings) = rings {
-                    rings.end();
                 }
                 end.send_replace(true);
             })
             .map_err(of_thread)?;
         Ok(Session { ended, transport })
     }
+}
+
+fn start_rings(
+    device: &OwnedFd,
+    (way, content_bytes_max): (Way, usize),
+    (number, server): (Option<(u32, u32)>, &Arc<impl Serve>),
+) -> Result<Option<Rings>, SessionError> {
+    if way != Way::Rings {
+        return Ok(None);
+    }
+    let connection = Connection {
+        request_bytes_max: content_bytes_max,
+        device: number,
+    };
+    Rings::start(device, connection, server)
+        .map(Some)
+        .map_err(|source| SessionError::Rings { source })
+}
+
+type Reader = JoinHandle<io::Result<()>>;
+
+fn start_readers(
+    device: &Device,
+    (way, content_bytes_max): (Way, usize),
+    server: &Arc<impl Serve>,
+) -> Result<Vec<Reader>, SessionError> {
+    let threads = match way {
+        // For references that are taken back, and interrupts.
+        Way::Rings => 1,
+        Way::Direct | Way::Kept => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            cores.clamp(*THREADS.start(), *THREADS.end())
+        }
+    };
+    let start = |nth| {
+        let (device, server) = (device.clone(), Arc::clone(server));
+        let run = move || device.run(content_bytes_max, &*server);
+        std::thread::Builder::new().name(format!("fuse-{nth}")).spawn(run)
+    };
+    (0..threads)
+        .map(start)
+        .collect::<io::Result<_>>()
+        .map_err(|source| SessionError::Thread { source })
+}
+
+/// Returns when the connection has ended, with the first failure of those that served it.
+fn wait_for_end(readers: Vec<Reader>, rings: Option<Rings>) -> io::Result<()> {
+    let mut ends = Ok(());
+    for reader in readers {
+        let end = reader
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
+        ends = ends.and(end);
+    }
+    rings.into_iter().for_each(Rings::end);
+    ends
+}
+
+/// Serves a new connection with something else than a volume, until it ends: for whoever measures what the kernel's side of it costs, and
+/// ours.
+///
+/// # Errors
+/// `SessionError`.
+pub fn serve_until_end(device: &OwnedFd, transport: Transport, server: &Arc<impl Serve>) -> Result<(), SessionError> {
+    let failed = |source| SessionError::Greeting { source };
+    let way = match transport {
+        Transport::Classic => Way::Direct,
+        Transport::IoUring => Way::Rings,
+    };
+    let agreed = greeting::hear(device).map_err(failed)?.agree(false, way)?;
+    agreed.tell(device).map_err(failed)?;
+    let agreed = (way, agreed.content_bytes_max());
+    let rings = start_rings(device, agreed, (None, server))?;
+    let classic = Device::new(device.try_clone().map_err(failed)?, None);
+    wait_for_end(start_readers(&classic, agreed, server)?, rings).map_err(failed)
 }
 
 /// A live connection. Dropping it does not end it.
@@ -269,11 +303,11 @@ impl Session {
                 let why = uring::Unavailable::NotOffered;
                 tracing::warn!(mountpoint = %path.display(), "the mount is not served by io_uring but as any other: {why}");
             }
-            let relays = !rings && succession != Succession::None && !greeting.can_send_again();
-            let requests = relays.then(Requests::new).transpose()?.map(Arc::new);
-            let way = match (rings, relays) {
+            let keeps = !rings && succession != Succession::None && !greeting.can_send_again();
+            let requests = keeps.then(Requests::new).transpose()?.map(Arc::new);
+            let way = match (rings, keeps) {
                 (true, _) => Way::Rings,
-                (false, true) => Way::Relayed,
+                (false, true) => Way::Kept,
                 (false, false) => Way::Direct,
             };
             Ok((greeting, (way, requests)))
@@ -308,7 +342,7 @@ impl Session {
                 )));
             }
         };
-        let way = if requests.is_some() { Way::Relayed } else { Way::Direct };
+        let way = if requests.is_some() { Way::Kept } else { Way::Direct };
         Attached::new(volume, kept, (way, requests), runtime, false)
     }
 

@@ -20,7 +20,6 @@ mod groups;
 mod loads;
 mod mounting;
 mod null_fs;
-mod null_ring;
 mod small_files;
 mod systems;
 mod table;

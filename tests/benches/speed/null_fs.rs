@@ -1,103 +1,103 @@
-//! A file system in RAM that does nothing else: what FUSE itself costs, over the same library and with the same agreements
+//! A file system in RAM that does nothing else: what FUSE itself costs, over the same transports and with the same agreements
 //! with the kernel as a volume. Never more than a yardstick: no rights, links or times of its own, and nothing is kept.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use fuser::{
-    BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session, SessionACL, TimeOrNow,
-    WriteFlags,
-};
+use bytes::Bytes;
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::Mode;
+use volume::attr::{Attr, Entry};
+use volume::clock::Timestamp;
 use volume::head::Transport;
-use volume_mount::session::uring::{self, Connection, Rings};
+use volume::ids::{DirCookie, InodeNo};
+use volume::row::FileKind;
+use volume_mount::session::wire::{
+    Asked, Attributes, Carrier, Content, Created, Found, Listing, Names, Opened, Operation, Reply, Serve, Written,
+};
+use volume_mount::session::{serve_until_end, uring};
 
 /// As long as a volume's kernel may remember.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// As a volume's.
-const REQUEST_BYTES_MAX: u32 = 1024 * 1024;
-
-const GENERATION: Generation = Generation(0);
-const HANDLE: FileHandle = FileHandle(0);
-
-#[derive(Clone)]
-pub struct Node {
-    pub kind: FileType,
-    pub mode: u16,
-    pub data: Vec<u8>,
-    entries: BTreeMap<OsString, u64>,
+struct Node {
+    kind: FileKind,
+    mode: u16,
+    data: Vec<u8>,
+    entries: BTreeMap<Bytes, InodeNo>,
     /// Its name is gone; it goes with the kernel's last reference.
     unlinked: bool,
 }
 
-pub struct Nodes {
-    pub nodes: HashMap<u64, Node>,
-    next: u64,
-}
-
-pub struct NullFs {
-    state: Mutex<Nodes>,
-    transport: Transport,
-}
-
-pub fn attr(ino: u64, node: &Node) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(ino),
-        size: node.data.len() as u64,
-        blocks: node.data.len().div_ceil(512) as u64,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: node.kind,
-        perm: node.mode,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-impl Nodes {
-    pub fn find(&self, parent: INodeNo, name: &OsStr) -> Option<u64> {
-        self.nodes.get(&parent.0)?.entries.get(name).copied()
-    }
-
-    pub fn add(&mut self, parent: INodeNo, name: &OsStr, kind: FileType, mode: u32) -> FileAttr {
-        let ino = self.next;
-        self.next += 1;
-        let node = Node {
+impl Node {
+    fn new(kind: FileKind, mode: u16) -> Self {
+        Self {
             kind,
-            mode: (mode & 0o7777) as u16,
+            mode,
             data: Vec::new(),
             entries: BTreeMap::new(),
             unlinked: false,
-        };
-        let attr = attr(ino, &node);
+        }
+    }
+
+    fn attr(&self, ino: InodeNo) -> Attr {
+        let time = Timestamp { seconds: 0, nanos: 0 };
+        Attr {
+            ino,
+            kind: self.kind,
+            mode: self.mode,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: self.data.len() as u64,
+            blocks_512: self.data.len().div_ceil(512) as u64,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+        }
+    }
+}
+
+struct Nodes {
+    nodes: HashMap<InodeNo, Node>,
+    next: u64,
+}
+
+impl Nodes {
+    fn find(&self, parent: InodeNo, name: &[u8]) -> Option<Attr> {
+        let ino = *self.nodes.get(&parent)?.entries.get(name)?;
+        self.attr(ino)
+    }
+
+    fn attr(&self, ino: InodeNo) -> Option<Attr> {
+        Some(self.nodes.get(&ino)?.attr(ino))
+    }
+
+    fn add(&mut self, parent: InodeNo, name: &[u8], kind: FileKind, mode: u32) -> Attr {
+        let ino = InodeNo(self.next);
+        self.next += 1;
+        let node = Node::new(kind, (mode & 0o7777) as u16);
+        let attr = node.attr(ino);
         self.nodes.insert(ino, node);
-        if let Some(parent) = self.nodes.get_mut(&parent.0) {
-            parent.entries.insert(name.to_owned(), ino);
+        if let Some(parent) = self.nodes.get_mut(&parent) {
+            parent.entries.insert(Bytes::copy_from_slice(name), ino);
         }
         attr
     }
 
-    fn take(&mut self, parent: INodeNo, name: &OsStr) -> Option<u64> {
-        self.nodes.get_mut(&parent.0)?.entries.remove(name)
+    fn take(&mut self, parent: InodeNo, name: &[u8]) -> Option<InodeNo> {
+        self.nodes.get_mut(&parent)?.entries.remove(name)
     }
 
-    pub fn unlink(&mut self, parent: INodeNo, name: &OsStr) {
+    fn unlink(&mut self, parent: InodeNo, name: &[u8]) {
         if let Some(ino) = self.take(parent, name)
             && let Some(node) = self.nodes.get_mut(&ino)
         {
@@ -105,15 +105,22 @@ impl Nodes {
         }
     }
 
-    pub fn rename(&mut self, (parent, name): (INodeNo, &OsStr), (new_parent, new_name): (INodeNo, &OsStr)) {
+    fn rename(&mut self, (parent, name): (InodeNo, &[u8]), (new_parent, new_name): (InodeNo, &[u8])) {
         if let Some(ino) = self.take(parent, name)
-            && let Some(dir) = self.nodes.get_mut(&new_parent.0)
+            && let Some(dir) = self.nodes.get_mut(&new_parent)
         {
-            dir.entries.insert(new_name.to_owned(), ino);
+            dir.entries.insert(Bytes::copy_from_slice(new_name), ino);
         }
     }
 
-    pub fn write(&mut self, ino: u64, offset: u64, data: &[u8]) {
+    fn read(&self, ino: InodeNo, offset: u64, size: u32) -> Option<Bytes> {
+        let data = &self.nodes.get(&ino)?.data;
+        let start = (offset as usize).min(data.len());
+        let end = (start + size as usize).min(data.len());
+        Some(Bytes::copy_from_slice(&data[start..end]))
+    }
+
+    fn write(&mut self, ino: InodeNo, offset: u64, data: &[u8]) {
         if let Some(node) = self.nodes.get_mut(&ino) {
             let end = offset as usize + data.len();
             if node.data.len() < end {
@@ -124,278 +131,115 @@ impl Nodes {
     }
 
     /// What follows a place in a listing; "." and ".." are left out, which nobody misses here.
-    pub fn list(&self, dir: INodeNo, offset: u64) -> impl Iterator<Item = (u64, &OsString, u64, &Node)> {
-        let entries = self.nodes.get(&dir.0).into_iter().flat_map(|node| node.entries.iter());
+    fn list(&self, dir: InodeNo, offset: u64) -> impl Iterator<Item = Entry> {
+        let entries = self.nodes.get(&dir).into_iter().flat_map(|node| node.entries.iter());
         entries
             .enumerate()
             .skip(offset as usize)
-            .filter_map(|(i, (name, ino))| Some((i as u64 + 1, name, *ino, self.nodes.get(ino)?)))
+            .filter_map(|(i, (name, ino))| {
+                Some(Entry {
+                    ino: *ino,
+                    kind: self.nodes.get(ino)?.kind,
+                    name: name.clone(),
+                    cookie: DirCookie(i as u64 + 1),
+                    attr: self.attr(*ino),
+                })
+            })
     }
 }
+
+struct NullFs(Mutex<Nodes>);
 
 impl NullFs {
-    fn new(transport: Transport) -> Self {
-        let root = Node {
-            kind: FileType::Directory,
-            mode: 0o777,
-            data: Vec::new(),
-            entries: BTreeMap::new(),
-            unlinked: false,
-        };
-        let state = Nodes {
-            nodes: HashMap::from([(1, root)]),
-            next: 2,
-        };
-        Self {
-            state: Mutex::new(state),
-            transport,
-        }
+    fn new() -> Self {
+        Self(Mutex::new(Nodes {
+            nodes: HashMap::from([(InodeNo::ROOT, Node::new(FileKind::Directory, 0o777))]),
+            next: InodeNo::ROOT.0 + 1,
+        }))
     }
 
-    pub fn lock(&self) -> MutexGuard<'_, Nodes> {
-        self.state.lock().expect("nothing panics under it")
-    }
-}
-
-/// As fuser calls it.
-struct Classic(Arc<NullFs>);
-
-impl std::ops::Deref for Classic {
-    type Target = NullFs;
-
-    fn deref(&self) -> &NullFs {
-        &self.0
-    }
-}
-
-impl Filesystem for Classic {
-    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let mut wanted = InitFlags::FUSE_ASYNC_READ
-            | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_ATOMIC_O_TRUNC
-            | InitFlags::FUSE_BIG_WRITES
-            | InitFlags::FUSE_MAX_PAGES
-            | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_ASYNC_DIO
-            | InitFlags::FUSE_NO_OPENDIR_SUPPORT
-            | InitFlags::FUSE_WRITEBACK_CACHE
-            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
-            | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
-        wanted.set(InitFlags::FUSE_OVER_IO_URING, self.transport == Transport::IoUring);
-        let offered = wanted & config.capabilities();
-        config
-            .add_capabilities(offered)
-            .map_err(|_| io::Error::other("capabilities"))?;
-        config
-            .set_max_write(REQUEST_BYTES_MAX)
-            .map_err(|_| io::Error::other("max_write"))?;
-        config
-            .set_max_background(32)
-            .map_err(|_| io::Error::other("max_background"))?;
-        Ok(())
+    fn lock(&self) -> MutexGuard<'_, Nodes> {
+        self.0.lock().expect("nothing panics under it")
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let state = self.lock();
-        let found = state.find(parent, name).map(|ino| attr(ino, &state.nodes[&ino]));
-        drop(state);
-        match found {
-            Some(attr) => reply.entry(&FOREVER, &attr, GENERATION),
-            None => {
-                let absent = Node {
-                    kind: FileType::RegularFile,
-                    mode: 0,
-                    data: Vec::new(),
-                    entries: BTreeMap::new(),
-                    unlinked: false,
-                };
-                reply.entry(&FOREVER, &attr(0, &absent), GENERATION);
-            }
-        }
-    }
-
-    fn forget(&self, _request: &Request, ino: INodeNo, _count: u64) {
-        let mut state = self.lock();
-        if state.nodes.get(&ino.0).is_some_and(|node| node.unlinked) {
-            state.nodes.remove(&ino.0);
-        }
-    }
-
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        let found = self.lock().nodes.get(&ino.0).map(|node| attr(ino.0, node));
-        match found {
-            Some(attr) => reply.attr(&FOREVER, &attr),
-            None => reply.error(Errno::ESTALE),
-        }
-    }
-
-    fn setattr(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        _uid: Option<u32>,
-        _gid: Option<u32>,
-        size: Option<u64>,
-        _atime: Option<TimeOrNow>,
-        _mtime: Option<TimeOrNow>,
-        _ctime: Option<SystemTime>,
-        _handle: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        let mut state = self.lock();
-        let changed = state.nodes.get_mut(&ino.0).map(|node| {
-            if let Some(size) = size {
-                node.data.resize(size as usize, 0);
-            }
-            if let Some(mode) = mode {
-                node.mode = (mode & 0o7777) as u16;
-            }
-            attr(ino.0, node)
-        });
-        drop(state);
-        match changed {
-            Some(attr) => reply.attr(&FOREVER, &attr),
-            None => reply.error(Errno::ESTALE),
-        }
-    }
-
-    fn mkdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let attr = self.lock().add(parent, name, FileType::Directory, mode);
-        reply.entry(&FOREVER, &attr, GENERATION);
-    }
-
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.lock().unlink(parent, name);
-        reply.ok();
-    }
-
-    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.unlink(request, parent, name, reply);
-    }
-
-    fn rename(
-        &self,
-        _request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        new_parent: INodeNo,
-        new_name: &OsStr,
-        _flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        self.lock().rename((parent, name), (new_parent, new_name));
-        reply.ok();
-    }
-
-    fn open(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
-    }
-
-    fn create(
-        &self,
-        _request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        _umask: u32,
-        _flags: i32,
-        reply: ReplyCreate,
-    ) {
-        let attr = self.lock().add(parent, name, FileType::RegularFile, mode);
-        reply.created(&FOREVER, &attr, GENERATION, HANDLE, FopenFlags::FOPEN_KEEP_CACHE);
-    }
-
-    fn read(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        let state = self.lock();
-        match state.nodes.get(&ino.0) {
-            Some(node) => {
-                let start = (offset as usize).min(node.data.len());
-                let end = (start + size as usize).min(node.data.len());
-                reply.data(&node.data[start..end]);
-            }
-            None => reply.error(Errno::ESTALE),
-        }
-    }
-
-    fn write(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        self.lock().write(ino.0, offset, data);
-        reply.written(data.len() as u32);
-    }
-
-    fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
-    }
-
-    fn release(
-        &self,
-        _request: &Request,
-        _ino: INodeNo,
-        _handle: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.ok();
-    }
-
-    fn fsync(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _data_only: bool, reply: ReplyEmpty) {
-        reply.ok();
-    }
-
-    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.error(Errno::ENOSYS);
-    }
-
-    fn readdir(&self, _request: &Request, dir: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        for (cookie, name, ino, node) in self.lock().list(dir, offset) {
-            if reply.add(INodeNo(ino), cookie, node.kind, name) {
+    fn list(&self, dir: InodeNo, offset: u64, mut reply: Names<impl Carrier>) {
+        for entry in self.lock().list(dir, offset) {
+            if reply.add(&entry, FOREVER) {
                 break;
             }
         }
-        reply.ok();
+        reply.give(());
     }
 
-    fn readdirplus(
-        &self,
-        _request: &Request,
-        dir: INodeNo,
-        _handle: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
-        for (cookie, name, ino, node) in self.lock().list(dir, offset) {
-            if reply.add(INodeNo(ino), cookie, name, &FOREVER, &attr(ino, node), GENERATION) {
-                break;
+    fn answer<C: Carrier>(&self, ino: InodeNo, operation: Operation<'_>, reply: C) {
+        let found = |attr| Found { attr, valid: FOREVER };
+        let about = |attr: Option<Attr>, reply: C| match attr {
+            Some(attr) => reply.give(Attributes { attr, valid: FOREVER }),
+            None => reply.send_error(Errno::ESTALE),
+        };
+        let mut state = self.lock();
+        match operation {
+            Operation::Lookup { name } => reply.give(found(state.find(ino, name))),
+            Operation::Getattr => about(state.attr(ino), reply),
+            Operation::Setattr { change, .. } => {
+                if let Some(node) = state.nodes.get_mut(&ino) {
+                    node.data
+                        .resize(change.size.map_or(node.data.len(), |size| size as usize), 0);
+                    node.mode = change.mode.unwrap_or(node.mode);
+                }
+                about(state.attr(ino), reply);
             }
+            Operation::Mkdir { name, making } => {
+                let made = state.add(ino, name, FileKind::Directory, making.mode);
+                reply.give(found(Some(made)));
+            }
+            Operation::Create { name, making, .. } => {
+                let made = state.add(ino, name, FileKind::Regular, making.mode);
+                reply.give(Created(found(Some(made)), Opened(Opened::KEEP_CACHE)));
+            }
+            Operation::Unlink { name } | Operation::Rmdir { name } => {
+                state.unlink(ino, name);
+                reply.give(());
+            }
+            Operation::Rename {
+                name,
+                new_dir,
+                new_name,
+                ..
+            } => {
+                state.rename((ino, name), (new_dir, new_name));
+                reply.give(());
+            }
+            Operation::Open { .. } => reply.give(Opened(Opened::KEEP_CACHE)),
+            Operation::Read { offset, size } => match state.read(ino, offset, size) {
+                Some(content) => reply.give(Content(vec![content])),
+                None => reply.send_error(Errno::ESTALE),
+            },
+            Operation::Write { offset, data, .. } => {
+                state.write(ino, offset, data);
+                reply.give(Written(data.len() as u32));
+            }
+            Operation::Flush | Operation::Release { .. } | Operation::Fsync => reply.give(()),
+            _ => reply.send_error(Errno::ENOSYS),
         }
-        reply.ok();
+    }
+}
+
+impl Serve for NullFs {
+    fn serve(&self, asked: &Asked<'_>, reply: impl Carrier) {
+        match asked.operation() {
+            Ok(Operation::Readdir { offset, size }) => self.list(asked.ino, offset, Names::new(reply, size, false)),
+            Ok(Operation::Readdirplus { offset, size }) => self.list(asked.ino, offset, Names::new(reply, size, true)),
+            Ok(operation) => self.answer(asked.ino, operation, reply),
+            Err(_) => reply.send_error(Errno::ENOSYS),
+        }
+    }
+
+    fn forget(&self, ino: InodeNo, _count: u64) {
+        let mut state = self.lock();
+        if state.nodes.get(&ino).is_some_and(|node| node.unlinked) {
+            state.nodes.remove(&ino);
+        }
     }
 }
 
@@ -419,21 +263,5 @@ pub fn serve(dir: &Path, transport: Transport) -> io::Result<()> {
         MsFlags::MS_NODEV,
         Some(data.as_str()),
     )?;
-    let mut config = Config::default();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    config.n_threads = Some(cores.clamp(2, 8));
-    let (null, of_rings) = (Arc::new(NullFs::new(transport)), device.try_clone()?);
-    let session = Session::from_fd(Classic(Arc::clone(&null)), device, SessionACL::All, config)?;
-    let connection = Connection {
-        request_bytes_max: REQUEST_BYTES_MAX as usize,
-        device: None,
-    };
-    let rings = match transport {
-        Transport::Classic => None,
-        Transport::IoUring => Some(Rings::start(&of_rings, connection, &null)?),
-    };
-    drop(of_rings);
-    session.run()?;
-    rings.into_iter().for_each(Rings::end);
-    Ok(())
+    serve_until_end(&device, transport, &Arc::new(NullFs::new())).map_err(io::Error::other)
 }

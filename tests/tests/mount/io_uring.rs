@@ -3,17 +3,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, linkat};
+use nix::unistd::Pid;
 use proto::engine::v1 as wire;
 use tests::binaries::{Program, built};
 use tests::calls::{names, pattern};
@@ -105,73 +102,6 @@ fn many_programs_at_once_are_served_by_io_uring() {
     }
     assert!(mounted.unmount().success(), "a clean unmount");
     scratch.check();
-}
-
-/// open(2), O_TMPFILE: a file without a name can be read and written, linkat(2) may give it one once, and without one it is gone with its
-/// last descriptor, or with a crash.
-#[test]
-fn a_temporary_file_without_a_name_works_by_io_uring() {
-    let Some(transport) = io_uring() else { return };
-    let mut scratch = ScratchVolume::on(transport);
-    let mounted = scratch.mount();
-    let dir = mounted.dir().to_path_buf();
-    let open = |more: i32| {
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).custom_flags(libc::O_TMPFILE | more);
-        let mut file = options.open(&dir).expect("a file without a name");
-        file.write_all(&pattern(100_000, 3)).expect("a write");
-        file
-    };
-    let link = |file: &File, name: &str| {
-        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
-        linkat(
-            AT_FDCWD,
-            from.as_str(),
-            AT_FDCWD,
-            &dir.join(name),
-            AtFlags::AT_SYMLINK_FOLLOW,
-        )
-    };
-    let (named, lost, exclusive) = (open(0), open(0), open(libc::O_EXCL));
-    assert_eq!(names(&dir), Vec::<String>::new());
-    assert_eq!(named.metadata().expect("it is open").nlink(), 0);
-    link(&named, "named").expect("it gets a name");
-    assert_eq!(link(&exclusive, "exclusive"), Err(Errno::ENOENT), "O_EXCL: never");
-    assert_eq!(named.metadata().expect("it is open").nlink(), 1);
-    named.sync_all().and_then(|()| lost.sync_all()).expect("an fsync");
-    mounted.kill();
-    drop((named, lost, exclusive));
-    let mounted = scratch.mount();
-    assert_eq!(names(&dir), ["named"]);
-    assert!(fs::read(dir.join("named")).expect("it is there") == pattern(100_000, 3));
-    // The one that was lost goes in the background; a check of the volume finds all in order before and after.
-    assert!(mounted.unmount().success(), "a clean unmount");
-    scratch.check();
-}
-
-/// statx(2), STATX_BTIME: when a file was made, whatever happened to it since.
-#[test]
-fn the_time_of_birth_is_told_by_io_uring() {
-    let Some(transport) = io_uring() else { return };
-    let mut scratch = ScratchVolume::on(transport);
-    let mounted = scratch.mount();
-    let path = mounted.dir().join("file");
-    fs::write(&path, "first").expect("a file");
-    let born = fs::metadata(&path)
-        .and_then(|metadata| metadata.created())
-        .expect("statx tells it");
-    fs::write(&path, "second").expect("a write");
-    File::options()
-        .write(true)
-        .open(&path)
-        .and_then(|file| file.set_modified(UNIX_EPOCH))
-        .expect("a time");
-    assert!(mounted.unmount().success(), "a clean unmount");
-    let mounted = scratch.mount();
-    let metadata = fs::metadata(&path).expect("it is there");
-    assert_eq!(metadata.created().expect("statx tells it"), born);
-    assert!(born > UNIX_EPOCH && metadata.modified().expect("a time") == UNIX_EPOCH);
-    assert!(mounted.unmount().success(), "a clean unmount");
 }
 
 /// The end of the process is the end of the mount: programs get errors, none of them hangs, and what was fsynced is there after the

@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::process::Command;
 
 use nix::fcntl::{OFlag, openat};
@@ -13,7 +13,6 @@ use nix::sys::stat::{Mode, mkdirat};
 use tests::bounded_command::succeeded;
 use tests::calls::{errno, fallocate, get_xattr, names, pattern, set_xattr};
 use tests::scratch_volume::ScratchVolume;
-use volume::head::Transport;
 
 /// Names are bytes: all but NUL and '/', up to 255 of them, a hundred levels deep.
 #[test]
@@ -171,23 +170,6 @@ fn reading_leaves_access_times_alone() {
     fs::read_dir(mounted.dir()).unwrap().for_each(drop);
     assert_eq!(stamp(&path), (981_173_106, 789_000_000));
     assert!(mounted.unmount().success(), "a clean unmount");
-}
-
-/// What is not there is refused in the way that programs know how to go without: they make a named temporary file.
-#[test]
-fn a_temporary_file_without_a_name_is_refused_as_not_supported() {
-    let mut scratch = ScratchVolume::on(Transport::Classic);
-    let mounted = scratch.mount();
-    let refused = OpenOptions::new()
-        .write(true)
-        .custom_flags(libc::O_TMPFILE)
-        .open(mounted.dir());
-    assert_eq!(errno(refused), libc::EOPNOTSUPP);
-    // The C library's own way round, through std's tempfile crate.
-    let mut file = tempfile::tempfile_in(mounted.dir()).unwrap();
-    file.write_all(b"temporary").unwrap();
-    file.sync_all().unwrap();
-    assert_eq!(names(mounted.dir()), Vec::<String>::new());
 }
 
 /// A full volume says so: fallocate(2) at once, a write at the latest by fsync(2); what was reserved is there all the same,

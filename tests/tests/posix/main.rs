@@ -2,5 +2,6 @@
 
 mod exerciser;
 mod limits;
+mod linux;
 mod locks;
 mod pjdfstest;

@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -114,6 +114,33 @@ fn unlinked(root: &Path, work: &Work) {
     }
 }
 
+/// Files that are made without a name (O_TMPFILE), and get one when they are whole, as installers do: each is there as it was written.
+fn nameless(root: &Path, work: &Work) {
+    let (mut number, named) = (0u64, root.join("named"));
+    while work.goes_on() {
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_TMPFILE)
+            .open(root)
+            .expect("a file without a name");
+        file.write_all_at(&number.to_le_bytes(), 0).expect("it is written");
+        let from = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let follow = nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW;
+        nix::unistd::linkat(
+            nix::fcntl::AT_FDCWD,
+            from.as_str(),
+            nix::fcntl::AT_FDCWD,
+            &named,
+            follow,
+        )
+        .expect("it gets a name");
+        assert_eq!(fs::read(&named).expect("it can be read"), number.to_le_bytes());
+        fs::remove_file(&named).expect("its name goes");
+        number += 1;
+    }
+    assert_eq!(fs::read_dir(root).expect("a listing").count(), 0);
+}
+
 /// Writes through a map and syncs it; each page says what it should.
 fn mapped(root: &Path, work: &Work) {
     const PAGES: usize = 64;
@@ -214,7 +241,7 @@ fn pulse(root: &Path, work: &Work) {
 /// What one of them does in its folder.
 type Program = fn(&Path, &Work);
 
-/// Eight programs on a mount, until `interrupt` has done its part.
+/// Nine programs on a mount, until `interrupt` has done its part.
 pub fn at_work(mnt: &Path, dice: &mut Dice, interrupt: impl FnOnce(&Work)) {
     let work = Arc::new(Work::default());
     let folder = |name: &str| -> PathBuf {
@@ -228,9 +255,10 @@ pub fn at_work(mnt: &Path, dice: &mut Dice, interrupt: impl FnOnce(&Work)) {
             let (root, dice, work) = (folder(&format!("any-{number}")), Dice::new(dice.roll()), &work);
             scope.spawn(move || any_changes(&root, dice, work));
         }
-        let programs: [(&str, Program); 5] = [
+        let programs: [(&str, Program); 6] = [
             ("append", appends),
             ("unlinked", unlinked),
+            ("nameless", nameless),
             ("mapped", mapped),
             ("holds", holds),
             ("pulse", pulse),

@@ -5,7 +5,6 @@
 //! other requests may be done twice: a program that has not got an answer yet cannot tell.
 //! Absent: the record (`volume::calls`).
 
-use fuser::OpenFlags;
 use volume::attr::Attr;
 use volume::calls::{Unanswered, once};
 use volume::error::FsError;
@@ -15,8 +14,8 @@ use volume::volume::Volume;
 
 use super::answer::{About, refuse};
 use super::reply::{Created, Found, Opened, Reply, Request};
-use super::{FOREVER, Skin};
-use crate::session::{Outgoing, SENT_AGAIN};
+use super::{FOREVER, OpenFlags, Skin};
+use crate::session::SENT_AGAIN;
 
 /// A request by its number, and what a predecessor has answered to it.
 struct Asked {
@@ -44,15 +43,14 @@ impl Skin {
         if asked.answered.is_some() {
             return reply.give(());
         }
-        let outgoing = self.outgoing.clone();
         self.run(async move {
             let (done, unanswered) = once(asked.call, work).await;
-            let held = outgoing.hold(asked.call, unanswered);
             match done {
                 Ok(()) => reply.give(()),
                 Err(error) => refuse(reply, about, &error),
             }
-            drop(held);
+            // The answer has left.
+            drop(unanswered);
         });
     }
 
@@ -61,14 +59,14 @@ impl Skin {
     where
         F: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
-        let (asked, volume, outgoing) = (self.asked(request), self.volume.clone(), self.outgoing.clone());
+        let (asked, volume) = (self.asked(request), self.volume.clone());
         self.run(async move {
-            let (done, held) = made(asked, (volume, outgoing), work).await;
+            let (done, unanswered) = made(asked, volume, work).await;
             match done {
                 Ok(attr) => reply.give(lasting(attr)),
                 Err(error) => refuse(reply, about, &error),
             }
-            drop(held);
+            drop(unanswered);
         });
     }
 
@@ -82,10 +80,10 @@ impl Skin {
     ) where
         F: Future<Output = Result<Attr, FsError>> + Send + 'static,
     {
-        let (asked, volume, outgoing) = (self.asked(request), self.volume.clone(), self.outgoing.clone());
+        let (asked, volume) = (self.asked(request), self.volume.clone());
         let (flusher, open_flags) = (self.flusher.clone(), self.open_flags());
         self.run(async move {
-            let (done, held) = made(asked, (volume, outgoing), work).await;
+            let (done, unanswered) = made(asked, volume, work).await;
             match done {
                 Ok(attr) => {
                     flusher.opened(attr.ino, flags);
@@ -93,7 +91,7 @@ impl Skin {
                 }
                 Err(error) => refuse(reply, about, &error),
             }
-            drop(held);
+            drop(unanswered);
         });
     }
 }
@@ -107,14 +105,14 @@ fn lasting(attr: Attr) -> Found {
 
 async fn made(
     asked: Asked,
-    (volume, outgoing): (Volume, Outgoing),
+    volume: Volume,
     work: impl Future<Output = Result<Attr, FsError>>,
 ) -> (Result<Attr, FsError>, Option<Unanswered>) {
     match asked.answered {
         Some(answer) => (made_before(&volume, answer.ino).await, None),
         None => {
             let (done, unanswered) = once(asked.call, work).await;
-            (done, outgoing.hold(asked.call, unanswered))
+            (done, Some(unanswered))
         }
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! A transport decodes what the kernel asks, calls a method of `Skin` with a reply of its own, and writes what that is given as
 //! the kernel wants it. Invariant of each: a reply that is dropped unsent says EIO, so no request is ever left without one.
-//! Implementations: `classic.rs`, `session/uring/encode.rs`.
+//! Implementation: `session/wire/encode.rs`.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use fuser::{Errno, FopenFlags};
+use nix::errno::Errno;
 use volume::attr::{Attr, Entry, StatFs};
 
 /// Who asks, and by which number.
@@ -58,9 +58,16 @@ pub struct Attributes {
     pub valid: Duration,
 }
 
-/// A file is open.
+/// A file is open, with these flags for the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Opened(pub FopenFlags);
+pub struct Opened(pub u32);
+
+impl Opened {
+    /// FOPEN_KEEP_CACHE: what the kernel has of its content stays good.
+    pub const KEEP_CACHE: u32 = 1 << 1;
+    /// FOPEN_NOFLUSH: close(2) need not ask.
+    pub const NO_FLUSH: u32 = 1 << 5;
+}
 
 /// A file was made, and is open.
 #[derive(Debug, Clone, PartialEq, Eq)]

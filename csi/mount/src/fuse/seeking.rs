@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use fuser::OpenFlags;
 use tokio::sync::oneshot;
 use volume::ids::InodeNo;
 
+use super::OpenFlags;
 use super::flags::writes;
 use crate::session::forget_pages;
 

@@ -9,7 +9,7 @@
 //! Shape of the file: a page with magic 8, version 4, slots 4, bytes of a slot 4; then the slots, each a page with state 4, bytes of
 //! the reply 4, at 64 the reply; then the request as the kernel wrote it, whose first word is its length, 0 before it is there.
 //!
-//! Caller: `relay.rs`. Absent: who holds the memory meanwhile (`keeper.rs`).
+//! Caller: `device.rs`. Absent: who holds the memory meanwhile (`keeper.rs`).
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,7 +22,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-/// 128 KiB: the longest write or read of a connection that is relayed. A packet of a socket wants its memory in few pieces.
+/// 128 KiB: the longest write or read of a connection whose requests are kept. It bounds the memory of all slots.
 pub const WRITE_BYTES_MAX: u32 = 128 * 1024;
 
 /// 8 KiB beside it, for the header and what the kernel wants room for.
@@ -185,12 +185,17 @@ impl Requests {
         Slot { requests: self, index }
     }
 
-    /// Notes a reply before it leaves, lets `leave` write it to the connection, and frees the slot of its request.
-    pub fn reply<T>(&self, number: u64, reply: &[u8], leave: impl FnOnce() -> T) -> T {
+    /// Whether a reply of this length is noted.
+    pub fn has_room_for(&self, reply_bytes: usize) -> bool {
+        reply_bytes <= REPLY_BYTES_MAX
+    }
+
+    /// Notes a reply before it leaves if it is not too long, lets `leave` write it to the connection, and frees the slot of its request.
+    pub fn reply<T>(&self, number: u64, reply: Option<&[u8]>, leave: impl FnOnce() -> T) -> T {
         let Some(index) = self.slots().of_number.remove(&number) else {
             return leave();
         };
-        if reply.len() <= REPLY_BYTES_MAX {
+        if let Some(reply) = reply.filter(|reply| self.has_room_for(reply.len())) {
             self.write(at_slot(index) + REPLY_AT, reply);
             let len = u32::try_from(reply.len()).expect("2 KiB at most");
             self.write(at_slot(index) + 4, &len.to_le_bytes());
@@ -377,7 +382,7 @@ mod tests {
         let both = [2, 4].map(|number| Leftover::Request(request(number, WRITE)));
         assert_eq!(left_by(&requests), both, "oldest first, and nothing that has no reply");
         let (short, long) = (reply(4, 32), reply(2, REPLY_BYTES_MAX + 1));
-        requests.reply(4, &short, || {
+        requests.reply(4, Some(&short), || {
             let left = [both[0].clone(), Leftover::Reply(short.clone())];
             assert_eq!(left_by(&requests), left);
             // A successor that dies as well, before it has written the reply, leaves it to the next one.
@@ -386,7 +391,7 @@ mod tests {
             drop(successor);
             assert_eq!(left_by(&requests), left);
         });
-        requests.reply(2, &long, || assert_eq!(left_by(&requests), both[..1]));
+        requests.reply(2, Some(&long), || assert_eq!(left_by(&requests), both[..1]));
         assert_eq!(left_by(&requests), []);
         assert!(
             requests
@@ -410,7 +415,7 @@ mod tests {
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| ask(&requests, 9_000, WRITE));
             assert_eq!(left_by(&requests).len(), SLOTS, "all are in use");
-            requests.reply(2, &reply(2, 16), || ());
+            requests.reply(2, Some(&reply(2, 16)), || ());
             waits.join().unwrap();
         });
         let left = left_by(&requests);

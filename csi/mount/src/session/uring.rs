@@ -1,7 +1,7 @@
 //! FUSE over io_uring (Linux 6.14 and later): requests reach a thread on the CPU of whoever asks, and a reply is the next wait.
 //!
 //! The kernel wants a queue for each CPU that there may be, and gives nothing to any before all are there. The greeting, references
-//! that are taken back, and interrupts still come by /dev/fuse, which fuser serves as always.
+//! that are taken back, and interrupts still come by /dev/fuse, which `device.rs` serves as always.
 //! A mount of this kind ends with its process: a kernel up to 6.18 gives a successor no way to the requests that were in flight.
 //!
 //! Invariants: a ring whose thread ends without the connection having ended cuts the connection off, so that nobody waits for ever;
@@ -16,18 +16,12 @@ use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
-pub use crate::fuse::reply::{Attributes, Content, Created, Found, Listing, Opened, Reply, Written};
+use super::wire::Serve;
 use crate::mountpoint;
 
-mod decode;
-mod encode;
 mod memory;
 mod ring;
-mod serve;
 
-pub use decode::{Asked, Operation};
-pub use encode::Names;
-pub use ring::RingReply;
 use ring::{Outbox, Ring, try_ring};
 
 /// Where the kernel says whether it offers this, and is told to. Absent before Linux 6.14.
@@ -126,12 +120,6 @@ fn cpus_of(ranges: &str) -> Option<usize> {
 /// How many requests of each CPU there can be at a time.
 fn depth(cpus: usize) -> usize {
     (REQUESTS_MAX / cpus.max(1)).clamp(DEPTH_MIN, DEPTH_MAX)
-}
-
-/// Answers requests. Called on the thread that received one: what takes long goes elsewhere with the reply.
-pub trait Serve: Send + Sync + 'static {
-    /// Has the request answered, now or later.
-    fn serve(&self, asked: &Asked<'_>, reply: RingReply);
 }
 
 /// What of a connection a ring must know.

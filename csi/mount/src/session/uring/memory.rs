@@ -9,7 +9,7 @@
 use std::io;
 use std::ptr::NonNull;
 
-use super::decode::{u32_at, u64_at};
+use crate::session::wire::{u32_at, u64_at};
 
 /// Length of an entry's header: what the kernel calls fuse_uring_req_header.
 pub const HEADER_BYTES: usize = 288;

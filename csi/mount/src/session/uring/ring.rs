@@ -10,16 +10,15 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use fuser::Errno;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
 
-use super::Serve;
-use super::decode::Asked;
 use super::memory::{KEPT_BYTES, Memory};
+use crate::session::wire::{Asked, Carrier, Serve};
 
 /// FUSE_IO_URING_CMD_REGISTER and FUSE_IO_URING_CMD_COMMIT_AND_FETCH.
 const REGISTER: u32 = 1;
@@ -148,26 +147,21 @@ pub struct RingReply {
     unique: u64,
 }
 
+impl Carrier for RingReply {
+    fn send_error(mut self, errno: Errno) {
+        self.put(Err(errno));
+    }
+
+    fn send_fields(mut self, fields: Vec<u8>) {
+        self.put(Ok(Body::Fields(fields)));
+    }
+
+    fn send_parts(mut self, parts: Vec<Bytes>) {
+        self.put(Ok(Body::Parts(parts)));
+    }
+}
+
 impl RingReply {
-    /// Says no.
-    pub fn refuse(self, errno: Errno) {
-        self.send(Err(errno));
-    }
-
-    /// Answers with these bytes.
-    pub fn fields(self, fields: Vec<u8>) {
-        self.send(Ok(Body::Fields(fields)));
-    }
-
-    /// Answers with these pieces, one after another.
-    pub fn parts(self, parts: Vec<Bytes>) {
-        self.send(Ok(Body::Parts(parts)));
-    }
-
-    fn send(mut self, body: Result<Body, Errno>) {
-        self.put(body);
-    }
-
     fn put(&mut self, body: Result<Body, Errno>) {
         if let Some(outbox) = self.outbox.take() {
             outbox.put(Done {
@@ -303,9 +297,9 @@ impl Ring {
         };
         match waited {
             Ok(_) => Ok(KEPT_BYTES),
-            Err(error) => match error.raw_os_error().map(nix::errno::Errno::from_raw) {
-                Some(nix::errno::Errno::ETIME) => Ok(0),
-                Some(nix::errno::Errno::EINTR | nix::errno::Errno::EAGAIN | nix::errno::Errno::EBUSY) => Ok(KEPT_BYTES),
+            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ETIME) => Ok(0),
+                Some(Errno::EINTR | Errno::EAGAIN | Errno::EBUSY) => Ok(KEPT_BYTES),
                 _ => Err(error),
             },
         }
@@ -335,11 +329,11 @@ impl Ring {
             Ok(Body::Parts(parts)) => self
                 .memory
                 .reply(entry, (unique, 0), parts.iter().map(|part| &part[..])),
-            Err(errno) => self.memory.reply(entry, (unique, -errno.code()), [].into_iter()),
+            Err(errno) => self.memory.reply(entry, (unique, -(*errno as i32)), [].into_iter()),
         };
         if !fits {
             tracing::error!("an answer is longer than the kernel has room for; its caller got EIO");
-            self.memory.reply(entry, (unique, -Errno::EIO.code()), [].into_iter());
+            self.memory.reply(entry, (unique, -(Errno::EIO as i32)), [].into_iter());
         }
         self.held[entry] = false;
         let command = self.command((COMMIT_AND_FETCH, self.memory.commit_id(entry)), entry);
@@ -384,7 +378,6 @@ impl Ring {
 
 /// What rings hear of a connection that has ended.
 fn ended(failed: i32) -> bool {
-    use nix::errno::Errno;
     matches!(
         Errno::from_raw(-failed),
         Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ENODEV

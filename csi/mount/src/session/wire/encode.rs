@@ -1,14 +1,14 @@
-//! Answers as the kernel reads them from a ring (fuse.h, ABI 7.42 to 7.45). Pure, but for sending them.
+//! Answers as the kernel reads them (fuse.h, ABI 7.31 to 7.45). Pure, but for sending them.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use fuser::{Errno, FopenFlags};
+use nix::errno::Errno;
 use volume::attr::{Attr, Entry};
 use volume::clock::Timestamp;
 use volume::row::FileKind;
 
-use super::ring::RingReply;
+use super::Carrier;
 use crate::fuse::reply::{
     Attributes, Content, Created, Found, Listing, Offset, Opened, Refuse, Reply, Space, Written, Xattr,
 };
@@ -81,8 +81,8 @@ impl Fields {
     }
 
     /// The handle of every open file is 0.
-    fn opened(self, flags: FopenFlags) -> Self {
-        self.u64(0).u32(flags.bits()).u32(0)
+    fn opened(self, flags: u32) -> Self {
+        self.u64(0).u32(flags).u32(0)
     }
 
     fn time(self, time: Timestamp) -> Self {
@@ -135,71 +135,71 @@ fn device_numbers(rdev: u32) -> (u32, u32) {
     ((rdev & 0xf_ff00) >> 8, (rdev & 0xff) | ((rdev >> 12) & 0xf_ff00))
 }
 
-impl Refuse for RingReply {
+impl<C: Carrier> Refuse for C {
     fn refuse(self, errno: Errno) {
-        RingReply::refuse(self, errno);
+        self.send_error(errno);
     }
 }
 
-impl Reply<()> for RingReply {
+impl<C: Carrier> Reply<()> for C {
     fn give(self, (): ()) {
-        self.fields(Vec::new());
+        self.send_fields(Vec::new());
     }
 }
 
-impl Reply<Found> for RingReply {
+impl<C: Carrier> Reply<Found> for C {
     fn give(self, found: Found) {
-        self.fields(Fields::with_room(ENTRY_BYTES).found(&found).0);
+        self.send_fields(Fields::with_room(ENTRY_BYTES).found(&found).0);
     }
 }
 
-impl Reply<Attributes> for RingReply {
+impl<C: Carrier> Reply<Attributes> for C {
     fn give(self, Attributes { attr, valid }: Attributes) {
         let fields = Fields::with_room(104).u64(valid.as_secs()).u32(valid.subsec_nanos());
-        self.fields(fields.u32(0).attr(&attr).0);
+        self.send_fields(fields.u32(0).attr(&attr).0);
     }
 }
 
-impl Reply<Opened> for RingReply {
+impl<C: Carrier> Reply<Opened> for C {
     fn give(self, Opened(flags): Opened) {
-        self.fields(Fields::with_room(16).opened(flags).0);
+        self.send_fields(Fields::with_room(16).opened(flags).0);
     }
 }
 
-impl Reply<Created> for RingReply {
+impl<C: Carrier> Reply<Created> for C {
     fn give(self, Created(found, Opened(flags)): Created) {
-        self.fields(Fields::with_room(ENTRY_BYTES + 16).found(&found).opened(flags).0);
+        self.send_fields(Fields::with_room(ENTRY_BYTES + 16).found(&found).opened(flags).0);
     }
 }
 
-impl Reply<Content> for RingReply {
+impl<C: Carrier> Reply<Content> for C {
     fn give(self, Content(parts): Content) {
-        self.parts(parts);
+        self.send_parts(parts);
     }
 }
 
-impl Reply<Written> for RingReply {
+impl<C: Carrier> Reply<Written> for C {
     fn give(self, Written(len_bytes): Written) {
-        self.fields(Fields::with_room(8).u32(len_bytes).u32(0).0);
+        self.send_fields(Fields::with_room(8).u32(len_bytes).u32(0).0);
     }
 }
 
-impl Reply<Offset> for RingReply {
+impl<C: Carrier> Reply<Offset> for C {
     fn give(self, Offset(offset): Offset) {
-        self.fields(Fields::with_room(8).u64(offset.cast_unsigned()).0);
+        self.send_fields(Fields::with_room(8).u64(offset.cast_unsigned()).0);
     }
 }
 
-impl Reply<Xattr> for RingReply {
+impl<C: Carrier> Reply<Xattr> for C {
     fn give(self, xattr: Xattr) {
         match xattr {
-            Xattr::Length(len_bytes) => self.fields(Fields::with_room(8).u32(len_bytes).u32(0).0),
-            Xattr::Value(value) => self.parts(vec![value]),
+            Xattr::Length(len_bytes) => self.send_fields(Fields::with_room(8).u32(len_bytes).u32(0).0),
+            Xattr::Value(value) => self.send_parts(vec![value]),
         }
     }
 }
 
-impl Reply<Space> for RingReply {
+impl<C: Carrier> Reply<Space> for C {
     fn give(self, Space(space): Space) {
         let (total, free) = statfs_blocks(&space);
         let fields = Fields::with_room(80)
@@ -211,55 +211,55 @@ impl Reply<Space> for RingReply {
             .u32(STATFS_BLOCK_BYTES)
             .u32(volume::limits::NAME_BYTES_MAX as u32)
             .u32(STATFS_BLOCK_BYTES);
-        self.fields(fields.zeros(4 + 6 * 4).0);
+        self.send_fields(fields.zeros(4 + 6 * 4).0);
     }
 }
 
 /// Answers statx, which has the time of creation beside the attributes.
 #[derive(Debug)]
-pub struct Statx(pub RingReply);
+pub struct Statx<C>(pub C);
 
-impl Refuse for Statx {
+impl<C: Carrier> Refuse for Statx<C> {
     fn refuse(self, errno: Errno) {
-        self.0.refuse(errno);
+        self.0.send_error(errno);
     }
 }
 
-impl Reply<Attributes> for Statx {
+impl<C: Carrier> Reply<Attributes> for Statx<C> {
     fn give(self, Attributes { attr, valid }: Attributes) {
         let fields = Fields::with_room(288).u64(valid.as_secs()).u32(valid.subsec_nanos());
-        self.0.fields(fields.u32(0).zeros(16).statx(&attr).0);
+        self.0.send_fields(fields.u32(0).zeros(16).statx(&attr).0);
     }
 }
 
 /// Answers the copy_file_range of ABI 7.45, which counts in 64 bits.
 #[derive(Debug)]
-pub struct WideWritten(pub RingReply);
+pub struct WideWritten<C>(pub C);
 
-impl Refuse for WideWritten {
+impl<C: Carrier> Refuse for WideWritten<C> {
     fn refuse(self, errno: Errno) {
-        self.0.refuse(errno);
+        self.0.send_error(errno);
     }
 }
 
-impl Reply<Written> for WideWritten {
+impl<C: Carrier> Reply<Written> for WideWritten<C> {
     fn give(self, Written(len_bytes): Written) {
-        self.0.fields(Fields::with_room(8).u64(u64::from(len_bytes)).0);
+        self.0.send_fields(Fields::with_room(8).u64(u64::from(len_bytes)).0);
     }
 }
 
 /// Answers a listing, with as much as was asked for.
 #[derive(Debug)]
-pub struct Names {
-    reply: RingReply,
+pub struct Names<C> {
+    reply: C,
     fields: Fields,
     bytes_max: usize,
     with_attributes: bool,
 }
 
-impl Names {
+impl<C> Names<C> {
     /// At most `bytes_max`.
-    pub fn new(reply: RingReply, bytes_max: u32, with_attributes: bool) -> Self {
+    pub fn new(reply: C, bytes_max: u32, with_attributes: bool) -> Self {
         Self {
             reply,
             fields: Fields::default(),
@@ -269,19 +269,19 @@ impl Names {
     }
 }
 
-impl Refuse for Names {
+impl<C: Carrier> Refuse for Names<C> {
     fn refuse(self, errno: Errno) {
-        self.reply.refuse(errno);
+        self.reply.send_error(errno);
     }
 }
 
-impl Reply<()> for Names {
+impl<C: Carrier> Reply<()> for Names<C> {
     fn give(self, (): ()) {
-        self.reply.parts(vec![Bytes::from(self.fields.0)]);
+        self.reply.send_parts(vec![Bytes::from(self.fields.0)]);
     }
 }
 
-impl Listing for Names {
+impl<C: Carrier> Listing for Names<C> {
     fn add(&mut self, entry: &Entry, valid: Duration) -> bool {
         let name_bytes = entry.name.len();
         let attributes = if self.with_attributes { ENTRY_BYTES } else { 0 };

@@ -1,16 +1,16 @@
-//! What the kernel asks through a ring, as Linux lays it out (fuse.h, ABI 7.42 to 7.45): fields of the operation in one place, names and
-//! content in another.
+//! What the kernel asks, as Linux lays it out (fuse.h, ABI 7.31 to 7.45): a header, the fields of the operation, then names and content.
+//! A ring has each of the three in a place of its own; from /dev/fuse they come one after another.
 //!
 //! Nothing that the kernel says is believed without a look: what is too short, without its end, or of values that cannot be, is
-//! refused by the name of the operation. Pure. Absent: what it means, and requests that never come by a ring (forget, interrupt).
+//! refused by the name of the operation. Pure. Absent: what it means, and what gets no answer (`forgets`).
 
-use fuser::{OpenFlags, RenameFlags};
+use bytes::Bytes;
 use volume::attr::{SetAttr, SetTime};
 use volume::clock::Timestamp;
 use volume::ids::InodeNo;
 
-use crate::fuse::Making;
 use crate::fuse::reply::Request;
+use crate::fuse::{Making, OpenFlags};
 
 /// A request.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub struct Asked<'a> {
     opcode: u32,
     fields: &'a [u8],
     content: &'a [u8],
+    /// What `content` lies in, where that may be kept.
+    whole: Option<&'a Bytes>,
 }
 
 /// What is asked. Names are without the zero that ends them.
@@ -66,7 +68,7 @@ pub enum Operation<'a> {
         name: &'a [u8],
         new_dir: InodeNo,
         new_name: &'a [u8],
-        flags: RenameFlags,
+        flags: u32,
     },
     Link {
         of: InodeNo,
@@ -167,7 +169,7 @@ pub enum Unserved {
 ///
 /// # Panics
 /// If it does not lie within: callers know their lengths.
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(in crate::session) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
@@ -175,13 +177,27 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 ///
 /// # Panics
 /// As `u32_at`.
-pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(in crate::session) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
 /// Length of a request's header, and of the place where the fields of its operation are.
-const HEADER_BYTES: usize = 40;
-const FIELDS_BYTES: usize = 128;
+pub(in crate::session) const HEADER_BYTES: usize = 40;
+pub(in crate::session) const FIELDS_BYTES: usize = 128;
+
+/// How long the fields of an operation are, as we have agreed with the kernel; operations that are not served have none.
+fn fields_bytes(opcode: u32) -> usize {
+    match opcode {
+        9 | 12 | 13 | 14 | 21..=23 | 27 => 8,
+        3 | 8 | 20 | 30 | 35 | 45 | 51 => 16,
+        18 | 25 | 46 | 52 => 24,
+        43 => 32,
+        15 | 16 | 28 | 44 => 40,
+        47 | 53 => 56,
+        4 => 88,
+        _ => 0,
+    }
+}
 
 /// Bits of the flags of setattr: which field is there.
 mod valid {
@@ -196,6 +212,11 @@ mod valid {
     pub const CTIME: u32 = 1 << 10;
     pub const KILL_SUIDGID: u32 = 1 << 11;
 }
+
+/// FUSE_FORGET, FUSE_BATCH_FORGET, FUSE_DESTROY.
+const FORGET: u32 = 2;
+const BATCH_FORGET: u32 = 42;
+const DESTROY: u32 = 38;
 
 /// FUSE_WRITE_KILL_SUIDGID, and FUSE_OPEN_KILL_SUIDGID.
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
@@ -226,6 +247,26 @@ impl<'a> Asked<'a> {
             opcode: u32_at(header, 4),
             fields,
             content,
+            whole: None,
+        }
+    }
+
+    /// A request as it was read from /dev/fuse; `fields` is room for those of its operation. `None` if it is shorter than it must be.
+    pub fn flat(message: &'a [u8], whole: Option<&'a Bytes>, fields: &'a mut [u8; FIELDS_BYTES]) -> Option<Self> {
+        let (header, rest) = message.split_at_checked(HEADER_BYTES)?;
+        let (told, content) = rest.split_at_checked(fields_bytes(u32_at(header, 4)))?;
+        fields[..told.len()].copy_from_slice(told);
+        Some(Self {
+            whole,
+            ..Self::new(header, fields, content)
+        })
+    }
+
+    /// A part of the content, for longer than the request is there: a copy only where it must be.
+    pub fn keep(&self, part: &[u8]) -> Bytes {
+        match self.whole {
+            Some(whole) => whole.slice_ref(part),
+            None => Bytes::copy_from_slice(part),
         }
     }
 
@@ -372,7 +413,7 @@ impl<'a> Asked<'a> {
             name,
             new_dir: InodeNo(self.u64(0)),
             new_name,
-            flags: RenameFlags::from_bits_retain(flags),
+            flags,
         })
     }
 
@@ -422,6 +463,40 @@ impl<'a> Asked<'a> {
     }
 }
 
+/// What a request says before anything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// References are taken back; nobody waits for an answer.
+    Forget,
+    /// The kernel lets go of the file system.
+    Destroy,
+    /// An operation.
+    Operation,
+}
+
+/// Which kind of request it is, and its number; `None` if it is shorter than a header.
+pub fn kind_of(message: &[u8]) -> Option<(Kind, u64)> {
+    let header = message.get(..HEADER_BYTES)?;
+    let kind = match u32_at(header, 4) {
+        FORGET | BATCH_FORGET => Kind::Forget,
+        DESTROY => Kind::Destroy,
+        _ => Kind::Operation,
+    };
+    Some((kind, u64_at(header, 8)))
+}
+
+/// References that are taken back: of which inode, and how many.
+pub fn forgets(message: &[u8]) -> impl Iterator<Item = (InodeNo, u64)> {
+    let (header, rest) = message.split_at_checked(HEADER_BYTES).unwrap_or_default();
+    let is_batch = header.get(4..8).is_some_and(|opcode| u32_at(opcode, 0) == BATCH_FORGET);
+    // One: its inode is in the header, and the number follows. Many: how many there are, then an inode and a number of each.
+    let one = (!is_batch && rest.len() >= 8).then(|| (InodeNo(u64_at(header, 16)), u64_at(rest, 0)));
+    let many = rest.get(8..).filter(|_| is_batch).unwrap_or_default();
+    let count = if many.is_empty() { 0 } else { u32_at(rest, 0) as usize };
+    let of = |pair: &[u8]| (InodeNo(u64_at(pair, 0)), u64_at(pair, 8));
+    one.into_iter().chain(many.chunks_exact(16).take(count).map(of))
+}
+
 /// A name, and what follows the zero that ends it.
 fn name_in(content: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = content.iter().position(|byte| *byte == 0)?;
@@ -429,94 +504,4 @@ fn name_in(content: &[u8]) -> Option<(&[u8], &[u8])> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn header(opcode: u32) -> [u8; HEADER_BYTES] {
-        let mut header = [0; HEADER_BYTES];
-        header[4..8].copy_from_slice(&opcode.to_ne_bytes());
-        header[8..16].copy_from_slice(&7u64.to_ne_bytes());
-        header[16..24].copy_from_slice(&1u64.to_ne_bytes());
-        header[24..28].copy_from_slice(&1000u32.to_ne_bytes());
-        header
-    }
-
-    fn fields(at: &[(usize, u64)]) -> [u8; FIELDS_BYTES] {
-        let mut fields = [0; FIELDS_BYTES];
-        for (at, value) in at {
-            let value = value.to_ne_bytes();
-            fields[*at..*at + 8].copy_from_slice(&value);
-        }
-        fields
-    }
-
-    fn told(opcode: u32, fields: &[u8; FIELDS_BYTES], content: &[u8]) -> Result<String, Unserved> {
-        let header = header(opcode);
-        let asked = Asked::new(&header, fields, content);
-        assert_eq!((asked.unique, asked.ino, asked.request.uid), (7, InodeNo(1), 1000));
-        asked.operation().map(|operation| format!("{operation:?}"))
-    }
-
-    #[test]
-    fn names_and_content_are_found_where_linux_puts_them() {
-        let none = fields(&[]);
-        assert_eq!(told(1, &none, b"a\0").unwrap(), r#"Lookup { name: [97] }"#);
-        let renamed = told(45, &fields(&[(0, 9), (8, 2)]), b"a\0b\0").unwrap();
-        assert!(renamed.contains("new_dir: InodeNo(9), new_name: [98]"), "{renamed}");
-        let written = told(16, &fields(&[(8, 4096), (16, 3)]), b"xyz").unwrap();
-        assert!(
-            written.contains("offset: 4096, data: [120, 121, 122], clears_suid: false"),
-            "{written}"
-        );
-        let set = told(21, &fields(&[(0, 2 | 1 << 32)]), b"user.a\0hi").unwrap();
-        assert!(set.contains("value: [104, 105], flags: 1"), "{set}");
-    }
-
-    #[test]
-    fn times_before_1970_are_as_the_kernel_meant_them() {
-        let asked = fields(&[(0, u64::from(valid::MTIME)), (40, (-2i64).cast_unsigned()), (60, 5)]);
-        let change = told(4, &asked, b"").unwrap();
-        assert!(change.contains("Timestamp { seconds: -2, nanos: 5 }"), "{change}");
-    }
-
-    #[test]
-    fn what_is_cut_or_cannot_be_is_refused() {
-        let none = fields(&[]);
-        // No zero ends the name; a second name is missing; less content than told; a value longer than what is there; more than a
-        // second of nanoseconds.
-        let long = fields(&[(16, 4)]);
-        let value = fields(&[(0, 100)]);
-        let nanos = fields(&[(0, u64::from(valid::ATIME)), (56, 1_000_000_000)]);
-        for (opcode, fields, content) in [
-            (1, &none, &b"name"[..]),
-            (1, &none, b""),
-            (45, &none, b"one\0"),
-            (6, &none, b"one\0two"),
-            (16, &long, b"xyz"),
-            (21, &value, b"user.a\0v"),
-            (4, &nanos, b""),
-        ] {
-            assert_eq!(
-                told(opcode, fields, content),
-                Err(Unserved::Malformed(opcode)),
-                "{opcode}"
-            );
-        }
-        for opcode in [0, 2, 26, 34, 36, 38, 39, 40, 48, 49, 99, u32::MAX] {
-            assert_eq!(told(opcode, &none, b""), Err(Unserved::Unknown(opcode)), "{opcode}");
-        }
-    }
-
-    #[test]
-    fn nothing_that_the_kernel_could_say_panics() {
-        // Every operation with fields of one byte repeated, beside contents of every short length.
-        for opcode in 0..64 {
-            for byte in [0, 1, 0x7f, 0x80, 0xff] {
-                for len in 0..12 {
-                    let content: Vec<u8> = (0..len).map(|n| if n % 5 == 4 { 0 } else { byte }).collect();
-                    let _ = told(opcode, &[byte; FIELDS_BYTES], &content);
-                }
-            }
-        }
-    }
-}
+mod tests;

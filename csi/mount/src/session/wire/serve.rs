@@ -1,24 +1,23 @@
-//! The skin behind a ring: each request becomes the call of `Skin` that the classic transport makes of it too.
+//! The skin behind the wire: each request becomes one call of `Skin`, whichever transport brought it.
 
-use fuser::Errno;
+use nix::errno::Errno;
 use volume::attr::{CopyRange, Place};
-use volume::ids::DirCookie;
+use volume::ids::{DirCookie, InodeNo};
 
-use super::Serve;
 use super::decode::{Asked, Operation, Unserved};
 use super::encode::{Names, Statx, WideWritten};
-use super::ring::RingReply;
+use super::{Carrier, Serve};
 use crate::fuse::Skin;
 
 impl Serve for Skin {
-    fn serve(&self, asked: &Asked<'_>, reply: RingReply) {
+    fn serve(&self, asked: &Asked<'_>, reply: impl Carrier) {
         let operation = match asked.operation() {
             Ok(operation) => operation,
             // The kernel does without, and stops asking.
-            Err(Unserved::Unknown(_)) => return reply.refuse(Errno::ENOSYS),
+            Err(Unserved::Unknown(_)) => return reply.send_error(Errno::ENOSYS),
             Err(error @ Unserved::Malformed(_)) => {
                 tracing::error!(%error, "the kernel asks what this program does not understand");
-                return reply.refuse(Errno::EIO);
+                return reply.send_error(Errno::EIO);
             }
         };
         match operation {
@@ -34,11 +33,15 @@ impl Serve for Skin {
             other => self.serve_inode(asked, other, reply),
         }
     }
+
+    fn forget(&self, ino: InodeNo, count: u64) {
+        Skin::forget(self, ino, count);
+    }
 }
 
 impl Skin {
     /// What is asked of a name in a folder.
-    fn serve_name(&self, asked: &Asked<'_>, operation: Operation<'_>, reply: RingReply) {
+    fn serve_name(&self, asked: &Asked<'_>, operation: Operation<'_>, reply: impl Carrier) {
         let (request, dir) = (&asked.request, asked.ino);
         let at = |name| Place { dir, name };
         match operation {
@@ -62,12 +65,12 @@ impl Skin {
             }
             Operation::Link { of, name } => self.link(request, of, at(name), reply),
             Operation::Create { name, making, flags } => self.create(request, at(name), (making, flags), reply),
-            _ => reply.refuse(Errno::ENOSYS),
+            _ => reply.send_error(Errno::ENOSYS),
         }
     }
 
     /// What is asked of an inode.
-    fn serve_inode(&self, asked: &Asked<'_>, operation: Operation<'_>, reply: RingReply) {
+    fn serve_inode(&self, asked: &Asked<'_>, operation: Operation<'_>, reply: impl Carrier) {
         let (request, ino) = (&asked.request, asked.ino);
         match operation {
             Operation::Getattr => self.getattr(ino, reply),
@@ -81,7 +84,7 @@ impl Skin {
                 offset,
                 data,
                 clears_suid,
-            } => self.write(ino, (offset, data), clears_suid, reply),
+            } => self.write(ino, (offset, asked.keep(data)), clears_suid, reply),
             Operation::Statfs => self.statfs(reply),
             Operation::Release { flags } => self.release(ino, flags, reply),
             Operation::Fsync => self.fsync(ino, reply),
@@ -112,7 +115,7 @@ impl Skin {
                     false => self.copy_file_range(request, range, reply),
                 }
             }
-            _ => reply.refuse(Errno::ENOSYS),
+            _ => reply.send_error(Errno::ENOSYS),
         }
     }
 }
