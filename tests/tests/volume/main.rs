@@ -6,6 +6,7 @@
 mod durability;
 mod faults;
 mod hours;
+mod repair_race;
 mod seen;
 mod settings;
 mod snapshots;

@@ -44,12 +44,12 @@ const FILES: u64 = 40;
 const FLIPS: u64 = 3;
 
 /// An hour: whoever waits longer is stuck.
-const STUCK: Duration = Duration::from_secs(3_600);
+pub(super) const STUCK: Duration = Duration::from_secs(3_600);
 
 /// A volume, and what is in it.
-struct World {
+pub(super) struct World {
     seed: u64,
-    memory: Arc<MemoryBucket>,
+    pub(super) memory: Arc<MemoryBucket>,
     files: Listing,
 }
 
@@ -107,7 +107,7 @@ async fn make_files(volume: &Volume, mount: u64, dice: &mut Dice) {
 }
 
 impl World {
-    async fn new(seed: u64, closed: bool) -> Self {
+    pub(super) async fn new(seed: u64, closed: bool) -> Self {
         let mut dice = Dice::new(seed);
         let store = VolumeStore::new().await;
         for mount in 0..COMPACTED_MOUNTS + LATER_MOUNTS {
@@ -156,6 +156,19 @@ impl World {
         keys.filter(|key| key.ends_with(ending)).max().unwrap()
     }
 
+    /// A fork whose largest file of the tree has lost a bit.
+    pub(super) async fn with_a_flipped_bit(&self) -> Arc<MemoryBucket> {
+        let mut sizes = Vec::new();
+        for key in self.tree_files().into_iter().filter(|key| key.ends_with(".sst")) {
+            sizes.push((self.memory.head(&key).await.unwrap().size_bytes, key));
+        }
+        let (size_bytes, largest) = sizes.into_iter().max().unwrap();
+        let damaged = Arc::new(self.memory.fork());
+        let bucket: BucketRef = damaged.clone();
+        flip_bit(&bucket, &largest, size_bytes * 8 / 3).await.unwrap();
+        damaged
+    }
+
     /// Repairs what was damaged, and compares.
     async fn judge(&self, damaged: Arc<MemoryBucket>, what: &str) -> (Vec<Finding>, Listing) {
         let what = format!("seed {}: {what}", self.seed);
@@ -170,7 +183,7 @@ impl World {
     }
 
     /// A volume that a repair has left mounts, and nothing more is found.
-    async fn sound(&self, memory: &Arc<MemoryBucket>, what: &str) -> Listing {
+    pub(super) async fn sound(&self, memory: &Arc<MemoryBucket>, what: &str) -> Listing {
         let mut wrong = Vec::new();
         let report = check(memory.clone(), CheckOptions::default(), &mut |damage| {
             wrong.push(damage)
@@ -215,7 +228,7 @@ impl World {
     }
 }
 
-fn with_loss() -> RepairOptions {
+pub(super) fn with_loss() -> RepairOptions {
     RepairOptions {
         apply: true,
         accept_loss: true,
@@ -224,11 +237,14 @@ fn with_loss() -> RepairOptions {
     }
 }
 
-async fn mended(memory: &Arc<MemoryBucket>) -> (Result<RepairReport, RepairError>, Vec<Finding>) {
+pub(super) async fn mended(memory: &Arc<MemoryBucket>) -> (Result<RepairReport, RepairError>, Vec<Finding>) {
     repaired(memory.clone(), with_loss()).await
 }
 
-async fn repaired(bucket: BucketRef, options: RepairOptions) -> (Result<RepairReport, RepairError>, Vec<Finding>) {
+pub(super) async fn repaired(
+    bucket: BucketRef,
+    options: RepairOptions,
+) -> (Result<RepairReport, RepairError>, Vec<Finding>) {
     let mut found = Vec::new();
     let report = repair(bucket, options, &mut |finding| found.push(finding)).await;
     (report, found)
@@ -242,7 +258,7 @@ async fn is_harmed(memory: &MemoryBucket, files: &Listing) -> bool {
     !matches!(listed, Ok(Ok(listed)) if listed == *files)
 }
 
-fn seed() -> u64 {
+pub(super) fn seed() -> u64 {
     let seed = number("PANNIER_SEED").unwrap_or(1);
     say(&format!("seed {seed}"));
     seed
@@ -398,15 +414,7 @@ async fn a_repair_that_is_cut_short_anywhere_is_begun_again_and_ends_the_same() 
     let seed = seed();
     for closed in [true, false] {
         let world = World::new(seed, closed).await;
-        let largest = world.tree_files().into_iter().filter(|key| key.ends_with(".sst"));
-        let mut sizes = Vec::new();
-        for key in largest {
-            sizes.push((world.memory.head(&key).await.unwrap().size_bytes, key));
-        }
-        let largest = sizes.into_iter().max().unwrap();
-        let damaged = Arc::new(world.memory.fork());
-        let bucket: BucketRef = damaged.clone();
-        flip_bit(&bucket, &largest.1, largest.0 * 8 / 3).await.unwrap();
+        let damaged = world.with_a_flipped_bit().await;
         let (_, want) = world.judge(Arc::new(damaged.fork()), "the whole repair").await;
         let mut cuts = 0;
         for cut in 1.. {
