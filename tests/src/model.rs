@@ -71,6 +71,8 @@ pub struct Node {
 pub struct Model {
     nodes: BTreeMap<NodeId, Node>,
     open: BTreeSet<NodeId>,
+    /// Files that never had a name: they may get one.
+    nameless: BTreeSet<NodeId>,
     next: u64,
 }
 
@@ -98,6 +100,7 @@ impl Model {
         Self {
             nodes: BTreeMap::from([(NodeId::ROOT, root)]),
             open: BTreeSet::new(),
+            nameless: BTreeSet::new(),
             next: 1,
         }
     }
@@ -185,6 +188,18 @@ impl Model {
         Ok(id)
     }
 
+    /// open(2) with O_TMPFILE: a file without a name, which is open.
+    pub fn make_nameless(&mut self, mode: u16) -> NodeId {
+        let id = NodeId(self.next);
+        self.next += 1;
+        let mut file = node(Content::File(Vec::new()), mode, NodeId::ROOT);
+        file.nlink = 0;
+        self.nodes.insert(id, file);
+        self.nameless.insert(id);
+        self.open(id);
+        id
+    }
+
     fn enter(&mut self, dir: NodeId, name: &[u8], id: NodeId) {
         self.names_mut(dir).insert(name.to_vec(), id);
         if self.is_directory(id) {
@@ -211,6 +226,7 @@ impl Model {
     fn collect(&mut self, id: NodeId) {
         if self.nodes[&id].nlink == 0 && !self.open.contains(&id) {
             self.nodes.remove(&id);
+            self.nameless.remove(&id);
         }
     }
 
@@ -244,7 +260,7 @@ impl Model {
         if self.names(dir).contains_key(name) {
             return Err(Refused::Exists);
         }
-        if self.nodes[&id].nlink == 0 {
+        if self.nodes[&id].nlink == 0 && !self.nameless.remove(&id) {
             return Err(Refused::NotFound);
         }
         self.enter(dir, name, id);

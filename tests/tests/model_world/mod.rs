@@ -402,6 +402,14 @@ impl World {
             self.volume().open_file(self.ino(id), false).await.expect("it exists");
             self.model.open(id);
             self.done.push(format!("open {id:?}"));
+        } else {
+            let made = self.volume().create_nameless(InodeNo::ROOT, 0o600, CALLER).await;
+            let ino = made.expect("nothing is in its way").ino;
+            self.volume().forget(ino, 1);
+            let id = self.model.make_nameless(0o600);
+            self.inos.insert(id, ino);
+            self.done.push(format!("make {id:?} without a name"));
+            self.changed();
         }
     }
 
