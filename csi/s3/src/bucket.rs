@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::operation::list_objects_v2::ListObjectsV2Output;
 use aws_sdk_s3::operation::put_object::builders::PutObjectFluentBuilder;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 use volume::bucket::{Bucket, BucketError, ETag, LIST_ROWS_MAX, ListPage, ListRequest, Object, ObjectMeta};
@@ -21,6 +21,7 @@ use volume::rope::Rope;
 use crate::body::{Signed, stream};
 use crate::counters::Operation;
 use crate::error::{Asked, failure};
+use crate::received::Received;
 use crate::retry::{Failed, Failure, RetryPolicy};
 use crate::store::S3Store;
 use crate::trust::CONNECTIONS_MAX;
@@ -265,7 +266,7 @@ impl S3Bucket {
             None => length as u64,
         };
         let etag = etag(asked, answer.e_tag())?;
-        let mut body = BytesMut::with_capacity(length);
+        let mut body = Received::with_capacity(length);
         let mut whole = None;
         loop {
             let piece = match tokio::time::timeout(self.store.retry.attempt, answer.body.next()).await {
@@ -275,14 +276,14 @@ impl S3Bucket {
                 Err(_) => return Err(asked.cut("the body stalled")),
             };
             self.store.counters.received(asked.operation, piece.len() as u64);
-            if body.is_empty() && piece.len() == length {
+            if body.len() == 0 && piece.len() == length {
                 // Small objects come in one piece, which then needs no copy.
                 whole = Some(piece);
-            } else {
-                body.extend_from_slice(&piece);
+            } else if !body.push(&piece) {
+                return Err(asked.cut(format!("more than {length} bytes came")));
             }
         }
-        let body = whole.unwrap_or_else(|| body.freeze());
+        let body = whole.unwrap_or_else(|| body.finish());
         if body.len() != length {
             return Err(asked.cut(format!("{} of {length} bytes came", body.len())));
         }

@@ -14,6 +14,7 @@ mod hedge;
 mod keys;
 mod location;
 mod put_options;
+mod received;
 mod retry;
 mod store;
 mod trust;
