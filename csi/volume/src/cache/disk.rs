@@ -23,6 +23,7 @@ use crate::rope::Rope;
 
 mod buffer;
 mod direct;
+mod huge;
 mod places;
 mod region;
 mod stretch;

@@ -1,53 +1,54 @@
-//! Memory of large reads and writes, used again: asking the kernel for a new MiB each time, cleared page by page, took longer than
-//! filling it.
+//! Memory of one read or write: a place that is used again where it is large and one is free, else its own.
 //!
-//! Invariant: what an earlier read left in a buffer is never seen, because a buffer is given on only when it was filled.
+//! Invariants: what an earlier read left in a buffer is never seen, because a buffer is given on only when it was filled; large ones
+//! begin where a block may. Who wants one never waits: who holds them all may be waiting for somebody else.
 //! Callers: `stretch.rs`, `direct.rs`, which writes only what it has put there.
-
-use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::stretch::STRETCH_BYTES_MAX;
-
-/// 1 MiB and what is between its frames.
-const BUFFER_BYTES: usize = STRETCH_BYTES_MAX as usize;
+use super::huge::HugeMemory;
+use super::places::{PLACE_BYTES, Place};
 
 /// 256 KiB: shorter reads take memory as anybody does, so that a short answer never keeps a large buffer.
 pub(super) const LARGE_BYTES: usize = 256 * 1024;
 
-/// 8 wait for the next read, whatever volume it is of: some 8 MiB. As many are in use by one reader in sequence: what the kernel has
-/// asked for ahead of it, and what the disk has brought meanwhile.
-const FREE_MAX: usize = 8;
-
-/// Held to take or give one.
-static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+#[derive(Debug)]
+enum Memory {
+    Place(Place),
+    Huge(HugeMemory),
+    Short(Vec<u8>),
+}
 
 /// Memory for one read.
 #[derive(Debug)]
 pub(super) struct Buffer {
-    memory: Vec<u8>,
+    memory: Memory,
     len: usize,
 }
 
 impl Buffer {
     /// Memory for `len` bytes, with anything in it.
     pub fn of(len: usize) -> Self {
-        let large = (LARGE_BYTES..=BUFFER_BYTES).contains(&len);
-        let free = || FREE.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let memory = match large {
-            true => free().unwrap_or_else(|| vec![0; BUFFER_BYTES]),
-            false => vec![0; len],
-        };
-        Self { memory, len }
+        let place = || Place::take().filter(|_| len <= PLACE_BYTES).map(Memory::Place);
+        let large = || place().or_else(|| HugeMemory::new(len).map(Memory::Huge));
+        let memory = (len >= LARGE_BYTES).then(large).flatten();
+        Self {
+            memory: memory.unwrap_or_else(|| Memory::Short(vec![0; len])),
+            len,
+        }
     }
 
     /// To be filled.
     pub fn as_mut(&mut self) -> &mut [u8] {
-        &mut self.memory[..self.len]
+        let memory = match &mut self.memory {
+            Memory::Place(place) => place.as_mut(),
+            Memory::Huge(memory) => memory.as_mut(),
+            Memory::Short(memory) => memory,
+        };
+        &mut memory[..self.len]
     }
 
-    /// What it was filled with. The memory comes back when nobody has any of it any more.
+    /// What it was filled with. A place comes back when nobody has any of it any more.
     pub fn filled(self) -> Bytes {
         Bytes::from_owner(self)
     }
@@ -55,38 +56,39 @@ impl Buffer {
 
 impl AsRef<[u8]> for Buffer {
     fn as_ref(&self) -> &[u8] {
-        &self.memory[..self.len]
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if self.memory.len() != BUFFER_BYTES {
-            return;
-        }
-        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
-        if free.len() < FREE_MAX {
-            free.push(std::mem::take(&mut self.memory));
-        }
+        let memory = match &self.memory {
+            Memory::Place(place) => place.as_ref(),
+            Memory::Huge(memory) => memory.as_ref(),
+            Memory::Short(memory) => memory,
+        };
+        &memory[..self.len]
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::direct::BLOCK_BYTES;
+    use super::super::places::PLACES;
     use super::*;
 
     #[test]
-    fn large_buffers_come_back_and_few_of_them_stay() {
-        let free = || FREE.lock().unwrap().len();
-        let buffers: Vec<Bytes> = (0..3 * FREE_MAX)
-            .map(|_| Buffer::of(BUFFER_BYTES - 7).filled())
+    fn there_are_buffers_for_all_and_large_ones_begin_where_a_block_may() {
+        let buffers: Vec<Bytes> = (0..2 * PLACES)
+            .map(|n| {
+                let mut buffer = Buffer::of(PLACE_BYTES - 7);
+                buffer.as_mut().fill(n as u8);
+                buffer.filled()
+            })
             .collect();
-        let parts: Vec<Bytes> = buffers.iter().map(|buffer| buffer.slice(5..10)).collect();
-        drop(buffers);
-        assert_eq!(parts[0].len(), 5);
-        drop(parts);
-        assert!(free() <= FREE_MAX, "{}", free());
+        for (n, buffer) in buffers.iter().enumerate() {
+            assert!(buffer.as_ptr().addr().is_multiple_of(BLOCK_BYTES as usize));
+            assert_eq!(buffer.len(), PLACE_BYTES - 7);
+            assert!(
+                buffer.iter().all(|byte| *byte == n as u8),
+                "buffer {n} is nobody else's"
+            );
+        }
         assert_eq!(Buffer::of(100).filled().len(), 100);
-        assert_eq!(Buffer::of(2 * BUFFER_BYTES).as_mut().len(), 2 * BUFFER_BYTES);
+        assert_eq!(Buffer::of(2 * PLACE_BYTES).as_mut().len(), 2 * PLACE_BYTES);
     }
 }

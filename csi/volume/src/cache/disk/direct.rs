@@ -11,10 +11,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use rustix::fs::OFlags;
 
 use super::buffer::Buffer;
-use super::places;
 use super::region::{ENTRY_HEADER_BYTES, encode, gap_header};
 use crate::cache::FrameKey;
 use crate::rope::Rope;
@@ -59,26 +59,23 @@ pub(super) fn write(file: &File, frames: &[(FrameKey, Rope)], blocks: Range<u64>
     writer.finish()
 }
 
-/// Reads `range`, no longer than a stretch, and lets `take` have it. Waits for the disk.
-pub(super) fn read(file: &File, range: &Range<u64>, take: impl FnOnce(&[u8])) -> io::Result<()> {
+/// Reads `range`, no longer than a stretch. Waits for the disk.
+pub(super) fn read(file: &File, range: &Range<u64>) -> io::Result<Bytes> {
     let begin = range.start - range.start % BLOCK_BYTES;
     let end = range.end.next_multiple_of(BLOCK_BYTES);
     let place = |from: u64| (from - begin) as usize;
-    let read = places::with(|memory| {
-        let mut filled = 0;
-        // A last block that the file does not fill comes short.
-        while filled < place(range.end) {
-            match file.read_at(&mut memory[filled..place(end)], begin + filled as u64) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+    let mut buffer = Buffer::of(place(end));
+    let mut filled = 0;
+    // A last block that the file does not fill comes short.
+    while filled < place(range.end) {
+        match file.read_at(&mut buffer.as_mut()[filled..], begin + filled as u64) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
-        take(&memory[place(range.start)..place(range.end)]);
-        Ok(())
-    });
-    read.unwrap_or_else(|| Err(io::ErrorKind::OutOfMemory.into()))
+    }
+    Ok(buffer.filled().slice(place(range.start)..place(range.end)))
 }
 
 /// Gathers bytes into blocks.

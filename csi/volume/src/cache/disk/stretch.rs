@@ -89,20 +89,21 @@ impl Stretch {
         let mut buffer = Buffer::of(self.bytes as usize);
         let parts = &mut self.layout().slices(buffer.as_mut());
         let read = rustix::io::preadv2(&self.source.file, parts, self.position, ReadWriteFlags::NOWAIT);
-        (read == Ok(self.bytes as usize)).then(|| self.cut(&buffer.filled()))
+        (read == Ok(self.bytes as usize)).then(|| self.cut(&buffer.filled(), self.layout().places()))
     }
 
     /// Reads. Empty if the disk fails: then nothing of it is here.
     pub fn read(&self) -> Vec<StoredFrame> {
+        let direct = self.source.direct.as_deref();
+        if let Some(direct) = direct.filter(|_| self.is_past_kernel(self.bytes)) {
+            match direct::read(direct, &(self.position..self.position + self.bytes)) {
+                Ok(stored) => return self.cut(&stored, self.as_stored()),
+                Err(error) => tracing::debug!(%error, "the disk gives no blocks past the kernel's memory"),
+            }
+        }
         let mut buffer = Buffer::of(self.bytes as usize);
-        let direct = self
-            .source
-            .direct
-            .as_deref()
-            .filter(|_| self.is_past_kernel(self.bytes));
-        let is_read = direct.is_some_and(|direct| self.read_direct(direct, &mut buffer));
-        match is_read || self.read_by_kernel(&mut buffer) {
-            true => self.cut(&buffer.filled()),
+        match self.read_by_kernel(&mut buffer) {
+            true => self.cut(&buffer.filled(), self.layout().places()),
             false => Vec::new(),
         }
     }
@@ -110,18 +111,6 @@ impl Stretch {
     /// True if so many bytes of it at a time are read past the kernel's memory.
     pub fn is_past_kernel(&self, bytes_at_once: u64) -> bool {
         self.source.direct.is_some() && bytes_at_once.min(self.bytes) >= LARGE_BYTES as u64
-    }
-
-    fn read_direct(&self, file: &File, buffer: &mut Buffer) -> bool {
-        let read = direct::read(file, &(self.position..self.position + self.bytes), |mut stored| {
-            for mut part in self.layout().slices(buffer.as_mut()) {
-                let (now, later) = stored.split_at(part.len());
-                part.copy_from_slice(now);
-                stored = later;
-            }
-        });
-        read.inspect_err(|error| tracing::debug!(%error, "the disk gives no blocks past the kernel's memory"))
-            .is_ok()
     }
 
     fn read_by_kernel(&self, buffer: &mut Buffer) -> bool {
@@ -152,8 +141,24 @@ impl Stretch {
         Layout { frames: &self.frames }
     }
 
-    fn cut(&self, buffer: &Bytes) -> Vec<StoredFrame> {
-        let frames = self.frames.iter().zip(self.layout().places());
+    /// Where the frames are in what was read in one piece.
+    fn as_stored(&self) -> Vec<Place> {
+        let mut at = 0;
+        let places = self.frames.iter().map(|(_, stored_len)| {
+            let end = at + *stored_len as usize;
+            let content_at = end.min(at + FRAME_HEADER_BYTES);
+            let place = Place {
+                head: at..content_at,
+                content: content_at..end,
+            };
+            at = end + ENTRY_HEADER_BYTES;
+            place
+        });
+        places.collect()
+    }
+
+    fn cut(&self, buffer: &Bytes, places: Vec<Place>) -> Vec<StoredFrame> {
+        let frames = self.frames.iter().zip(places);
         let cut = frames.map(|((key, _), Place { head, content })| StoredFrame {
             key: *key,
             head: Piece::new(buffer, head.end - head.len().min(FRAME_HEADER_BYTES)..head.end),
@@ -170,7 +175,7 @@ pub(crate) struct StoredFrame {
     pub key: FrameKey,
     /// Its header.
     pub head: Piece,
-    /// Its content as stored; that of the next frame of a stretch follows it.
+    /// Its content as stored. By way of the kernel, that of the next frame of a stretch follows it.
     pub content: Piece,
 }
 
