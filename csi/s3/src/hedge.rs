@@ -33,9 +33,9 @@ const WAIT_MIN: Duration = Duration::from_millis(2);
 /// Four times the median is slow in any case, also where more than one in twenty is.
 const MEDIANS: u32 = 4;
 
-/// 8 MiB of a GET, more than reading ahead asks for at a time, 4 MiB of a PUT: a second request for more would cost bandwidth that
+/// 12 MiB of a GET, the most that reading ahead asks for at a time, 4 MiB of a PUT: a second request for more would cost bandwidth that
 /// the first one needs.
-const GET_BYTES_MAX: u64 = 8 * 1024 * 1024;
+const GET_BYTES_MAX: u64 = 12 * 1024 * 1024;
 const PUT_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Sizes: up to 16 KiB, 128 KiB, 1 MiB, and more.

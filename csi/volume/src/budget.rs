@@ -47,8 +47,8 @@ const _: () = assert!(
     "the rest is the program's own"
 );
 
-/// An eighth is room for what is on its way from the bucket though nobody has asked for it yet: 32 MiB of 256, what two readers in
-/// sequence have fetched ahead. It is a part of what stays for the program.
+/// An eighth is room for what is on its way from the bucket though nobody has asked for it yet: 32 MiB of 256, the window of
+/// one reader in sequence. It is a part of what stays for the program.
 const AHEAD_SHARE: u64 = 8;
 
 /// Memory that the volumes of a process share. Cheap to clone: all clones are the same budget.

@@ -268,6 +268,12 @@ impl Fetcher {
         self.inner.counts[tier].fetch_add(frames as u64, Ordering::Relaxed);
     }
 
+    /// How much may be on its way ahead of readers: half of all room where only RAM keeps it until it is read.
+    pub fn ahead_bytes(&self) -> u64 {
+        let all = self.inner.ahead.bytes();
+        if self.has_disk() { all } else { all / 2 }
+    }
+
     /// True if there is a cache on disk.
     pub fn has_disk(&self) -> bool {
         self.inner.disk.is_some()
@@ -363,6 +369,9 @@ impl Fetcher {
                     Err(detail) if last_try => return Err(FetchError::Damaged(frame.damage(detail))),
                     Err(_) => self.drop_cached(*key),
                 }
+            }
+            if let Some(disk) = &self.inner.disk {
+                disk.note_read(found.keys());
             }
         }
         Ok(())

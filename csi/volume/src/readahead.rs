@@ -11,19 +11,19 @@ use crate::table::Part;
 /// 512 KiB: the first window, when a second read follows the first.
 const WINDOW_BYTES_MIN: u64 = 512 * 1024;
 
-/// Four times as much with each step: three steps, each of which waits for the store, to the largest window.
-const WINDOW_GROWTH: u64 = 4;
+/// Eight times as much with each step: two steps, each of which waits for the store, to the largest window.
+const WINDOW_GROWTH: u64 = 8;
 
-/// 16 MiB: four of the longest GETs under way. Twice as much, by GETs of 8 MiB, came faster than the disk takes it, and what does not
-/// reach the cache is fetched again; without a cache on disk it would push itself out of RAM before it is read.
-pub(crate) const WINDOW_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// 32 MiB: four of the longest GETs under way, and all the room that a budget of 256 MiB has. Half of it where there is no cache on
+/// disk: more would push itself out of RAM before it is read.
+pub(crate) const WINDOW_BYTES_MAX: u64 = 32 * 1024 * 1024;
 
 /// A quarter of the window is fetched at a time, by one GET where it lies in one piece.
 const STEPS: u64 = 4;
 
-/// 2 MiB and 4 MiB: a GET costs a store as much as some MiB of content, so long ones are cheap; a short window is that of a reader
+/// 2 MiB and 8 MiB: a GET costs a store as much as some MiB of content, so long ones are cheap; a short window is that of a reader
 /// that waits for the end of each.
-const GET_BYTES: std::ops::RangeInclusive<u64> = 2 * 1024 * 1024..=4 * 1024 * 1024;
+const GET_BYTES: std::ops::RangeInclusive<u64> = 2 * 1024 * 1024..=8 * 1024 * 1024;
 
 /// 256 files are watched; with more, those forgotten begin again with small windows.
 const STREAMS_MAX: usize = 256;

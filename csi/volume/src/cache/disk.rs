@@ -253,19 +253,25 @@ impl DiskCache {
     /// True if the frame is here.
     pub fn contains(&self, key: FrameKey) -> bool {
         let index = self.inner.lock();
-        index.by_key.contains_key(&key) || index.waiting.get(key).is_some()
+        index.by_key.contains_key(&key) || index.waiting.has(key)
     }
 
-    /// A frame that waits for the disk, or has just been written past the kernel's memory, as stored.
+    /// A frame that waits for the disk, or has just been written past the kernel's memory, as stored, for somebody who reads it.
     pub fn waiting(&self, key: FrameKey) -> Option<Bytes> {
-        let waiting = self.inner.lock().waiting.get(key)?;
+        let waiting = self.inner.lock().waiting.read(key)?;
         // What a commit has put may lie in pieces.
         Some(waiting.to_bytes())
     }
 
+    /// Notes that these frames were read, wherever from.
+    pub fn note_read<'a>(&self, keys: impl Iterator<Item = &'a FrameKey>) {
+        let mut index = self.inner.lock();
+        keys.for_each(|key| drop(index.waiting.read(*key)));
+    }
+
     /// True if it does.
     pub fn is_waiting(&self, key: FrameKey) -> bool {
-        self.inner.lock().waiting.get(key).is_some()
+        self.inner.lock().waiting.has(key)
     }
 
     /// Keeps frames, which are found from now on; false where too many wait for the disk already.

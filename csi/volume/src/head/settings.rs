@@ -132,7 +132,7 @@ fn readahead(value: &str) -> Result<u64, ParameterError> {
         .ok_or_else(|| ParameterError::Value {
             name: "readahead",
             value: value.to_owned(),
-            known: "0, or bytes, or a number with KiB or MiB, up to 16MiB",
+            known: "0, or bytes, or a number with KiB or MiB, up to 32MiB",
         })
 }
 
@@ -199,7 +199,7 @@ mod tests {
             ("bucket", "data"),
             ("umask", "0700"),
             ("umask", "rwx"),
-            ("readahead", "17MiB"),
+            ("readahead", "33MiB"),
             ("readahead", "much"),
             ("s3_outage", "eio"),
             ("transport", "uring"),

@@ -285,5 +285,35 @@ async fn more_than_may_wait_is_not_kept() {
         .take_while(|n| index.waiting.add(batch(*n), KeptFor::Reading))
         .count();
     assert!((31..=34).contains(&taken), "{taken} of a MB each");
-    assert!(index.waiting.get(key(0)).is_some() && index.waiting.get(key(999)).is_none());
+    assert!(index.waiting.has(key(0)) && !index.waiting.has(key(999)));
+}
+
+/// Goal: what was read by who reads in sequence, and is on the disk, does not stay in memory; what was not read does, for a while.
+/// Method: a batch that is written, read frame by frame, and another that comes while the first waits.
+#[tokio::test(start_paused = true)]
+async fn what_was_read_and_written_is_forgotten_at_once() {
+    let batch =
+        |numbers: std::ops::Range<u64>| Arc::new(numbers.map(|n| (key(n), large(n).into())).collect::<Vec<_>>());
+    let mut waiting = Waiting::default();
+    assert!(waiting.add(batch(0..4), KeptFor::Reading));
+    // Its last frame comes again, with others.
+    assert!(waiting.add(batch(3..7), KeptFor::Reading));
+    assert!((0..2).all(|n| waiting.read(key(n)).is_some_and(|frame| frame.is(&large(n)))));
+    let (first, direct) = waiting.next().expect("it waits");
+    assert!(direct);
+    waiting.written(first, direct);
+    assert!(waiting.has(key(1)), "one of its frames was not read");
+    assert!(waiting.read(key(0)).is_some(), "a second time");
+    assert!(waiting.has(key(2)));
+    assert!(waiting.read(key(2)).is_some());
+    assert!((0..3).all(|n| !waiting.has(key(n))), "all of it was read");
+    assert!(
+        (3..7).all(|n| waiting.read(key(n)).is_some()),
+        "the other one waits for the disk"
+    );
+    let (second, direct) = waiting.next().expect("it waits");
+    assert!((3..7).all(|n| waiting.has(key(n))), "it is being written");
+    waiting.written(second, direct);
+    assert!((3..7).all(|n| !waiting.has(key(n))));
+    assert!(waiting.next().is_none() && waiting.is_empty());
 }

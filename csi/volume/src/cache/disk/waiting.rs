@@ -1,5 +1,6 @@
 //! What waits for the disk, in the order in which it came, and what has just got there past the kernel's memory: both are
-//! found here meanwhile.
+//! found here meanwhile. What is there and was read is forgotten at once, so that who reads in sequence uses little memory again and
+//! again.
 //!
 //! Invariant: never more than `WAITING_BYTES_MAX`. One thread writes at a time, and only while there is something to write.
 //! Caller: `disk.rs`. Absent: where it goes.
@@ -42,7 +43,8 @@ type Frames = Arc<Vec<(FrameKey, Rope)>>;
 
 /// Frames that came together.
 #[derive(Debug)]
-struct Batch {
+pub(super) struct Batch {
+    number: u64,
     frames: Frames,
     bytes: u64,
     kept_for: KeptFor,
@@ -55,13 +57,25 @@ impl Batch {
     }
 }
 
+/// A frame that is found.
+#[derive(Debug)]
+struct Found {
+    stored: Rope,
+    /// Its batch.
+    batch: u64,
+    was_read: bool,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    by_key: HashMap<FrameKey, Rope>,
+    by_key: HashMap<FrameKey, Found>,
+    /// How many frames of each batch are found here and were not read yet.
+    unread: HashMap<u64, usize>,
+    batches: u64,
     queue: VecDeque<Batch>,
     queue_bytes: u64,
-    /// Written already, but only just: whoever reads in sequence is about to ask for it.
+    /// Written already, but only just, and not read: whoever reads in sequence is about to ask for it. In the order of their numbers.
     fresh: VecDeque<(Instant, Batch)>,
     /// Of all of them, that which is being written included.
     bytes: u64,
@@ -72,14 +86,44 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// A frame as stored, if it is here.
-    pub fn get(&self, key: FrameKey) -> Option<Rope> {
-        self.by_key.get(&key).cloned()
+    /// True if a frame is here.
+    pub fn has(&self, key: FrameKey) -> bool {
+        self.by_key.contains_key(&key)
+    }
+
+    /// A frame as stored, if it is here, for somebody who reads it.
+    pub fn read(&mut self, key: FrameKey) -> Option<Rope> {
+        let found = self.by_key.get_mut(&key)?;
+        let (stored, batch) = (found.stored.clone(), found.batch);
+        if !std::mem::replace(&mut found.was_read, true) {
+            self.one_less(batch);
+        }
+        Some(stored)
     }
 
     /// Forgets a frame, which is damaged.
     pub fn give_up(&mut self, key: FrameKey) {
-        self.by_key.remove(&key);
+        if let Some(found) = self.by_key.remove(&key)
+            && !found.was_read
+        {
+            self.one_less(found.batch);
+        }
+    }
+
+    /// One frame of a batch is not waited for any more; if it was the last, and the disk has them, so is none.
+    fn one_less(&mut self, batch: u64) {
+        let Some(unread) = self.unread.get_mut(&batch) else {
+            return;
+        };
+        *unread -= 1;
+        if *unread > 0 {
+            return;
+        }
+        if let Ok(at) = self.fresh.binary_search_by_key(&batch, |(_, batch)| batch.number)
+            && let Some((_, batch)) = self.fresh.remove(at)
+        {
+            self.forget(&batch);
+        }
     }
 
     /// Takes frames; false where too many are here.
@@ -91,12 +135,23 @@ impl Waiting {
                 None => return false,
             }
         }
+        let number = self.batches;
+        self.batches += 1;
+        self.unread.insert(number, frames.len());
         for (key, stored) in frames.iter() {
-            self.by_key.insert(*key, stored.clone());
+            // It may be here already; then the earlier batch is not waited for because of it.
+            self.give_up(*key);
+            let found = Found {
+                stored: stored.clone(),
+                batch: number,
+                was_read: false,
+            };
+            self.by_key.insert(*key, found);
         }
         self.bytes += bytes;
         self.queue_bytes += bytes;
         self.queue.push_back(Batch {
+            number,
             frames,
             bytes,
             kept_for,
@@ -110,7 +165,7 @@ impl Waiting {
     }
 
     /// What is to be written next, and whether past the kernel's memory; `None` ends the writing.
-    fn next(&mut self) -> Option<(Batch, bool)> {
+    pub fn next(&mut self) -> Option<(Batch, bool)> {
         let Some(batch) = self.queue.pop_front() else {
             self.writing = false;
             return None;
@@ -120,21 +175,30 @@ impl Waiting {
         Some((batch, direct))
     }
 
-    fn written(&mut self, batch: Batch, direct: bool) {
-        match direct && batch.kept_for == KeptFor::Reading {
+    /// Notes that a batch is on the disk, and whether it went past the kernel's memory.
+    pub fn written(&mut self, batch: Batch, direct: bool) {
+        let is_read = self.unread.get(&batch.number) == Some(&0);
+        match direct && batch.kept_for == KeptFor::Reading && !is_read {
             true => self.fresh.push_back((Instant::now(), batch)),
             false => self.forget(&batch),
         }
     }
 
     fn forget(&mut self, batch: &Batch) {
-        for (key, stored) in batch.frames.iter() {
+        for (key, _) in batch.frames.iter() {
             // It may have come again, and wait again.
-            if self.by_key.get(key).is_some_and(|here| here.shares_memory_with(stored)) {
+            if self.by_key.get(key).is_some_and(|found| found.batch == batch.number) {
                 self.by_key.remove(key);
             }
         }
+        self.unread.remove(&batch.number);
         self.bytes -= batch.bytes;
+    }
+
+    /// True if nothing is here, and nothing is remembered of what was.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0 && self.by_key.is_empty() && self.unread.is_empty() && self.fresh.is_empty()
     }
 
     /// Forgets what is not fresh any more; returns when to look again, if anything is left.
