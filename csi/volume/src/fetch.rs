@@ -31,7 +31,7 @@ use crate::row::{ExtentRow, FRAME_BYTES};
 
 mod ranges;
 
-use ranges::{bytes_of, ranges_of};
+use ranges::{bytes_of, frames_of, ranges_of};
 
 /// 2 MiB, about: one GET that somebody waits for. Long enough that its latency hardly counts, short enough that several share the
 /// bandwidth.
@@ -578,29 +578,6 @@ fn cut(part: &WantedPart, found: &BTreeMap<FrameKey, Piece>) -> Result<Vec<Bytes
         }));
     }
     Ok(pieces.iter().map(Piece::bytes).collect())
-}
-
-/// The frames that hold a part.
-fn frames_of(part: &WantedPart) -> impl Iterator<Item = Frame> {
-    let row = &part.row;
-    let start = row.skip + part.skip;
-    let first = (start / u64::from(FRAME_BYTES)) as usize;
-    let end = (start + part.len).div_ceil(u64::from(FRAME_BYTES)) as usize;
-    let mut at = row.object_offset;
-    row.frame_stored_lens.iter().enumerate().filter_map(move |(i, len)| {
-        let offset = at;
-        at += u64::from(*len);
-        (i >= first && i < end).then_some(Frame {
-            key: FrameKey {
-                object: row.object,
-                offset,
-            },
-            stored_len: *len,
-            origin_ino: row.origin_ino,
-            origin_offset: row.origin_offset.wrapping_add(i as u64 * u64::from(FRAME_BYTES)),
-            offset: part.offset,
-        })
-    })
 }
 
 #[cfg(test)]

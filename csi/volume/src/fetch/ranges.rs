@@ -1,8 +1,33 @@
-//! Which frames one GET brings.
+//! Which frames hold a part of a file, and which of them one GET brings.
 //!
-//! Caller: `fetch.rs`. Absent: which of them are wanted.
+//! Caller: `fetch.rs`. Absent: where they are cached.
 
-use super::Frame;
+use super::{Frame, WantedPart};
+use crate::cache::FrameKey;
+use crate::row::FRAME_BYTES;
+
+/// The frames that hold a part.
+pub(super) fn frames_of(part: &WantedPart) -> impl Iterator<Item = Frame> {
+    let row = &part.row;
+    let start = row.skip + part.skip;
+    let first = (start / u64::from(FRAME_BYTES)) as usize;
+    let end = (start + part.len).div_ceil(u64::from(FRAME_BYTES)) as usize;
+    let mut at = row.object_offset;
+    row.frame_stored_lens.iter().enumerate().filter_map(move |(i, len)| {
+        let offset = at;
+        at += u64::from(*len);
+        (i >= first && i < end).then_some(Frame {
+            key: FrameKey {
+                object: row.object,
+                offset,
+            },
+            stored_len: *len,
+            origin_ino: row.origin_ino,
+            origin_offset: row.origin_offset.wrapping_add(i as u64 * u64::from(FRAME_BYTES)),
+            offset: part.offset,
+        })
+    })
+}
 
 /// Bytes of frames that lie one after another.
 pub(super) fn bytes_of(range: &[Frame]) -> u64 {
