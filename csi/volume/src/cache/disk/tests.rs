@@ -284,7 +284,7 @@ async fn more_than_may_wait_is_not_kept() {
     let taken = (0..100)
         .take_while(|n| index.waiting.add(batch(*n), KeptFor::Reading))
         .count();
-    assert!((31..=34).contains(&taken), "{taken} of a MB each");
+    assert!((46..=50).contains(&taken), "{taken} of a MB each");
     assert!(index.waiting.has(key(0)) && !index.waiting.has(key(999)));
 }
 

@@ -15,11 +15,12 @@ use super::Inner;
 use crate::cache::FrameKey;
 use crate::rope::Rope;
 
-/// 32 MiB wait at most. More is not cached: neither reading nor a commit must wait for a slow disk.
-const WAITING_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// 48 MiB wait at most: what one reader in sequence has under way, and half as much that the disk has not taken yet. More is not
+/// cached: neither reading nor a commit must wait for a slow disk.
+const WAITING_BYTES_MAX: u64 = 48 * 1024 * 1024;
 
 /// 16 MiB: with more than that behind a batch, the disk does not keep up, and the kernel's memory takes the batch in.
-const BEHIND_BYTES: u64 = WAITING_BYTES_MAX / 2;
+const BEHIND_BYTES: u64 = 16 * 1024 * 1024;
 
 /// 256 KiB: shorter batches are written by way of the kernel's memory, which gathers them.
 const DIRECT_BYTES_MIN: u64 = 256 * 1024;
