@@ -231,7 +231,11 @@ fn start_readers(
     };
     let start = |nth| {
         let (device, server) = (device.clone(), Arc::clone(server));
-        let run = move || device.run(content_bytes_max, &*server);
+        let run = move || {
+            let ran = device.run(content_bytes_max, &*server);
+            // The others go on, so nobody else tells it before the end.
+            ran.inspect_err(|error| tracing::error!(%error, "a thread of a mount reads no more requests"))
+        };
         std::thread::Builder::new().name(format!("fuse-{nth}")).spawn(run)
     };
     (0..threads)
