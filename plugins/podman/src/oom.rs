@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-/// A watch on one container's cgroup, to be made soon after its start.
+/// A watch on one container's cgroup, to be made before its program runs: a program may be killed before anybody has looked at it.
 #[derive(Debug)]
 pub struct OomWatch {
     killed: watch::Receiver<bool>,

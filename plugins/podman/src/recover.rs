@@ -11,6 +11,7 @@ use crate::error::DriverError;
 use crate::events::Subject;
 use crate::handle::Handle;
 use crate::logs::TaskLogs;
+use crate::oom::OomWatch;
 use crate::plugin::Plugin;
 use crate::podman::{ContainerInfo, Podman};
 use crate::roster::Taken;
@@ -63,7 +64,8 @@ pub async fn recover(plugin: &Plugin, of: &Subject, state: &[u8]) -> Result<Arc<
     };
     let logs = resume_logs(plugin, &handle);
     tracing::info!(task = handle.task_id, container = handle.container_id, "recovered");
-    Ok(reservation.commit(Task::watch(handle, podman, logs, pid)))
+    let memory = pid.and_then(OomWatch::of);
+    Ok(reservation.commit(Task::watch(handle, podman, logs, memory)))
 }
 
 /// What a predecessor's state does not have, the container does.

@@ -16,6 +16,7 @@ use crate::images::keeper::HeldImage;
 use crate::log_choice::LogChoice;
 use crate::logs::{HeldOpen, JOURNAL_SOCKET, JournalPlan, LogPlan, TaskLogs, log_configuration, log_dir};
 use crate::nomad_task::NomadTask;
+use crate::oom::OomWatch;
 use crate::plugin::{Plugin, Service, Settings};
 use crate::podman::{BindMount, ContainerInfo, LogConfiguration};
 use crate::roster::Taken;
@@ -58,9 +59,9 @@ async fn run(plugin: &Plugin, task: &NomadTask, options: &[u8]) -> Result<Arc<Ta
         made: Made::default(),
     };
     match recipe.cook(&host).await {
-        Ok((handle, pid)) => {
+        Ok((handle, memory)) => {
             let podman = Arc::clone(&service.podman);
-            Ok(reservation.commit(Task::watch(handle, podman, recipe.made.logs, pid)))
+            Ok(reservation.commit(Task::watch(handle, podman, recipe.made.logs, memory)))
         }
         Err(error) => {
             recipe.clean_up().await;
@@ -111,8 +112,8 @@ struct Made {
 }
 
 impl Recipe<'_> {
-    /// Makes the container and starts it; what to recover it by, and the pid of its first process.
-    async fn cook(&mut self, host: &Host) -> Result<(Handle, Option<i32>), DriverError> {
+    /// Makes the container and starts it; what to recover it by, and the watch on its memory.
+    async fn cook(&mut self, host: &Host) -> Result<(Handle, Option<OomWatch>), DriverError> {
         let logs = self.output(host)?;
         let inputs = Inputs {
             task: self.task,
@@ -136,11 +137,13 @@ impl Recipe<'_> {
         self.check_runtime(&container).await?;
         let logs = logs.plan.map(|plan| self.journalled(plan, &container));
         self.collect_logs(logs.as_ref(), held).await?;
-        self.check_mounts(&container, &served).await?;
+        let pid = self.init_container(&container).await?;
+        self.check_mounts(&served, pid)?;
+        let memory = OomWatch::of(pid);
         self.start_container(&container).await?;
         let info = self.inspect(&container).await?;
         let network = spec::driver_network(inputs, &plan, &info);
-        Ok((self.handle(container, logs, network, &info), info.state.pid))
+        Ok((self.handle(container, logs, network, &info), memory))
     }
 
     /// Where output goes, as the task says or else the plugin's options.
@@ -330,14 +333,16 @@ impl Recipe<'_> {
         Ok(())
     }
 
-    /// Before the program runs: whether the container has what it is to write to.
-    async fn check_mounts(&self, container: &str, served: &[ServedMount]) -> Result<(), DriverError> {
-        if served.is_empty() {
-            return Ok(());
-        }
+    /// Makes all of the container but for running its program, which may run out of memory or write to a mount at once. The host's
+    /// number of its first process; 0 if that is gone.
+    async fn init_container(&self, container: &str) -> Result<i32, DriverError> {
         let made = self.service.podman.init_container(container).await;
         made.map_err(|error| DriverError::start("start the container", error))?;
-        let pid = self.inspect(container).await?.state.pid.unwrap_or_default();
+        Ok(self.inspect(container).await?.state.pid.unwrap_or_default())
+    }
+
+    /// Whether the container has what its program is to write to.
+    fn check_mounts(&self, served: &[ServedMount], pid: i32) -> Result<(), DriverError> {
         match served_mounts::missing_from(served, pid) {
             None => Ok(()),
             Some(path) => Err(DriverError::UnseenMount {

@@ -86,12 +86,11 @@ impl Exit {
 }
 
 impl Task {
-    /// Begins to watch a container that runs or has ended. `pid` is the host's number of its first process, if it runs. Must be called inside a runtime.
+    /// Begins to watch a container that runs or has ended. Must be called inside a runtime.
     #[must_use]
-    pub fn watch(handle: Handle, podman: Arc<dyn Podman>, logs: Option<TaskLogs>, pid: Option<i32>) -> Self {
+    pub fn watch(handle: Handle, podman: Arc<dyn Podman>, logs: Option<TaskLogs>, memory: Option<OomWatch>) -> Self {
         let (sender, phase) = watch::channel(Phase::Running);
         let (container, service) = (handle.container_id.clone(), Arc::clone(&podman));
-        let memory = pid.and_then(OomWatch::of);
         let watcher = tokio::spawn(async move {
             let mut exit = learn_exit(&container, &*service).await;
             // A program that survived the kill of one of its children did not end for lack of memory.

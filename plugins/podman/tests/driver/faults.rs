@@ -200,6 +200,8 @@ async fn a_start_that_fails_at_any_step_leaves_nothing_and_may_be_tried_again() 
         ("image", Fault::Before),
         ("create", Fault::Before),
         ("create", Fault::After),
+        ("init", Fault::Before),
+        ("init", Fault::After),
         ("start", Fault::Before),
         ("start", Fault::After),
     ] {
