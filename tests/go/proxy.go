@@ -44,13 +44,16 @@ func (w *world) proxyTo(service string) *proxy {
 		FlushInterval: -1,
 		ErrorHandler:  func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 		ModifyResponse: func(response *http.Response) error {
-			p.pass(response.Request, true)
+			_ = p.pass(response.Request, true)
 			return nil
 		},
 	}
 	listener := must(net.Listen("unix", p.socket))
 	p.server = &http.Server{Handler: http.HandlerFunc(func(response http.ResponseWriter, request *http.Request) {
-		p.pass(request, false)
+		if p.pass(request, false) {
+			// Podman never hears of it: not even of a call whose caller has just died, which it would carry out at some later time.
+			panic(http.ErrAbortHandler)
+		}
 		forward.ServeHTTP(response, request)
 	})}
 	go func() { _ = p.server.Serve(listener) }()
@@ -58,7 +61,8 @@ func (w *world) proxyTo(service string) *proxy {
 	return p
 }
 
-// at has something done once, at the next such moment. The call waits for it; a connection that is gone by then ends the call.
+// at has something done once, at the next such moment. The call waits for it. It must end the driver or its Podman service: a call
+// that Podman has not heard of by then ends without an answer.
 func (p *proxy) at(m moment, reach func()) {
 	p.Lock()
 	defer p.Unlock()
@@ -72,8 +76,8 @@ func (p *proxy) count() int {
 	return p.calls
 }
 
-// pass is called at each moment.
-func (p *proxy) pass(request *http.Request, after bool) {
+// pass is called at each moment, and says whether it was the one.
+func (p *proxy) pass(request *http.Request, after bool) bool {
 	p.Lock()
 	if !after {
 		p.calls++
@@ -88,4 +92,5 @@ func (p *proxy) pass(request *http.Request, after bool) {
 	if hit {
 		reach()
 	}
+	return hit
 }
