@@ -29,7 +29,7 @@ pub(super) struct Buffer {
 impl Buffer {
     /// Memory for `len` bytes, with anything in it.
     pub fn of(len: usize) -> Self {
-        let place = || Place::take().filter(|_| len <= PLACE_BYTES).map(Memory::Place);
+        let place = || (len <= PLACE_BYTES).then(Place::take).flatten().map(Memory::Place);
         let large = || place().or_else(|| HugeMemory::new(len).map(Memory::Huge));
         let memory = (len >= LARGE_BYTES).then(large).flatten();
         Self {

@@ -38,6 +38,12 @@ impl Places {
             free: Mutex::new((0..PLACES).rev().collect()),
         })
     }
+
+    /// One that nobody uses.
+    fn take(&'static self) -> Option<Place> {
+        let number = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        Some(Place { of: self, number })
+    }
 }
 
 /// A place and the right to use it, with anything in it. It begins where a block may.
@@ -48,11 +54,9 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// One that nobody uses.
+    /// One that nobody uses, of those of the process.
     pub fn take() -> Option<Self> {
-        let of = PLACES_OF_ALL.get_or_init(Places::new).as_ref()?;
-        let number = of.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-        Some(Self { of, number })
+        PLACES_OF_ALL.get_or_init(Places::new).as_ref()?.take()
     }
 
     fn at(&self) -> *mut u8 {
@@ -89,17 +93,17 @@ mod tests {
     use super::*;
 
     /// Goal: no two users ever have the same place, and each place comes back. Method: three times as many threads as places, each
-    /// of which leaves its mark and looks for it after others had their chance.
+    /// of which leaves its mark and looks for it after others had their chance; in places that no other test takes.
     #[test]
     fn a_place_has_one_user_at_a_time_and_comes_back() {
+        let places: &'static Places = Box::leak(Box::new(Places::new().expect("there is memory")));
         let (users, had) = (AtomicUsize::new(0), AtomicUsize::new(0));
         std::thread::scope(|scope| {
             for mark in 0..3 * PLACES as u8 {
                 let (users, had) = (&users, &had);
                 scope.spawn(move || {
                     for _ in 0..50 {
-                        // Other tests use them as well.
-                        let Some(mut place) = Place::take() else { continue };
+                        let Some(mut place) = places.take() else { continue };
                         assert!(users.fetch_add(1, Ordering::SeqCst) < PLACES);
                         had.fetch_add(1, Ordering::SeqCst);
                         assert!(place.as_ref().as_ptr().addr().is_multiple_of(BLOCK_BYTES as usize));
@@ -112,5 +116,7 @@ mod tests {
             }
         });
         assert!(had.into_inner() > PLACES, "they are used again");
+        let all: Vec<Place> = std::iter::from_fn(|| places.take()).collect();
+        assert_eq!(all.len(), PLACES, "each came back");
     }
 }
