@@ -25,9 +25,8 @@ pub fn give_back_large_blocks() {
 
 static SHELF: Shelf = Shelf::new();
 
-/// A sixteenth of what the volumes may have together: with 256 MiB four of the largest GETs, or 120 frames. An eighth would not fit
-/// beside what four busy volumes have at their height.
-const KEPT_SHARE: u64 = 16;
+/// A sixth of what the volumes may have together: with 256 MiB what one reader in sequence has under way, five of the largest GETs.
+const KEPT_SHARE: u64 = 6;
 
 /// Keeps large blocks that were freed for the next ones of their size, up to a share of `memory_bytes`, and for a second or two.
 /// For processes that content goes through; before it is called nothing is kept.

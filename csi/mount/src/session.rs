@@ -188,7 +188,7 @@ impl Attached {
             .name("fuse-session".into())
             .spawn(move || {
                 if let Err(error) = wait_for_end(readers, rings) {
-                    tracing::error!(%error, mountpoint = %place.display(), "serving the mount failed");
+                    tracing::error!(%error, mountpoint = %place.display(), "a mount has ended of which not all threads served to the end");
                 }
                 end.send_replace(true);
             })

@@ -21,7 +21,6 @@ use volume::rope::Rope;
 use crate::body::{Signed, stream};
 use crate::counters::Operation;
 use crate::error::{Asked, failure};
-use crate::received::Received;
 use crate::retry::{Failed, Failure, RetryPolicy};
 use crate::store::S3Store;
 use crate::trust::CONNECTIONS_MAX;
@@ -32,6 +31,9 @@ pub use plain::{Metadata, PARTS_MAX, Part, Upload};
 
 /// 5 s: whether a bucket can be used is asked by somebody who waits for the answer.
 const VERIFY_TOTAL: Duration = Duration::from_secs(5);
+
+/// 32 MiB of memory for a body before any of it is here, whatever length the store says; more than one GET asks for.
+const RESERVED_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// 16 connections free: with fewer, a second request would only wait for what others need.
 const CONNECTIONS_SPARE: usize = CONNECTIONS_MAX / 4;
@@ -266,7 +268,7 @@ impl S3Bucket {
             None => length as u64,
         };
         let etag = etag(asked, answer.e_tag())?;
-        let mut body = Received::with_capacity(length);
+        let mut body = Vec::with_capacity(length.min(RESERVED_BYTES_MAX));
         let mut whole = None;
         loop {
             let piece = match tokio::time::timeout(self.store.retry.attempt, answer.body.next()).await {
@@ -276,14 +278,16 @@ impl S3Bucket {
                 Err(_) => return Err(asked.cut("the body stalled")),
             };
             self.store.counters.received(asked.operation, piece.len() as u64);
-            if body.len() == 0 && piece.len() == length {
+            if body.is_empty() && piece.len() == length {
                 // Small objects come in one piece, which then needs no copy.
                 whole = Some(piece);
-            } else if !body.push(&piece) {
+            } else if piece.len() <= length - body.len() {
+                body.extend_from_slice(&piece);
+            } else {
                 return Err(asked.cut(format!("more than {length} bytes came")));
             }
         }
-        let body = whole.unwrap_or_else(|| body.finish());
+        let body = whole.unwrap_or_else(|| body.into());
         if body.len() != length {
             return Err(asked.cut(format!("{} of {length} bytes came", body.len())));
         }

@@ -14,7 +14,6 @@ mod hedge;
 mod keys;
 mod location;
 mod put_options;
-mod received;
 mod retry;
 mod store;
 mod trust;

@@ -266,7 +266,7 @@ impl DiskCache {
     /// Notes that these frames were read, wherever from.
     pub fn note_read<'a>(&self, keys: impl Iterator<Item = &'a FrameKey>) {
         let mut index = self.inner.lock();
-        keys.for_each(|key| drop(index.waiting.read(*key)));
+        keys.for_each(|key| index.waiting.note_read(*key));
     }
 
     /// True if it does.

@@ -94,12 +94,19 @@ impl Waiting {
 
     /// A frame as stored, if it is here, for somebody who reads it.
     pub fn read(&mut self, key: FrameKey) -> Option<Rope> {
-        let found = self.by_key.get_mut(&key)?;
-        let (stored, batch) = (found.stored.clone(), found.batch);
-        if !std::mem::replace(&mut found.was_read, true) {
+        let stored = self.by_key.get(&key)?.stored.clone();
+        self.note_read(key);
+        Some(stored)
+    }
+
+    /// Notes that a frame was read, if it is here.
+    pub fn note_read(&mut self, key: FrameKey) {
+        if let Some(found) = self.by_key.get_mut(&key)
+            && !std::mem::replace(&mut found.was_read, true)
+        {
+            let batch = found.batch;
             self.one_less(batch);
         }
-        Some(stored)
     }
 
     /// Forgets a frame, which is damaged.
