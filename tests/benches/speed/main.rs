@@ -35,7 +35,7 @@ use volume::head::Transport;
 use volume_s3::{S3Options, S3Store};
 
 use cpu::Cpu;
-use systems::{Place, Running, System};
+use systems::{Place, Running, System, forget_caches};
 use table::Table;
 
 /// What was asked for.
@@ -101,6 +101,9 @@ impl Arguments {
     }
 }
 
+/// 7 s: rclone begins to bring what was written to the bucket 5 s later.
+const WRITE_BACK: Duration = Duration::from_secs(7);
+
 /// All that a group needs.
 struct Bench {
     arguments: Arguments,
@@ -147,7 +150,7 @@ impl Bench {
             other: arguments.beside.clone(),
             transport: arguments.transport,
         };
-        let wanted = |system: &System| arguments.peers || !matches!(system, System::S3fs | System::Rclone);
+        let wanted = |system: &System| arguments.peers || !system.is_peer();
         let systems = System::ALL
             .iter()
             .copied()
@@ -169,12 +172,24 @@ impl Bench {
 
     /// Waits until nothing was asked of the store for half a second: what follows is not the cost of what was before.
     fn settle(&self, system: System) {
-        if system == System::Ext4 || system == System::Null {
-            return;
+        if system != System::Ext4 && system != System::Null {
+            self.settle_for(Duration::from_millis(500));
         }
+    }
+
+    /// Makes a system forget all that is not in its bucket or on its disk, and the kernel what it knows of it.
+    fn forget(&mut self, at: usize, keep_cache: bool) {
+        if self.systems[at].system == System::Rclone {
+            self.settle_for(WRITE_BACK);
+        }
+        self.systems[at].remount(keep_cache);
+        forget_caches(&self.systems[at].dir);
+    }
+
+    fn settle_for(&self, quiet: Duration) {
         let begun = Instant::now();
         let (mut seen, mut since) = (self.proxy.counts(), Instant::now());
-        while since.elapsed() < Duration::from_millis(500) && begun.elapsed() < Duration::from_secs(30) {
+        while since.elapsed() < quiet && begun.elapsed() < Duration::from_secs(30) {
             std::thread::park_timeout(Duration::from_millis(20));
             let now = self.proxy.counts();
             if now != seen {

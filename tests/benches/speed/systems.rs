@@ -49,6 +49,11 @@ impl System {
         System::Rclone,
     ];
 
+    /// Another file system on a bucket, which has a request for each file: loads of thousands of files are cut short for it.
+    pub fn is_peer(self) -> bool {
+        matches!(self, System::S3fs | System::Rclone)
+    }
+
     /// As the table says it.
     pub fn name(self) -> &'static str {
         match self {
@@ -183,7 +188,7 @@ impl Running {
         command.arg("-o").arg(format!(
             "url={},use_path_request_style,use_cache={},enable_noobj_cache",
             self.place.endpoint,
-            self.place.scratch.join("s3fs-cache").display()
+            self.cache().display()
         ));
         command.envs(S3Server::environment());
         for (name, value) in S3Server::environment() {
@@ -203,7 +208,7 @@ impl Running {
         let mut command = Command::new(program);
         command.args(["mount", "peer:peer-rclone"]).arg(&self.dir);
         command.args(["--vfs-cache-mode", "full", "--config", "/dev/null", "--cache-dir"]);
-        command.arg(self.place.scratch.join("rclone-cache"));
+        command.arg(self.cache());
         command.envs(S3Server::environment());
         command.env("RCLONE_CONFIG_PEER_TYPE", "s3");
         command.env("RCLONE_CONFIG_PEER_PROVIDER", "Minio");
@@ -242,8 +247,17 @@ impl Running {
         pid.or_else(|| Some(self.process.as_ref()?.id()))
     }
 
-    /// Mounts a volume again, which leaves nothing of it in RAM, with its cache on disk or without one. Does nothing to the others.
+    /// Mounts what is in a bucket again, which leaves nothing of it in RAM, with its cache on disk or without one. Does nothing to the
+    /// others.
     pub fn remount(&mut self, keep_cache: bool) {
+        if self.system.is_peer() {
+            self.end_process();
+            if !keep_cache {
+                let _ = fs::remove_dir_all(self.cache());
+            }
+            assert!(self.mount(), "{} mounts again", self.system.name());
+            return;
+        }
         let volume = self.volume.take().map(Mounted::unmount);
         let engine = self.engine.take().map(|engine| give_back(engine, &self.dir));
         if volume.is_some() || engine.is_some() {
@@ -257,6 +271,18 @@ impl Running {
             self.mount();
         }
     }
+
+    /// Unmounts what a process of its own serves, which then ends.
+    fn end_process(&mut self) {
+        let Some(mut process) = self.process.take() else { return };
+        let _ = umount2(&self.dir, MntFlags::MNT_DETACH);
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE && matches!(process.try_wait(), Ok(None)) {
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        drop(process.kill());
+        drop(process.wait());
+    }
 }
 
 impl Drop for Running {
@@ -265,15 +291,7 @@ impl Drop for Running {
             let _ = volume.unmount();
         }
         drop(self.engine.take());
-        if let Some(mut process) = self.process.take() {
-            let _ = umount2(&self.dir, MntFlags::MNT_DETACH);
-            let begun = Instant::now();
-            while begun.elapsed() < PATIENCE && matches!(process.try_wait(), Ok(None)) {
-                std::thread::park_timeout(Duration::from_millis(20));
-            }
-            drop(process.kill());
-            drop(process.wait());
-        }
+        self.end_process();
         if self.system == System::Ext4 {
             let _ = fs::remove_dir_all(&self.dir);
         }
