@@ -134,10 +134,12 @@ impl Recipe<'_> {
         plan.container.image.clone_from(&image.id);
         let container = self.create(&plan).await?;
         drop(image);
-        self.check_runtime(&container).await?;
         let logs = logs.plan.map(|plan| self.journalled(plan, &container));
         self.collect_logs(logs.as_ref(), held).await?;
-        let pid = self.init_container(&container).await?;
+        let made = self.init_container(&container).await?;
+        self.check_runtime(made.runtime)?;
+        // 0 if its first process is gone.
+        let pid = made.state.pid.unwrap_or_default();
         self.check_mounts(&served, pid)?;
         let memory = OomWatch::of(pid);
         self.start_container(&container).await?;
@@ -211,11 +213,11 @@ impl Recipe<'_> {
 
     /// Podman before 5 takes the wish for another runtime and forgets it. A task that asked for a virtual machine must not
     /// run without one.
-    async fn check_runtime(&self, container: &str) -> Result<(), DriverError> {
+    fn check_runtime(&self, got: Option<String>) -> Result<(), DriverError> {
         let Some(wanted) = &self.options.security.runtime else {
             return Ok(());
         };
-        let got = self.inspect(container).await?.runtime.unwrap_or_default();
+        let got = got.unwrap_or_default();
         if Path::new(&got).file_name() == Path::new(wanted).file_name() {
             return Ok(());
         }
@@ -333,12 +335,12 @@ impl Recipe<'_> {
         Ok(())
     }
 
-    /// Makes all of the container but for running its program, which may run out of memory or write to a mount at once. The host's
-    /// number of its first process; 0 if that is gone.
-    async fn init_container(&self, container: &str) -> Result<i32, DriverError> {
+    /// Makes all of the container but for running its program, which may run out of memory or write to a mount at once; what it
+    /// is then.
+    async fn init_container(&self, container: &str) -> Result<ContainerInfo, DriverError> {
         let made = self.service.podman.init_container(container).await;
         made.map_err(|error| DriverError::start("start the container", error))?;
-        Ok(self.inspect(container).await?.state.pid.unwrap_or_default())
+        self.inspect(container).await
     }
 
     /// Whether the container has what its program is to write to.

@@ -1,6 +1,7 @@
 //! Options that Docker's driver has too: mounts, namespaces, gates, networks and logging, seen from inside the container.
 
 use futures::StreamExt as _;
+use podman_driver::podman::Podman as _;
 use proto::nomad::driver::fingerprint_response::HealthState;
 use proto::nomad::driver::{DnsConfig, FingerprintRequest};
 use proto::nomad::structs::attribute::Value as AttributeValue;
@@ -191,9 +192,12 @@ async fn output_goes_where_the_job_says() {
 async fn a_runtime_that_cannot_be_had_is_no_silent_default() {
     let Some(service) = PodmanService::shared() else { return };
     let agent = Agent::with_options(options(&service, vec![("allow_runtimes", list(&["crun", "kata"]))])).await;
-    let job = Job::new("true").with("runtime", "kata");
+    let job = Job::new("echo > /local/ran").with("runtime", "kata");
     let error = agent.start_task(&job).await.unwrap_err();
     assert!(error.message().contains("kata"), "{}", error.message());
+    assert!(!job.local("ran").exists(), "its program ran");
+    let left = service.client().inspect_container(&job.container()).await.unwrap();
+    assert!(left.is_none(), "{left:?}");
     let job = Job::new("true").with("runtime", "crun");
     assert_eq!(agent.run(&job).await, 0);
 }
