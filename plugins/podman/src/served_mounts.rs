@@ -87,6 +87,9 @@ fn mounted_at(table: &str, path: PathBuf) -> Option<ServedMount> {
 /// The first of these mounts that a process does not have; `None` if it has all, or if its mount table cannot be read (that of a
 /// process which just ended, or of another user's).
 pub fn missing_from(mounts: &[ServedMount], pid: i32) -> Option<&Path> {
+    if mounts.is_empty() {
+        return None;
+    }
     let table = std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
     let lacks = |mount: &&ServedMount| !entries(&table).any(|(_, device)| device == mount.device);
     mounts.iter().find(lacks).map(|mount| mount.path.as_path())
