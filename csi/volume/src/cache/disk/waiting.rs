@@ -67,6 +67,13 @@ struct Found {
     was_read: bool,
 }
 
+impl Found {
+    /// Its batch, if this is the first time: that has one less to wait for.
+    fn mark_read(&mut self) -> Option<u64> {
+        (!std::mem::replace(&mut self.was_read, true)).then_some(self.batch)
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
@@ -94,27 +101,25 @@ impl Waiting {
 
     /// A frame as stored, if it is here, for somebody who reads it.
     pub fn read(&mut self, key: FrameKey) -> Option<Rope> {
-        let stored = self.by_key.get(&key)?.stored.clone();
-        self.note_read(key);
+        let found = self.by_key.get_mut(&key)?;
+        let (stored, batch) = (found.stored.clone(), found.mark_read());
+        if let Some(batch) = batch {
+            self.one_less(batch);
+        }
         Some(stored)
     }
 
     /// Notes that a frame was read, if it is here.
     pub fn note_read(&mut self, key: FrameKey) {
-        if let Some(found) = self.by_key.get_mut(&key)
-            && !std::mem::replace(&mut found.was_read, true)
-        {
-            let batch = found.batch;
+        if let Some(batch) = self.by_key.get_mut(&key).and_then(Found::mark_read) {
             self.one_less(batch);
         }
     }
 
     /// Forgets a frame, which is damaged.
     pub fn give_up(&mut self, key: FrameKey) {
-        if let Some(found) = self.by_key.remove(&key)
-            && !found.was_read
-        {
-            self.one_less(found.batch);
+        if let Some(batch) = self.by_key.remove(&key).and_then(|mut found| found.mark_read()) {
+            self.one_less(batch);
         }
     }
 
