@@ -413,12 +413,13 @@ impl Engine {
         let started = {
             let (of, engine, runtime) = (volume.clone(), self.clone(), Handle::current());
             let (spec, mountpoints) = (spec.clone(), mountpoints.clone());
-            let succession = match of.survives() {
+            let survives = of.survives();
+            let succession = match survives {
                 true => self.inner.succession,
                 false => Succession::None,
             };
             blocking(&path, move |path| {
-                let attached = Session::attach(of.clone(), path, &options, succession, &runtime)?;
+                let attached = Session::attach(of, path, &options, succession, &runtime)?;
                 let left = Left {
                     spec,
                     mountpoints,
@@ -426,7 +427,7 @@ impl Engine {
                     greeting: attached.greeting.clone(),
                     since_unix_ms,
                 };
-                engine.keep_new(&left, &attached, of.survives());
+                engine.keep_new(&left, &attached, survives);
                 attached.serve(path)
             })
             .await
