@@ -9,7 +9,6 @@
 //! before has ended. What lies beside a connection may hold keys: it is locked in memory and never written anywhere.
 //! Callers: `pannier keeper`. Absent: a runtime, a store, and any reading of what it keeps.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -25,6 +24,7 @@ mod child;
 mod client;
 mod secret;
 mod service_manager;
+mod shelf;
 mod slim;
 mod wire;
 
@@ -32,8 +32,8 @@ use crate::engine::leftovers::lock;
 pub use child::EngineCommand;
 use child::{Engine, Life, Program};
 pub use client::{KeeperClient, KeeperError, Kept, replace_engine};
-use secret::Secret;
 pub use service_manager::ServiceManager;
+use shelf::Shelf;
 use slim::Slim;
 use wire::{Message, Peer};
 
@@ -90,15 +90,6 @@ pub fn socket_beside(engine_socket: &Path) -> PathBuf {
     name.into()
 }
 
-/// A connection with what the next engine needs.
-#[derive(Debug)]
-struct Shelved {
-    connection: OwnedFd,
-    /// What an engine must be able to read to take it.
-    needs: u32,
-    beside: Secret,
-}
-
 /// Runs a keeper until the engine has ended and nothing is kept any more.
 ///
 /// # Errors
@@ -117,7 +108,7 @@ pub fn run_keeper(config: KeeperConfig) -> io::Result<()> {
     awaited.thread_block()?;
     let signals = SignalFd::with_flags(&awaited, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let listener = wire::listen(&socket)?;
-    let shelf: BTreeMap<_, _> = config.service_manager.left().into_iter().collect();
+    let shelf = Shelf::of(config.service_manager);
     if !shelf.is_empty() {
         tracing::info!(
             mounts = shelf.len(),
@@ -130,7 +121,6 @@ pub fn run_keeper(config: KeeperConfig) -> io::Result<()> {
         abort_after: config.abort_after,
         socket,
         shelf,
-        service_manager: config.service_manager,
         engine: None,
         next: None,
         dying: Vec::new(),
@@ -166,9 +156,8 @@ struct Keeper {
     /// How to start an engine.
     program: Program,
     abort_after: Duration,
-    service_manager: ServiceManager,
     socket: PathBuf,
-    shelf: BTreeMap<Vec<u8>, Shelved>,
+    shelf: Shelf,
     engine: Option<Engine>,
     /// One that is to replace it.
     next: Option<Engine>,
@@ -333,7 +322,7 @@ impl Keeper {
                 seconds = self.abort_after.as_secs(),
                 "no engine has served for too long: programs that wait for their files get errors now"
             );
-            self.clear();
+            self.shelf.clear();
             // One that has them and does not get on: they end with it.
             if let Some(engine) = &self.engine {
                 engine.kill();
@@ -356,7 +345,7 @@ impl Keeper {
             match &self.engine {
                 // It flushes and unmounts everything first.
                 Some(engine) => engine.terminate(),
-                None => self.clear(),
+                None => self.shelf.clear(),
             }
         }
     }
@@ -407,13 +396,6 @@ impl Keeper {
         }
     }
 
-    /// Lets all connections go.
-    fn clear(&mut self) {
-        for key in std::mem::take(&mut self.shelf).into_keys() {
-            self.service_manager.forget(&key);
-        }
-    }
-
     /// Something came from a peer, or it has gone.
     fn hear(&mut self, at: usize) {
         let (message, connection) = match self.peers[at].receive() {
@@ -433,7 +415,14 @@ impl Keeper {
         let answer = match message {
             Message::Ready { reads } => return self.ready(at, reads),
             Message::Replace { program, args } => self.replace(EngineCommand { program, args }),
-            Message::Keep { key, needs, beside } if is_engine => self.keep(key, needs, (beside, connection)),
+            Message::Keep { key, needs, beside } if is_engine => {
+                match self.shelf.keep(key, connection, (needs, beside)) {
+                    true => Message::Done,
+                    false => Message::Refused {
+                        why: "there is no connection to keep".into(),
+                    },
+                }
+            }
             Message::Serves if is_engine => {
                 if let Some(engine) = &mut self.engine {
                     engine.serves_since = Some(Instant::now());
@@ -447,8 +436,7 @@ impl Keeper {
                 Message::Done
             }
             Message::Forget { key } if is_engine => {
-                self.shelf.remove(&key);
-                self.service_manager.forget(&key);
+                self.shelf.forget(&key);
                 Message::Done
             }
             Message::Unknown { kind } => Message::Refused {
@@ -467,28 +455,6 @@ impl Keeper {
         }
     }
 
-    fn keep(&mut self, key: Vec<u8>, needs: u32, (beside, connection): (Secret, Option<OwnedFd>)) -> Message {
-        let before = self.shelf.remove(&key);
-        let replaces = before.is_some();
-        let connection = match (connection, before) {
-            (Some(connection), _) => connection,
-            (None, Some(before)) => before.connection,
-            (None, None) => {
-                return Message::Refused {
-                    why: "there is no connection to keep".into(),
-                };
-            }
-        };
-        let shelved = Shelved {
-            connection,
-            needs,
-            beside,
-        };
-        self.service_manager.keep(&key, &shelved, replaces);
-        self.shelf.insert(key, shelved);
-        Message::Done
-    }
-
     /// An engine is ready to serve.
     fn ready(&mut self, at: usize, reads: u32) {
         let pid = self.peers[at].pid;
@@ -496,8 +462,7 @@ impl Keeper {
         let refusal = if !is(&self.engine) && !is(&self.next) {
             Some("the keeper has not started this engine".to_owned())
         } else {
-            let worst = self.shelf.values().map(|shelved| shelved.needs).max();
-            let too_new = worst.filter(|needs| *needs > reads);
+            let too_new = self.shelf.needs().filter(|needs| *needs > reads);
             too_new.map(|needs| format!("a mount needs version {needs} of an engine, this one reads up to {reads}"))
         };
         if let Some(why) = refusal {
@@ -522,7 +487,7 @@ impl Keeper {
     fn give_all(&mut self, at: usize) {
         self.look_at = Some(Instant::now() + LOOK_EVERY);
         let peer = &mut self.peers[at];
-        for (key, shelved) in &self.shelf {
+        for (key, shelved) in self.shelf.iter() {
             if let Err(error) = peer.send_kept(key, &shelved.beside, &shelved.connection) {
                 tracing::error!(%error, "an engine did not take what was kept");
                 return;

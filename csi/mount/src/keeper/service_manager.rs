@@ -2,7 +2,7 @@
 //! killed, or replaced by another version, finds it there when it starts again.
 //!
 //! Under one name lie two descriptors: a connection, and a file in memory with the words by which an engine lets it be kept.
-//! Protocol: sd_notify(3) and sd_listen_fds(3). Caller: `keeper.rs`. Absent: all of it where no service manager has started the
+//! Protocol: sd_notify(3) and sd_listen_fds(3). Caller: `shelf.rs`. Absent: all of it where no service manager has started the
 //! keeper, as where a plugin has.
 
 use std::ffi::OsStr;
@@ -16,7 +16,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket};
 
-use super::Shelved;
+use super::shelf::Shelved;
 use super::wire::{Message, PACKET_BYTES_MAX};
 
 /// The first descriptor that a service manager hands on.
