@@ -181,14 +181,15 @@ impl Attached {
         }
         self.flusher.start(self.device.into()).map_err(of_thread)?;
         classic.serve_leftovers(&*self.skin).map_err(of_greeting)?;
-        let readers = start_readers(&classic, agreed, &self.skin)?;
+        let readers = start_readers((&classic, path), agreed, &self.skin)?;
         let (end, ended) = watch::channel(false);
         let place = path.to_path_buf();
         std::thread::Builder::new()
             .name("fuse-session".into())
             .spawn(move || {
-                if let Err(error) = wait_for_end(readers, rings) {
-                    tracing::error!(%error, mountpoint = %place.display(), "a mount has ended of which not all threads served to the end");
+                // What failed was told when it did.
+                if wait_for_end(readers, rings).is_err() {
+                    tracing::error!(mountpoint = %place.display(), "a mount has ended of which not all threads served to the end");
                 }
                 end.send_replace(true);
             })
@@ -217,7 +218,7 @@ fn start_rings(
 type Reader = JoinHandle<io::Result<()>>;
 
 fn start_readers(
-    device: &Device,
+    (device, path): (&Device, &Path),
     (way, content_bytes_max): (Way, usize),
     server: &Arc<impl Serve>,
 ) -> Result<Vec<Reader>, SessionError> {
@@ -230,11 +231,13 @@ fn start_readers(
         }
     };
     let start = |nth| {
-        let (device, server) = (device.clone(), Arc::clone(server));
+        let (device, server, place) = (device.clone(), Arc::clone(server), path.to_path_buf());
         let run = move || {
             let ran = device.run(content_bytes_max, &*server);
             // The others go on, so nobody else tells it before the end.
-            ran.inspect_err(|error| tracing::error!(%error, "a thread of a mount reads no more requests"))
+            ran.inspect_err(|error| {
+                tracing::error!(%error, mountpoint = %place.display(), "a thread of a mount reads no more requests");
+            })
         };
         std::thread::Builder::new().name(format!("fuse-{nth}")).spawn(run)
     };
@@ -257,12 +260,16 @@ fn wait_for_end(readers: Vec<Reader>, rings: Option<Rings>) -> io::Result<()> {
     ends
 }
 
-/// Serves a new connection with something else than a volume, until it ends: for whoever measures what the kernel's side of it costs, and
-/// ours.
+/// Serves a new connection, of a mount at a path, with something else than a volume, until it ends: for whoever measures what the
+/// kernel's side of it costs, and ours.
 ///
 /// # Errors
 /// `SessionError`.
-pub fn serve_until_end(device: &OwnedFd, transport: Transport, server: &Arc<impl Serve>) -> Result<(), SessionError> {
+pub fn serve_until_end(
+    (device, path): (&OwnedFd, &Path),
+    transport: Transport,
+    server: &Arc<impl Serve>,
+) -> Result<(), SessionError> {
     let failed = |source| SessionError::Greeting { source };
     let way = match transport {
         Transport::Classic => Way::Direct,
@@ -273,7 +280,7 @@ pub fn serve_until_end(device: &OwnedFd, transport: Transport, server: &Arc<impl
     let agreed = (way, agreed.content_bytes_max());
     let rings = start_rings(device, agreed, (None, server))?;
     let classic = Device::new(device.try_clone().map_err(failed)?, None);
-    wait_for_end(start_readers(&classic, agreed, server)?, rings).map_err(failed)
+    wait_for_end(start_readers((&classic, path), agreed, server)?, rings).map_err(failed)
 }
 
 /// A live connection. Dropping it does not end it.

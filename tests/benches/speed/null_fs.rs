@@ -263,5 +263,5 @@ pub fn serve(dir: &Path, transport: Transport) -> io::Result<()> {
         MsFlags::MS_NODEV,
         Some(data.as_str()),
     )?;
-    serve_until_end(&device, transport, &Arc::new(NullFs::new())).map_err(io::Error::other)
+    serve_until_end((&device, dir), transport, &Arc::new(NullFs::new())).map_err(io::Error::other)
 }
