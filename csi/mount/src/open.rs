@@ -247,7 +247,7 @@ fn carried(asked: Option<Transport>, (of, spec): (Connection, &OpenSpec)) -> Car
         Transport::IoUring => match uring::available() {
             Ok(()) => true,
             Err(why) => {
-                tracing::warn!(volume = %spec.location, "the mount is not served by io_uring but as any other: {why}");
+                why.tell_of(&spec.location);
                 false
             }
         },

@@ -311,8 +311,7 @@ impl Session {
             }
             let rings = options.transport == Transport::IoUring && greeting.offers_rings();
             if options.transport == Transport::IoUring && !rings {
-                let why = uring::Unavailable::NotOffered;
-                tracing::warn!(mountpoint = %path.display(), "the mount is not served by io_uring but as any other: {why}");
+                uring::Unavailable::NotOffered.tell_of(&options.source);
             }
             let keeps = !rings && succession != Succession::None && !greeting.can_send_again();
             let requests = keeps.then(Requests::new).transpose()?.map(Arc::new);

@@ -8,6 +8,7 @@
 //! the memory of a ring is given back only after the ring is closed. Callers: `session.rs`, and whoever measures what the kernel's
 //! side of it costs. Absent: what a request means (`fuse.rs`).
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -71,6 +72,13 @@ pub enum Unavailable {
     /// The kernel has it, and did not offer it to this mount.
     #[error("the kernel did not offer FUSE over io_uring to this mount")]
     NotOffered,
+}
+
+impl Unavailable {
+    /// Tells that a volume's mount, which was to come by io_uring, is one as any other because of this.
+    pub(crate) fn tell_of(&self, volume: &impl fmt::Display) {
+        tracing::warn!(%volume, "the mount is not served by io_uring but as any other: {self}");
+    }
 }
 
 /// Whether mounts of this process can be served so. Switches it on in the kernel where it is off, for mounts that come later; those
