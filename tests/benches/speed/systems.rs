@@ -250,31 +250,31 @@ impl Running {
     /// Mounts what is in a bucket again, which leaves nothing of it in RAM, with its cache on disk or without one. Does nothing to the
     /// others.
     pub fn remount(&mut self, keep_cache: bool) {
-        if self.system.is_peer() {
-            self.end_process();
-            if !keep_cache {
-                let _ = fs::remove_dir_all(self.cache());
-            }
-            assert!(self.mount(), "{} mounts again", self.system.name());
+        if !self.end() {
             return;
         }
-        let volume = self.volume.take().map(Mounted::unmount);
-        let engine = self.engine.take().map(|engine| give_back(engine, &self.dir));
-        if volume.is_some() || engine.is_some() {
-            assert!(
-                volume.is_none_or(|status| status.success()),
-                "SIGTERM flushes and unmounts"
-            );
-            if !keep_cache {
-                let _ = fs::remove_dir_all(self.cache());
-            }
-            self.mount();
+        if !keep_cache {
+            let _ = fs::remove_dir_all(self.cache());
         }
+        assert!(self.mount(), "{} mounts again", self.system.name());
     }
 
-    /// Unmounts what a process of its own serves, which then ends.
-    fn end_process(&mut self) {
-        let Some(mut process) = self.process.take() else { return };
+    /// Ends what has a bucket mounted. False if nothing has.
+    fn end(&mut self) -> bool {
+        let volume = self.volume.take().map(Mounted::unmount);
+        assert!(
+            volume.is_none_or(|status| status.success()),
+            "SIGTERM flushes and unmounts"
+        );
+        let engine = self.engine.take().map(|engine| give_back(engine, &self.dir));
+        volume.is_some() || engine.is_some() || (self.system.is_peer() && self.end_process())
+    }
+
+    /// Unmounts what a process of its own serves, which then ends. False if there is none.
+    fn end_process(&mut self) -> bool {
+        let Some(mut process) = self.process.take() else {
+            return false;
+        };
         let _ = umount2(&self.dir, MntFlags::MNT_DETACH);
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE && matches!(process.try_wait(), Ok(None)) {
@@ -282,6 +282,7 @@ impl Running {
         }
         drop(process.kill());
         drop(process.wait());
+        true
     }
 }
 
