@@ -49,7 +49,7 @@ fn find(bench: &mut Bench) {
     );
     for at in 0..bench.systems.len() {
         let (system, dir) = (bench.systems[at].system, bench.systems[at].dir.join("find"));
-        let files = 5 * bench.arguments.files / times_fewer(system);
+        let files = 5 * bench.arguments.files / system.times_fewer();
         let made = files / 10 * 10;
         for folder in 0..10 {
             // One after the other, as by tar(1) or cp(1).
@@ -250,18 +250,6 @@ impl<B: Bucket> Numbered for B {
     }
 }
 
-/// How many times fewer files a system gets; what it takes for them is told as for all.
-fn times_fewer(system: System) -> u64 {
-    if !system.is_peer() {
-        return 1;
-    }
-    println!(
-        "{} gets one file of 40; times are told as for all of them",
-        system.name()
-    );
-    40
-}
-
 /// A source tree: unpacked, synced, read cold, removed.
 fn tree(bench: &mut Bench) {
     let unpack = metric(
@@ -279,7 +267,7 @@ fn tree(bench: &mut Bench) {
                 bench.systems[at].system,
                 bench.systems[at].dir.join(format!("tree-{round}")),
             );
-            let fewer = times_fewer(system);
+            let fewer = system.times_fewer();
             let files = 4_000 / fewer;
             let seconds = |done: loads::Done| done.elapsed.as_secs_f64() * fewer as f64;
             std::fs::create_dir(&dir).unwrap();

@@ -163,6 +163,13 @@ impl Table {
                 None => println!(),
             }
         }
+        for system in systems.into_iter().filter(|system| system.times_fewer() > 1) {
+            println!(
+                "{} gets one file of {} of a tree: unpacking, reading and removing it are told as for all, rates are of those",
+                system.name(),
+                system.times_fewer()
+            );
+        }
         missed
     }
 }
