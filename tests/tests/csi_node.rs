@@ -50,24 +50,32 @@ async fn until_read(path: &Path, text: &str) {
     waited.unwrap_or_else(|_| panic!("{}: {:?}", path.display(), read(path)));
 }
 
+/// A volume that a plugin on a store has mounted for a task. `None`, which says why, where that is impossible.
+async fn published() -> Option<(S3Server, Ground, CsiPlugin, Use, Nomad)> {
+    if let Some(reason) = unable_to_mount() {
+        skip(reason);
+        return None;
+    }
+    let server = S3Server::start(Kind::Minio).await?;
+    server.bucket("volumes").await;
+    let ground = Ground::new();
+    let plugin = CsiPlugin::start(&ground, &server, "volumes", "n1").await;
+    let v1 = Use::writer("v1", "alloc");
+    let mut nomad = Nomad::new(&ground, &plugin);
+    nomad.create("v1", 0).await;
+    nomad.start(&v1).await.expect("the volume is mounted");
+    Some((server, ground, plugin, v1, nomad))
+}
+
 /// Goal: what was fsynced through a target is there whatever process dies, and the volume moves to another node with
 /// all of it. Method: kill -9 of the plugin (mounts go on without it), kill -9 of the engine (the plugin mounts again
 /// at Nomad's paths), then a second plugin with another node id and no state in common but the bucket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_published_volume_outlives_plugin_engine_and_node() {
-    if let Some(reason) = unable_to_mount() {
-        return skip(reason);
-    }
-    let Some(server) = S3Server::start(Kind::Minio).await else {
+    let Some((server, ground, mut plugin, v1, nomad)) = published().await else {
         return;
     };
-    server.bucket("volumes").await;
-    let (ground, elsewhere) = (Ground::new(), Ground::new());
-    let mut plugin = CsiPlugin::start(&ground, &server, "volumes", "n1").await;
-    let v1 = Use::writer("v1", "alloc");
-    let mut nomad = Nomad::new(&ground, &plugin);
-    nomad.create("v1", 0).await;
-    nomad.start(&v1).await.expect("the volume is mounted");
+    let elsewhere = Ground::new();
     let target = nomad.target(&v1);
     write_durably(&target.join("one"), "before").expect("a write");
 
@@ -147,19 +155,9 @@ impl Calls {
 /// all the time; the longest of them is told, beside the longest while a plugin ran.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn programs_notice_nothing_of_a_plugin_that_is_killed_and_started_again() {
-    if let Some(reason) = unable_to_mount() {
-        return skip(reason);
-    }
-    let Some(server) = S3Server::start(Kind::Minio).await else {
+    let Some((server, ground, mut plugin, v1, nomad)) = published().await else {
         return;
     };
-    server.bucket("volumes").await;
-    let ground = Ground::new();
-    let mut plugin = CsiPlugin::start(&ground, &server, "volumes", "n1").await;
-    let v1 = Use::writer("v1", "alloc");
-    let mut nomad = Nomad::new(&ground, &plugin);
-    nomad.create("v1", 0).await;
-    nomad.start(&v1).await.expect("the volume is mounted");
     let calls = Calls::start(nomad.target(&v1));
     let (mut without, mut starting, mut with, mut ended) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..number("PANNIER_TEST_KILLS").unwrap_or(PLUGIN_KILLS) {
@@ -191,19 +189,9 @@ async fn programs_notice_nothing_of_a_plugin_that_is_killed_and_started_again() 
 /// version than the engine that serves, and one of the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_plugin_of_another_version_replaces_the_engine_under_its_mounts() {
-    if let Some(reason) = unable_to_mount() {
-        return skip(reason);
-    }
-    let Some(server) = S3Server::start(Kind::Minio).await else {
+    let Some((_server, ground, plugin, v1, mut nomad)) = published().await else {
         return;
     };
-    server.bucket("volumes").await;
-    let ground = Ground::new();
-    let plugin = CsiPlugin::start(&ground, &server, "volumes", "n1").await;
-    let v1 = Use::writer("v1", "alloc");
-    let mut nomad = Nomad::new(&ground, &plugin);
-    nomad.create("v1", 0).await;
-    nomad.start(&v1).await.expect("the volume is mounted");
     let target = nomad.target(&v1);
     let mut open = File::create(target.join("open")).expect("a file");
     let (keepers, engines) = (plugin.keepers(), plugin.engines());
