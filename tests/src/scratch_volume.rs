@@ -76,6 +76,15 @@ impl ScratchVolume {
         Mounted::new(&self.options)
     }
 
+    /// Ends a mount of it, which must leave everything in the bucket, and nothing wrong there.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub fn end(&self, mounted: Mounted) {
+        assert!(mounted.unmount().success(), "a clean unmount");
+        self.check();
+    }
+
     /// A folder beside the volume, on the local disk.
     pub fn folder(&self, name: &str) -> PathBuf {
         self.store.folder(name)

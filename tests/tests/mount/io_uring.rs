@@ -100,8 +100,7 @@ fn many_programs_at_once_are_served_by_io_uring() {
             "f{n}"
         );
     }
-    assert!(mounted.unmount().success(), "a clean unmount");
-    scratch.check();
+    scratch.end(mounted);
 }
 
 /// The end of the process is the end of the mount: programs get errors, none of them hangs, and what was fsynced is there after the
@@ -134,8 +133,7 @@ fn a_killed_mount_by_io_uring_gives_errors_and_no_silence() {
     mounted.kill();
     let mounted = scratch.mount();
     assert_eq!(fs::read_to_string(dir.join("synced")).expect("it is there"), "told");
-    assert!(mounted.unmount().success(), "a clean unmount");
-    scratch.check();
+    scratch.end(mounted);
 }
 
 /// An engine says how each mount is reached, has no thread of one that is gone, and does not leave it to the next engine: there the

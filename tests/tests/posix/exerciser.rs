@@ -490,6 +490,5 @@ fn exercise(scratch: ScratchVolume, operations: u64) {
         .map(|subject| fs::metadata(&subject.path).expect("a file").blocks())
         .sum();
     assert!(blocks * 512 <= FILES * (FILE_BYTES_MAX + 4096), "{blocks} blocks");
-    assert!(mounted.unmount().success(), "a clean unmount");
-    exerciser.scratch.check();
+    exerciser.scratch.end(mounted);
 }

@@ -57,8 +57,7 @@ fn a_temporary_file_without_a_name_can_be_given_one() {
         assert_eq!(names(&dir), ["named"]);
         assert!(fs::read(dir.join("named")).expect("it is there") == pattern(100_000, 3));
         // The one that was lost goes in the background; a check of the volume finds all in order before and after.
-        assert!(mounted.unmount().success(), "a clean unmount");
-        scratch.check();
+        scratch.end(mounted);
     }
 }
 

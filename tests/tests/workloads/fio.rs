@@ -91,6 +91,5 @@ fn verify(mut scratch: ScratchVolume) {
         .iter()
         .filter(|load| load.name != "mixed")
         .for_each(|load| run(&fio, mounted.dir(), load, &["--verify_only"]));
-    assert!(mounted.unmount().success(), "a clean unmount");
-    scratch.check();
+    scratch.end(mounted);
 }
