@@ -377,6 +377,18 @@ impl S3Bucket {
         etag(asked, answer.e_tag())
     }
 
+    /// What is not there is deleted.
+    async fn delete_once(&self, asked: &Asked<'_>, expected: Option<&ETag>, attempt: u32) -> Result<(), Failure> {
+        let _connection = self.connection().await;
+        let request = self.store.client.delete_object().bucket(&self.name).key(asked.key);
+        let request = request.set_if_match(expected.map(|etag| etag.0.clone()));
+        let answer = self.once(asked, attempt, 0, request.send()).await?;
+        match answer.map_err(|error| failure(asked, error)) {
+            Ok(_) | Err(Failure::Final(BucketError::NotFound { .. })) => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// A conditional put met an object after one of its own tries had got no answer. Was that try the winner?
     ///
     /// It was if the object holds exactly what we sent. Bodies for which winning means something hold a nonce (the port
@@ -498,19 +510,8 @@ impl Bucket for S3Bucket {
 
     async fn delete(&self, key: &str) -> Result<(), BucketError> {
         let asked = self.asked(Operation::Delete, key);
-        let send = |attempt| async move {
-            let _connection = self.connection().await;
-            let request = self.store.client.delete_object().bucket(&self.name).key(key);
-            match self
-                .once(&asked, attempt, 0, request.send())
-                .await?
-                .map_err(|error| failure(&asked, error))
-            {
-                Ok(_) | Err(Failure::Final(BucketError::NotFound { .. })) => Ok(()),
-                Err(failure) => Err(failure),
-            }
-        };
-        self.run(send).await.map_err(|failed| failed.error)
+        let deleted = self.run(|attempt| self.delete_once(&asked, None, attempt)).await;
+        deleted.map_err(|failed| failed.error)
     }
 
     async fn delete_if_match(&self, key: &str, expected: &ETag) -> Result<(), BucketError> {
@@ -522,25 +523,10 @@ impl Bucket for S3Bucket {
             Err(error) => return Err(error),
         }
         let asked = self.asked(Operation::Delete, key);
-        let send = |attempt| async move {
-            let _connection = self.connection().await;
-            let request = self
-                .store
-                .client
-                .delete_object()
-                .bucket(&self.name)
-                .key(key)
-                .if_match(&expected.0);
-            match self
-                .once(&asked, attempt, 0, request.send())
-                .await?
-                .map_err(|error| failure(&asked, error))
-            {
-                Ok(_) | Err(Failure::Final(BucketError::NotFound { .. })) => Ok(()),
-                Err(failure) => Err(failure),
-            }
-        };
-        match self.run(send).await.map_err(|failed| failed.error) {
+        let deleted = self
+            .run(|attempt| self.delete_once(&asked, Some(expected), attempt))
+            .await;
+        match deleted.map_err(|failed| failed.error) {
             Err(BucketError::Unsupported { .. }) => self.delete(key).await,
             answer => answer,
         }
