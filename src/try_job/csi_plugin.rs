@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use super::TryError;
 use super::job_file::GroupVolume;
 use super::report::Report;
-use super::volume_file::VolumeFile;
+use super::volume_file::{MountOptions, VolumeFile};
 
 /// 20 s for the plugin to answer its first Probe; Nomad gives it 30 s.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -131,7 +131,7 @@ impl CsiPlugin {
         let capabilities = file
             .access_modes
             .iter()
-            .map(|mode| capability(mode, &file.fs_type, &file.mount_flags))
+            .map(|mode| capability(mode, &file.mount_options))
             .collect::<Result<_, _>>()?;
         let wants_capacity = file.capacity_min_bytes > 0 || file.capacity_max_bytes > 0;
         let request = csi::CreateVolumeRequest {
@@ -191,7 +191,7 @@ impl CsiPlugin {
             alloc_id,
             namespace,
         } = claim;
-        let capability = capability(&volume.access_mode, &volume.fs_type, &volume.mount_flags)?;
+        let capability = capability(&volume.access_mode, &volume.mount_options)?;
         let publish = csi::ControllerPublishVolumeRequest {
             volume_id: (*volume_id).to_owned(),
             node_id: self.node_id.clone(),
@@ -367,7 +367,7 @@ async fn wait_ready(child: &mut Child, socket: &Path, log: &Path) -> Result<Chan
 }
 
 /// Nomad's access mode as a CSI capability.
-fn capability(mode: &str, fs_type: &str, mount_flags: &[String]) -> Result<csi::VolumeCapability, TryError> {
+fn capability(mode: &str, options: &MountOptions) -> Result<csi::VolumeCapability, TryError> {
     use csi::volume_capability::access_mode::Mode;
     let mode = match mode {
         "single-node-writer" => Mode::SingleNodeWriter,
@@ -381,8 +381,8 @@ fn capability(mode: &str, fs_type: &str, mount_flags: &[String]) -> Result<csi::
         access_mode: Some(csi::volume_capability::AccessMode { mode: mode.into() }),
         access_type: Some(csi::volume_capability::AccessType::Mount(
             csi::volume_capability::MountVolume {
-                fs_type: fs_type.to_owned(),
-                mount_flags: mount_flags.to_vec(),
+                fs_type: options.fs_type.clone(),
+                mount_flags: options.mount_flags.clone(),
                 ..Default::default()
             },
         )),

@@ -10,6 +10,7 @@ use hcl::Body;
 use hcl::eval::Context;
 
 use super::hcl_reader::{BodyReader, HclFileError, Source};
+use super::volume_file::MountOptions;
 
 /// Keys of a job that only a scheduler with many nodes acts on.
 const SCHEDULING: &[&str] = &[
@@ -88,10 +89,8 @@ pub struct GroupVolume {
     pub read_only: bool,
     /// For example `single-node-writer`.
     pub access_mode: String,
-    /// `mount_options.fs_type`.
-    pub fs_type: String,
-    /// `mount_options.mount_flags`.
-    pub mount_flags: Vec<String>,
+    /// `mount_options`.
+    pub mount_options: MountOptions,
 }
 
 /// A task.
@@ -244,20 +243,13 @@ fn group_volume(name: String, mut reader: BodyReader<'_>) -> Result<GroupVolume,
         return Err(reader.wrong("attachment_mode", "\"file-system\"", &mode.into()));
     }
     reader.pass_over(&["per_alloc", "sticky"]);
-    let mut volume = GroupVolume {
+    let volume = GroupVolume {
         name,
         source: reader.required_string("source")?,
         read_only: reader.boolean("read_only")?.unwrap_or(false),
         access_mode: reader.required_string("access_mode")?,
-        fs_type: String::new(),
-        mount_flags: Vec::new(),
+        mount_options: MountOptions::of(&mut reader)?,
     };
-    if let Some(block) = reader.block("mount_options")? {
-        let mut options = reader.inside(block);
-        volume.fs_type = options.string("fs_type")?.unwrap_or_default();
-        volume.mount_flags = options.strings("mount_flags")?.unwrap_or_default();
-        options.finish()?;
-    }
     reader.finish()?;
     Ok(volume)
 }

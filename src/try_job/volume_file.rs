@@ -6,6 +6,15 @@ use hcl::eval::Context;
 
 use super::hcl_reader::{BodyReader, HclFileError, Source};
 
+/// How a volume is to be mounted: `mount_options`.
+#[derive(Debug, Clone, Default)]
+pub struct MountOptions {
+    /// `fs_type`.
+    pub fs_type: String,
+    /// `mount_flags`.
+    pub mount_flags: Vec<String>,
+}
+
 /// A volume to create.
 #[derive(Debug)]
 pub struct VolumeFile {
@@ -21,10 +30,8 @@ pub struct VolumeFile {
     pub capacity_max_bytes: u64,
     /// `access_mode` of each capability block.
     pub access_modes: Vec<String>,
-    /// `mount_options.fs_type`.
-    pub fs_type: String,
-    /// `mount_options.mount_flags`.
-    pub mount_flags: Vec<String>,
+    /// `mount_options`.
+    pub mount_options: MountOptions,
     /// `parameters`.
     pub parameters: Vec<(String, String)>,
     /// `secrets`.
@@ -61,8 +68,7 @@ pub fn parse(source: &Source) -> Result<VolumeFile, HclFileError> {
         capacity_min_bytes: size(&mut reader, "capacity_min")?,
         capacity_max_bytes: size(&mut reader, "capacity_max")?,
         access_modes: Vec::new(),
-        fs_type: String::new(),
-        mount_flags: Vec::new(),
+        mount_options: MountOptions::of(&mut reader)?,
         parameters: reader.string_map("parameters")?,
         secrets: reader.string_map("secrets")?,
     };
@@ -79,14 +85,27 @@ pub fn parse(source: &Source) -> Result<VolumeFile, HclFileError> {
     if volume.access_modes.is_empty() {
         return Err(reader.missing("capability"));
     }
-    if let Some(block) = reader.block("mount_options")? {
-        let mut options = reader.inside(block);
-        volume.fs_type = options.string("fs_type")?.unwrap_or_default();
-        volume.mount_flags = options.strings("mount_flags")?.unwrap_or_default();
-        options.finish()?;
-    }
     reader.finish()?;
     Ok(volume)
+}
+
+impl MountOptions {
+    /// Those in the body of a volume, in a volume's file or a job's.
+    ///
+    /// # Errors
+    /// `HclFileError` if they are not as Nomad takes them.
+    pub fn of(volume: &mut BodyReader<'_>) -> Result<Self, HclFileError> {
+        let Some(block) = volume.block("mount_options")? else {
+            return Ok(Self::default());
+        };
+        let mut options = volume.inside(block);
+        let read = Self {
+            fs_type: options.string("fs_type")?.unwrap_or_default(),
+            mount_flags: options.strings("mount_flags")?.unwrap_or_default(),
+        };
+        options.finish()?;
+        Ok(read)
+    }
 }
 
 /// A size such as `"10GiB"` or `"500MB"` in bytes; 0 if the key is absent.

@@ -151,7 +151,7 @@ fn the_volume_and_agent_files_ask_for_what_there_is() {
         assert_eq!(file.plugin_id, "pannier", "{name}");
         assert!(file.capacity_min_bytes > 0 && !file.access_modes.is_empty(), "{name}");
         Parameters::from_map(&file.parameters.into_iter().collect()).unwrap();
-        BindFlags::parse(&file.mount_flags).unwrap();
+        BindFlags::parse(&file.mount_options.mount_flags).unwrap();
     }
     let text = std::fs::read_to_string(jobs.join("agent.hcl")).unwrap();
     let agent = hcl::parse(&text).unwrap();
