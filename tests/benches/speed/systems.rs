@@ -122,14 +122,20 @@ impl Running {
     }
 
     fn cache(&self) -> PathBuf {
-        self.place
-            .scratch
-            .join(format!("cache-{:?}", self.system).to_lowercase())
+        match self.system {
+            // Where an engine of its folder has it.
+            System::Kept => self.engine_folder().join("cache"),
+            system => self.place.scratch.join(format!("cache-{system:?}").to_lowercase()),
+        }
+    }
+
+    fn engine_folder(&self) -> PathBuf {
+        self.place.scratch.join("kept-engine")
     }
 
     /// By a keeper and an engine. The volume is made by a mount of its own.
     fn mount_kept(&mut self) -> bool {
-        let folder = self.place.scratch.join("kept-engine");
+        let folder = self.engine_folder();
         if fs::create_dir_all(&folder).is_ok() && !folder.join("engine.log").exists() {
             self.mount_volume(&built(Program::Binary("pannier")));
             let made = self.volume.take().map(Mounted::unmount);
