@@ -190,12 +190,16 @@ impl Tables {
         self.files.get(&ino)?.map.keys().nth(n).copied()
     }
 
+    /// The extents of a file in RAM that end behind an offset, by their ends.
+    fn extents_behind(&self, ino: InodeNo, offset: u64) -> impl Iterator<Item = (&u64, &Extent)> {
+        let file = self.files.get(&ino).into_iter();
+        file.flat_map(move |file| file.map.range(offset.saturating_add(1)..))
+    }
+
     /// Bytes of a known range that are no holes.
     pub fn content_bytes(&self, ino: InodeNo, start: u64, end: u64) -> u64 {
-        let Some(file) = self.files.get(&ino) else { return 0 };
-        let overlapping = file
-            .map
-            .range(start.saturating_add(1)..)
+        let overlapping = self
+            .extents_behind(ino, start)
             .take_while(|(_, extent)| extent.start < end);
         overlapping
             .map(|(until, extent)| (*until).min(end) - extent.start.max(start))
@@ -206,12 +210,10 @@ impl Tables {
     pub fn parts(&self, ino: InodeNo, start: u64, end: u64) -> Vec<Part> {
         let mut parts = Vec::new();
         let mut at = start;
-        let extents = self
-            .files
-            .get(&ino)
-            .into_iter()
-            .flat_map(|file| file.map.range(start.saturating_add(1)..));
-        for (&until, extent) in extents.take_while(|(_, extent)| extent.start < end) {
+        let overlapping = self
+            .extents_behind(ino, start)
+            .take_while(|(_, extent)| extent.start < end);
+        for (&until, extent) in overlapping {
             if extent.start > at {
                 parts.push(Part::Zeros(extent.start - at));
                 at = extent.start;
@@ -237,7 +239,7 @@ impl Tables {
 
     /// The first offset in a known range that has content.
     pub fn next_content(&self, ino: InodeNo, start: u64, end: u64) -> Option<u64> {
-        let (_, extent) = self.files.get(&ino)?.map.range(start.saturating_add(1)..).next()?;
+        let (_, extent) = self.extents_behind(ino, start).next()?;
         let at = extent.start.max(start);
         (at < end).then_some(at)
     }
@@ -245,12 +247,7 @@ impl Tables {
     /// The first offset in a known range that is in a hole.
     pub fn next_hole(&self, ino: InodeNo, start: u64, end: u64) -> Option<u64> {
         let mut at = start;
-        let extents = self
-            .files
-            .get(&ino)
-            .into_iter()
-            .flat_map(|file| file.map.range(start.saturating_add(1)..));
-        for (&until, extent) in extents {
+        for (&until, extent) in self.extents_behind(ino, start) {
             if at >= end || extent.start > at {
                 break;
             }
