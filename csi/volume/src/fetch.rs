@@ -27,11 +27,13 @@ use crate::ids::{InodeNo, ObjectId};
 use crate::lineage::Lineage;
 use crate::piece::Piece;
 use crate::rope::Rope;
-use crate::row::{ExtentRow, FRAME_BYTES};
+use crate::row::ExtentRow;
 
+mod precedence;
 mod ranges;
 
-use ranges::{bytes_of, frames_of, ranges_of};
+use precedence::{Precedence, Urgency};
+use ranges::{bytes_of, cut, frames_of, ranges_of};
 
 /// 2 MiB, about: one GET that somebody waits for. Long enough that its latency hardly counts, short enough that several share the
 /// bandwidth.
@@ -44,7 +46,7 @@ const KEPT_BYTES_MAX: u64 = 1024 * 1024;
 /// 1 s for room to fetch ahead: by then the reader has come itself to what was to be fetched for it.
 const AHEAD_PATIENCE: Duration = Duration::from_secs(1);
 
-/// 8 GETs of one read at a time.
+/// 8 GETs of one read at a time, where somebody waits for it.
 const GETS_AT_ONCE: usize = 8;
 
 /// A part of a file that is in the bucket.
@@ -181,6 +183,7 @@ struct Inner {
     ram: RamCache,
     disk: Option<DiskCache>,
     ahead: Arc<AheadRoom>,
+    precedence: Precedence,
     /// Frames found in RAM, found on disk, and asked of the bucket.
     counts: [AtomicU64; 3],
     /// GETs under way, by each frame that they bring. Held for a look-up, never across an await.
@@ -228,6 +231,7 @@ impl Fetcher {
             ram,
             disk,
             ahead,
+            precedence: Precedence::default(),
             counts: Default::default(),
             flights: Mutex::default(),
         };
@@ -239,6 +243,18 @@ impl Fetcher {
     /// # Errors
     /// `FetchError`, for the first part that fails.
     pub async fn read(&self, parts: Vec<WantedPart>) -> Result<Vec<Vec<Bytes>>, FetchError> {
+        self.read_as(Urgency::Awaited, parts).await
+    }
+
+    /// As `read`, for upkeep: gives way to readers that wait for the bucket.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub async fn read_in_passing(&self, parts: Vec<WantedPart>) -> Result<Vec<Vec<Bytes>>, FetchError> {
+        self.read_as(Urgency::InPassing, parts).await
+    }
+
+    async fn read_as(&self, urgency: Urgency, parts: Vec<WantedPart>) -> Result<Vec<Vec<Bytes>>, FetchError> {
         let mut found: BTreeMap<FrameKey, Piece> = BTreeMap::new();
         let mut missing: BTreeMap<FrameKey, Frame> = BTreeMap::new();
         for frame in parts.iter().flat_map(frames_of) {
@@ -249,7 +265,7 @@ impl Fetcher {
         }
         self.count(IN_RAM, found.len());
         if !missing.is_empty() {
-            self.fetch(&missing, &mut found).await?;
+            self.fetch(urgency, &missing, &mut found).await?;
         }
         parts.iter().map(|part| cut(part, &found)).collect()
     }
@@ -324,6 +340,7 @@ impl Fetcher {
     /// Brings frames from the disk or the bucket, and checks them.
     async fn fetch(
         &self,
+        urgency: Urgency,
         missing: &BTreeMap<FrameKey, Frame>,
         found: &mut BTreeMap<FrameKey, Piece>,
     ) -> Result<(), FetchError> {
@@ -354,9 +371,11 @@ impl Fetcher {
             if left.is_empty() {
                 break;
             }
-            let flights = self.flights(left.values(), GET_BYTES);
-            let answers: Vec<Arc<Vec<(FrameKey, Bytes)>>> = stream::iter(flights)
-                .buffer_unordered(GETS_AT_ONCE)
+            let _awaited = self.inner.precedence.begin(urgency);
+            let flights = self.flights(left.values(), GET_BYTES).into_iter();
+            let flights = flights.map(|flight| in_turn(Arc::clone(&self.inner), urgency, flight));
+            let answers: Vec<Arc<Vec<(FrameKey, Bytes)>>> = stream::iter(flights.collect::<Vec<_>>())
+                .buffer_unordered(urgency.gets_at_once())
                 .try_collect()
                 .await?;
             for (key, stored) in answers.iter().flat_map(|answer| answer.iter()) {
@@ -386,6 +405,7 @@ impl Fetcher {
         let here =
             |key| self.inner.ram.contains(key) || self.inner.disk.as_ref().is_some_and(|disk| disk.contains(key));
         let missing = range.iter().filter(|frame| !here(frame.key));
+        let _awaited = self.inner.precedence.begin(Urgency::Awaited);
         for flight in self.flights(missing, u64::MAX) {
             drop(flight.await);
         }
@@ -508,6 +528,12 @@ impl KeepFrames for Fetcher {
     }
 }
 
+/// A GET, as soon as it may be made.
+async fn in_turn(inner: Arc<Inner>, urgency: Urgency, flight: Flight) -> Fetched {
+    inner.precedence.turn(urgency).await;
+    flight.await
+}
+
 /// One ranged GET; puts what it brings into the caches.
 async fn get(inner: Arc<Inner>, frames: Vec<Frame>) -> Fetched {
     let first = frames[0];
@@ -549,35 +575,6 @@ async fn get(inner: Arc<Inner>, frames: Vec<Frame>) -> Fetched {
     let mut flights = inner.flights();
     frames.iter().for_each(|frame| drop(flights.remove(&frame.key)));
     brought
-}
-
-/// The bytes of a part out of its frames, in as few pieces as they lie in.
-fn cut(part: &WantedPart, found: &BTreeMap<FrameKey, Piece>) -> Result<Vec<Bytes>, FetchError> {
-    let (mut skip, mut left) = ((part.row.skip + part.skip) % u64::from(FRAME_BYTES), part.len);
-    let mut pieces: Vec<Piece> = Vec::new();
-    for frame in frames_of(part) {
-        let content = &found[&frame.key];
-        let end = (skip + left).min(content.len() as u64);
-        if end < skip + left && end < u64::from(FRAME_BYTES) {
-            let detail = format!("a frame holds {} bytes, {} are needed", content.len(), skip + left);
-            return Err(FetchError::Damaged(frame.damage(detail)));
-        }
-        let piece = content.part(skip as usize..end as usize);
-        if !pieces.last_mut().is_some_and(|last| last.join(&piece)) {
-            pieces.push(piece);
-        }
-        left -= end - skip;
-        skip = 0;
-    }
-    if left > 0 {
-        let detail = format!("the frames of the run end {left} bytes early");
-        return Err(FetchError::Damaged(Damage {
-            offset: part.offset,
-            object: part.row.object,
-            detail,
-        }));
-    }
-    Ok(pieces.iter().map(Piece::bytes).collect())
 }
 
 #[cfg(test)]

@@ -120,8 +120,12 @@ impl Collector {
                 () = stop.notified() => return,
                 () = tokio::time::sleep(self.limits.every) => {}
             }
-            if let Err(error) = self.round().await {
-                tracing::warn!(%error, volume = %self.mount.uuid, "garbage could not be collected; the next round tries again");
+            match self.round().await {
+                Ok(()) => {}
+                Err(FsError::Closed) => return,
+                Err(error) => {
+                    tracing::warn!(%error, volume = %self.mount.uuid, "garbage could not be collected; the next round tries again");
+                }
             }
         }
     }

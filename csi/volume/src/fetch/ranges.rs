@@ -1,9 +1,14 @@
-//! Which frames hold a part of a file, and which of them one GET brings.
+//! Which frames hold a part of a file, which of them one GET brings, and the part out of its frames.
 //!
 //! Caller: `fetch.rs`. Absent: where they are cached.
 
-use super::{Frame, WantedPart};
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::{Damage, FetchError, Frame, WantedPart};
 use crate::cache::FrameKey;
+use crate::piece::Piece;
 use crate::row::FRAME_BYTES;
 
 /// The frames that hold a part.
@@ -48,4 +53,33 @@ pub(super) fn ranges_of(frames: &[Frame], get_bytes: u64) -> impl Iterator<Item 
         let number = move |frame: &Frame| (frame.end() - 1 - piece[0].key.offset) / each.max(1);
         piece.chunk_by(move |one, next| number(one) == number(next))
     })
+}
+
+/// The bytes of a part out of its frames, in as few pieces as they lie in.
+pub(super) fn cut(part: &WantedPart, found: &BTreeMap<FrameKey, Piece>) -> Result<Vec<Bytes>, FetchError> {
+    let (mut skip, mut left) = ((part.row.skip + part.skip) % u64::from(FRAME_BYTES), part.len);
+    let mut pieces: Vec<Piece> = Vec::new();
+    for frame in frames_of(part) {
+        let content = &found[&frame.key];
+        let end = (skip + left).min(content.len() as u64);
+        if end < skip + left && end < u64::from(FRAME_BYTES) {
+            let detail = format!("a frame holds {} bytes, {} are needed", content.len(), skip + left);
+            return Err(FetchError::Damaged(frame.damage(detail)));
+        }
+        let piece = content.part(skip as usize..end as usize);
+        if !pieces.last_mut().is_some_and(|last| last.join(&piece)) {
+            pieces.push(piece);
+        }
+        left -= end - skip;
+        skip = 0;
+    }
+    if left > 0 {
+        let detail = format!("the frames of the run end {left} bytes early");
+        return Err(FetchError::Damaged(Damage {
+            offset: part.offset,
+            object: part.row.object,
+            detail,
+        }));
+    }
+    Ok(pieces.iter().map(Piece::bytes).collect())
 }

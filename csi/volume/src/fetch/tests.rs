@@ -16,6 +16,7 @@ use crate::format::codec::Compression;
 use crate::format::frame::put_run;
 use crate::ids::Epoch;
 use crate::rope::RopeBuilder;
+use crate::row::FRAME_BYTES;
 
 const VOLUME: Uuid = Uuid::from_u128(9);
 const OBJECT: ObjectId = ObjectId::Segment(Epoch(1), 1);

@@ -1,7 +1,7 @@
 //! Repacking: what lives in objects that are mostly dead, and in many small ones, is gathered into new segments.
 //!
 //! One pass walks all extents in their order, so what lies together in a file or a folder comes to lie together in the
-//! bucket. Content is read through the caches, verified as always.
+//! bucket. Content is read through the caches, verified as always, and in passing: readers go first.
 //!
 //! Invariants:
 //! - A segment is in the bucket before a row names it; the rows change under the lock, each only if it still is what was
@@ -42,6 +42,9 @@ const GROUP_BYTES: u64 = 2 * 1024 * 1024;
 
 /// 8 MiB of frames are read at once: of a frame that holds little that lives all is read.
 const READ_BYTES: u64 = 8 * 1024 * 1024;
+
+/// 64 extents are read at once, or all neighbours of a group: between them is seen whether the volume is being closed.
+const READ_EXTENTS: usize = 64;
 
 /// 512 bytes tell whose a segment is.
 const LOOK_BYTES: u64 = 512;
@@ -160,7 +163,7 @@ impl Pass {
         Ok((groups, Some(from)))
     }
 
-    /// Copies groups into a new segment and lets their rows name it.
+    /// Copies groups into a new segment and lets their rows name it. `Closed` if the volume is being closed.
     async fn move_groups(
         &mut self,
         mount: &Mount,
@@ -171,6 +174,7 @@ impl Pass {
         let object = commit.allocate_segment();
         let (mut builder, mut placed, mut cached) = (None, Vec::new(), true);
         for chunk in chunks(groups) {
+            mount.lock().check_open()?;
             cached &= mount.fetcher.holds(&wanted(&chunk));
             let contents = self.read(mount, &chunk).await?;
             for (group, content) in chunk.into_iter().zip(contents) {
@@ -194,7 +198,7 @@ impl Pass {
 
     /// The content of each group; `None` for one that cannot be moved.
     async fn read(&mut self, mount: &Mount, groups: &[Group]) -> Result<Vec<Option<Vec<Bytes>>>, FsError> {
-        if let Ok(contents) = mount.fetcher.read(wanted(groups)).await {
+        if let Ok(contents) = mount.fetcher.read_in_passing(wanted(groups)).await {
             let mut contents = contents.into_iter();
             let of_group = |group: &Group| Some(contents.by_ref().take(group.pieces.len()).flatten().collect());
             return Ok(groups.iter().map(of_group).collect());
@@ -202,7 +206,7 @@ impl Pass {
         // Which of them it was.
         let mut contents = Vec::new();
         for group in groups {
-            let content = match mount.fetcher.read(wanted(std::slice::from_ref(group))).await {
+            let content = match mount.fetcher.read_in_passing(wanted(std::slice::from_ref(group))).await {
                 Ok(content) => Some(content.concat()),
                 // Given up meanwhile, as the tables will say.
                 Err(FetchError::Missing(_)) => None,
@@ -221,16 +225,14 @@ impl Pass {
 
 /// Groups whose frames together are few enough to be read at once; each chunk has at least one.
 fn chunks(groups: Vec<Group>) -> Vec<Vec<Group>> {
-    let (mut chunks, mut bytes): (Vec<Vec<Group>>, u64) = (Vec::new(), 0);
+    let (mut chunks, mut bytes, mut extents): (Vec<Vec<Group>>, u64, usize) = (Vec::new(), 0, 0);
     for group in groups {
-        let more: u64 = group.pieces.iter().map(|piece| piece.row.stored_bytes()).sum();
+        let more_bytes: u64 = group.pieces.iter().map(|piece| piece.row.stored_bytes()).sum();
+        (bytes, extents) = (bytes + more_bytes, extents + group.pieces.len());
         match chunks.last_mut() {
-            Some(chunk) if bytes + more <= READ_BYTES => {
-                bytes += more;
-                chunk.push(group);
-            }
+            Some(chunk) if bytes <= READ_BYTES && extents <= READ_EXTENTS => chunk.push(group),
             Some(_) | None => {
-                bytes = more;
+                (bytes, extents) = (more_bytes, group.pieces.len());
                 chunks.push(vec![group]);
             }
         }

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::*;
 use crate::attr::{Caller, Fallocate};
 use crate::bucket::memory::MemoryBucket;
-use crate::bucket::{Bucket, BucketRef, Prefixed};
+use crate::bucket::{Bucket, BucketRef, ETag, ListPage, Object, Prefixed};
 use crate::clock::Timestamp;
 use crate::commit::CommitLimits;
 use crate::head::{Head, HeadFile, HeadWriter, NewHead, Parameters};
@@ -51,6 +53,10 @@ impl World {
     }
 
     async fn open(&self) -> Volume {
+        self.open_through(Arc::clone(&self.bucket) as BucketRef).await
+    }
+
+    async fn open_through(&self, bucket: BucketRef) -> Volume {
         let options = OpenOptions {
             node_id: NodeId::new("n").unwrap(),
             read_only: false,
@@ -68,9 +74,7 @@ impl World {
             },
             clock: Arc::new(Steps::default()),
         };
-        Volume::open(Arc::clone(&self.bucket) as BucketRef, options)
-            .await
-            .unwrap()
+        Volume::open(bucket, options).await.unwrap()
     }
 
     /// Keys of journal and segments, without the seals.
@@ -260,4 +264,74 @@ fn what_a_crash_left_is_swept_and_seals_and_living_objects_stay() {
         assert_eq!(volume.read(ino, 0, 100_000).await.unwrap().concat(), vec![1; 100_000]);
         assert!(collector.sweep.is_none(), "nothing is listed again");
     });
+}
+
+/// A bucket whose journal is slow to read, and which tells how often it was.
+#[derive(Debug)]
+struct SlowJournal {
+    bucket: Arc<MemoryBucket>,
+    each: Duration,
+    gets: watch::Sender<usize>,
+}
+
+#[async_trait]
+impl Bucket for SlowJournal {
+    async fn get(&self, key: &str, range: Option<std::ops::Range<u64>>) -> Result<Object, BucketError> {
+        if key.contains("/j/") && range.is_some() {
+            self.gets.send_modify(|gets| *gets += 1);
+            tokio::time::sleep(self.each).await;
+        }
+        self.bucket.get(key, range).await
+    }
+
+    async fn head(&self, key: &str) -> Result<ObjectMeta, BucketError> {
+        self.bucket.head(key).await
+    }
+
+    async fn put_if_absent(&self, key: &str, body: Bytes) -> Result<ETag, BucketError> {
+        self.bucket.put_if_absent(key, body).await
+    }
+
+    async fn put_if_match(&self, key: &str, body: Bytes, expected: &ETag) -> Result<ETag, BucketError> {
+        self.bucket.put_if_match(key, body, expected).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), BucketError> {
+        self.bucket.delete(key).await
+    }
+
+    async fn list(&self, request: &ListRequest) -> Result<ListPage, BucketError> {
+        self.bucket.list(request).await
+    }
+}
+
+/// Goal: a close waits for a few GETs of a pass at most, and what the pass has begun leaves nothing behind. Method: a thousand small
+/// objects, of which a store that takes 200 ms for each GET is being asked when the volume is closed.
+#[tokio::test(start_paused = true)]
+async fn a_close_does_not_wait_until_a_thousand_small_objects_are_gathered() {
+    let world = World::new().await;
+    let volume = world.open().await;
+    for i in 0..1_000 {
+        let name = format!("f{i}");
+        let made = volume.create(InodeNo::ROOT, name.as_bytes(), 0o600, ALICE).await;
+        let ino = made.unwrap().ino;
+        volume.write(ino, 0, Bytes::from(vec![1; 10_000])).await.unwrap();
+        volume.fsync(ino).await.unwrap();
+    }
+    volume.close().await.unwrap();
+    let before = world.objects().await;
+    assert_eq!(before.len(), 1_000);
+    let slow = Arc::new(SlowJournal {
+        bucket: Arc::clone(&world.bucket),
+        each: Duration::from_millis(200),
+        gets: watch::Sender::new(0),
+    });
+    let volume = world.open_through(Arc::clone(&slow) as BucketRef).await;
+    let mut gets = slow.gets.subscribe();
+    gets.wait_for(|gets| *gets > 0).await.unwrap();
+    let began = Instant::now();
+    volume.close().await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(*gets.borrow() < 100, "{} were read", *gets.borrow());
+    assert_eq!(world.objects().await, before);
 }
