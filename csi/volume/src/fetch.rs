@@ -425,6 +425,7 @@ impl Fetcher {
             let keys = later.iter().flat_map(Stretch::keys);
             let wanted: BTreeMap<FrameKey, Frame> = keys.map(|key| (key, wanted[&key])).collect();
             let fetcher = self.clone();
+            let _turn = disk.turn(&later).await;
             let reading = spawn_blocking(move || {
                 let frames = later.iter().flat_map(Stretch::read);
                 frames.map(|stored| fetcher.check(&wanted, stored)).collect::<Vec<_>>()

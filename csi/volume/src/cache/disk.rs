@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::FrameKey;
 use crate::rope::Rope;
@@ -44,6 +45,10 @@ const REGION_BYTES_MIN: u64 = 64 * 1024;
 
 /// 4 MiB: in a shorter region what lies between batches of whole blocks would take more than a sixtieth of it.
 const REGION_BYTES_DIRECT_MIN: u64 = 4 * 1024 * 1024;
+
+/// 3 large reads at a time, in the order in which they were wanted: a disk that has eight ends them all together, and nobody is told
+/// anything meanwhile. With fewer it waits for the next.
+const LARGE_READS_AT_ONCE: usize = 3;
 
 /// 512 frames are written together: room for more is not looked for at once.
 const BATCH_FRAMES_MAX: usize = 512;
@@ -100,6 +105,8 @@ struct Inner {
     region_bytes: u64,
     /// Held for a look-up, never while the disk reads or writes.
     index: Mutex<Index>,
+    /// See `LARGE_READS_AT_ONCE`.
+    large_reads: Semaphore,
 }
 
 /// Room that was reserved at the end of a region.
@@ -209,6 +216,7 @@ impl DiskCache {
             dir: dir.to_owned(),
             region_bytes: (bytes_max / REGIONS).max(REGION_BYTES_MIN),
             index: Mutex::default(),
+            large_reads: Semaphore::new(LARGE_READS_AT_ONCE),
         });
         let found = region::numbers(dir)?;
         // What is appended from now on goes to a region of its own, so that the search never meets it.
@@ -248,6 +256,16 @@ impl DiskCache {
             }
         }
         stretches
+    }
+
+    /// Waits until it is the turn of these to be read, if that takes long; see `LARGE_READS_AT_ONCE`.
+    pub async fn turn(&self, stretches: &[Stretch]) -> Option<SemaphorePermit<'_>> {
+        let large = |stretch: &Stretch| stretch.is_past_kernel(u64::MAX);
+        match stretches.iter().any(large) {
+            // It is never closed.
+            true => self.inner.large_reads.acquire().await.ok(),
+            false => None,
+        }
     }
 
     /// True if the frame is here.

@@ -1,5 +1,6 @@
 //! What the cache on disk keeps, gives up, and survives.
 
+use futures::FutureExt;
 use tempfile::TempDir;
 
 use super::*;
@@ -266,6 +267,29 @@ async fn large_reads_give_the_same_past_the_kernels_memory_and_by_way_of_it() {
     let cache = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
     found(&cache, 1_008).await;
     check(&cache);
+}
+
+/// Goal: long reads wait for their turn, which comes in order, and short ones never do.
+#[tokio::test]
+async fn so_many_large_reads_go_at_a_time_and_the_next_in_order() {
+    let dir = TempDir::new().unwrap();
+    let cache = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
+    let file = Arc::new(File::open(dir.path().join("lock")).unwrap());
+    let of = |direct| {
+        let file = Arc::clone(&file);
+        [Stretch::new(Source { file, direct }, 0, (key(1), 1 << 20))]
+    };
+    let (long, short) = (of(Some(Arc::clone(&file))), of(None));
+    let at_once = || cache.turn(&long).now_or_never().flatten();
+    let mut reading: Vec<_> = (0..LARGE_READS_AT_ONCE).filter_map(|_| at_once()).collect();
+    assert_eq!(reading.len(), LARGE_READS_AT_ONCE);
+    let (mut next, mut last) = (Box::pin(cache.turn(&long)), Box::pin(cache.turn(&long)));
+    assert!((&mut next).now_or_never().is_none() && (&mut last).now_or_never().is_none());
+    assert!(cache.turn(&short).now_or_never().expect("at once").is_none());
+    reading.pop();
+    assert!((&mut last).now_or_never().is_none(), "it came later");
+    assert!(next.now_or_never().flatten().is_some());
+    assert!(last.now_or_never().flatten().is_some());
 }
 
 /// Goal: a disk that does not keep up costs neither memory nor time. Method: more than may wait, before anything is written.
