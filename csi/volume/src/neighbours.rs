@@ -12,13 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::fetch::{Pace, WantedPart};
 use crate::ids::{DirCookie, InodeNo};
 use crate::mount::Mount;
-use crate::row::{Key, Row};
+use crate::row::{ExtentRow, Key, Row};
 use crate::tree::Tree;
 
 /// Inode numbers of a group by how much is read: 256 are some two MiB of a source tree, two GETs; then 1,024, then 4,096.
 const GROUP_INODES: [u64; 3] = [256, 1_024, 4_096];
 
-/// 128 KiB: a run up to this, one frame, is content of a small file.
+/// 128 KiB: a file up to this, one frame, is a small one.
 const SMALL_BYTES_MAX: u64 = 128 * 1024;
 
 /// 4 MiB for each 256 inode numbers: an eighth of the frames that RAM keeps.
@@ -40,8 +40,11 @@ const PACE: Pace = Pace {
 /// smaller group in it.
 const READS_BEFORE: u32 = 1;
 
-/// 4 runs of each inode number are looked at: more than small files have.
+/// 4 runs of each inode number are looked at: more than small files have, and a file of more is none.
 const ROWS_PER_INODE: usize = 4;
+
+/// 4 looks at the runs of a group: each passes over one file of very many.
+const SCANS_MAX: usize = 4;
 
 /// Which size of groups, and the number among those.
 type Group = (usize, u64);
@@ -137,37 +140,72 @@ async fn names_of(tree: &dyn Tree, inodes: Inodes) {
 /// What the small files of a group hold. What was changed since the tree was written is in RAM or found by who reads it: a
 /// row that is not the newest costs a GET at most.
 async fn content_of(tree: &dyn Tree, inodes: Inodes) -> Vec<WantedPart> {
-    let (from, until) = inodes;
-    let bounds = |ino| Key::Extent { ino, end: 0 };
-    // Who reads the files meets an error again, and reports it.
-    let rows = tree
-        .scan(&bounds(from), &bounds(until), rows_max(inodes))
-        .await
-        .unwrap_or_default();
+    let (mut from, until) = inodes;
     let groups = (until.0 - from.0) / GROUP_INODES[0];
-    let bytes_max = GROUP_BYTES_MAX.saturating_mul(groups).min(FETCH_BYTES_MAX);
-    let (mut wanted, mut bytes) = (Vec::new(), 0);
-    for row in rows {
-        let (Key::Extent { end, .. }, Row::Extent(row)) = row else {
-            continue;
-        };
-        if row.len > SMALL_BYTES_MAX || row.len > end || bytes + row.len > bytes_max {
-            continue;
+    let mut left_bytes = GROUP_BYTES_MAX.saturating_mul(groups).min(FETCH_BYTES_MAX);
+    let bounds = |ino| Key::Extent { ino, end: 0 };
+    let mut wanted = Vec::new();
+    for _ in 0..SCANS_MAX {
+        // Who reads the files meets an error again, and reports it.
+        let rows = tree.scan(&bounds(from), &bounds(until), rows_max(inodes)).await;
+        let rows = rows.unwrap_or_default();
+        let full = rows.len() >= rows_max(inodes);
+        let extents: Vec<Extent> = rows.into_iter().filter_map(extent).collect();
+        for file in extents.chunk_by(|one, next| one.ino == next.ino) {
+            let bytes = file
+                .iter()
+                .fold(0, |sum: u64, extent| sum.saturating_add(extent.row.len));
+            // What was appended piece by piece lies in as many objects: not one of them is near another.
+            let small = bytes <= SMALL_BYTES_MAX && file.len() <= ROWS_PER_INODE;
+            if small && bytes <= left_bytes {
+                left_bytes -= bytes;
+                wanted.extend(file.iter().map(Extent::part));
+            }
         }
-        bytes += row.len;
-        wanted.push(WantedPart {
-            offset: end - row.len,
-            skip: 0,
-            len: row.len,
-            row: Arc::new(row),
-        });
+        // The rest of the last one is passed over: it is no small file, or read by itself.
+        match extents.last() {
+            Some(last) if full => from = InodeNo(last.ino.0.saturating_add(1)),
+            Some(_) | None => break,
+        }
     }
     wanted
+}
+
+/// A run of a file.
+struct Extent {
+    ino: InodeNo,
+    end: u64,
+    row: Arc<ExtentRow>,
+}
+
+impl Extent {
+    fn part(&self) -> WantedPart {
+        WantedPart {
+            offset: self.end.saturating_sub(self.row.len),
+            row: Arc::clone(&self.row),
+            skip: 0,
+            len: self.row.len,
+        }
+    }
+}
+
+fn extent(row: (Key, Row)) -> Option<Extent> {
+    match row {
+        (Key::Extent { ino, end }, Row::Extent(row)) => Some(Extent {
+            ino,
+            end,
+            row: Arc::new(row),
+        }),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Epoch, JournalSeq, ObjectId};
+    use crate::row::Applied;
+    use crate::tree::memory::MemoryTree;
 
     const ALL: usize = GROUP_INODES.len();
 
@@ -227,5 +265,43 @@ mod tests {
                 None
             );
         }
+    }
+
+    /// Goal: what is fetched for a reader of small files is small files, all of them. Method: amid them one that was appended to more
+    /// often than one look shows, each time into an object of its own, and a large one.
+    #[tokio::test]
+    async fn a_file_of_many_pieces_is_no_small_file() {
+        let tree = MemoryTree::new();
+        let extent = |ino, end, len, object| {
+            let row = ExtentRow {
+                len,
+                object: ObjectId::Segment(Epoch(1), object),
+                object_offset: 0,
+                skip: 0,
+                frame_stored_lens: vec![100; len.div_ceil(SMALL_BYTES_MAX) as usize],
+                origin_ino: InodeNo(ino),
+                origin_offset: 0,
+            };
+            let key = Key::Extent { ino: InodeNo(ino), end };
+            (key, Some(Row::Extent(row)))
+        };
+        let mut rows = vec![
+            extent(10, 5_000, 5_000, 1),
+            extent(12, SMALL_BYTES_MAX + 1, SMALL_BYTES_MAX + 1, 1),
+            extent(13, 4_096, 4_096, 1),
+            extent(13, 9_000, 4_904, 2),
+        ];
+        rows.extend((1..=2_000).map(|n| extent(11, n * 1_000, 1_000, 10 + n)));
+        let applied = Applied {
+            epoch: Epoch(1),
+            seq: JournalSeq(1),
+        };
+        tree.apply(applied, rows).await.unwrap();
+        let wanted = content_of(&tree, (InodeNo(0), InodeNo(256))).await;
+        let found: Vec<_> = wanted
+            .iter()
+            .map(|part| (part.row.origin_ino.0, part.offset, part.len))
+            .collect();
+        assert_eq!(found, [(10, 0, 5_000), (13, 0, 4_096), (13, 4_096, 4_904)]);
     }
 }
