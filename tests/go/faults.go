@@ -63,8 +63,13 @@ func (w *world) containersOf(t *task) int {
 
 // whole demands that a task that counted has run as one container all along and ends as it should.
 func (w *world) whole(a *agent, t *task) {
+	w.wholeAfter(a, t, 0)
+}
+
+// wholeAfter is whole after as many kills of the log process.
+func (w *world) wholeAfter(a *agent, t *task, kills int) {
 	equal("containers", w.containersOf(t), 1)
-	podmanFinishCounting(w, a, t)
+	finishCounting(w, a, t, kills)
 }
 
 func startPluginKilled(w *world, m moment) {
@@ -197,14 +202,15 @@ func relayKilled(w *world) {
 	w.ours()
 	a := w.launchPodman()
 	t, _ := w.start(a, counting, "")
-	for n := range 3 {
+	const kills = 3
+	for n := range kills {
 		seen := strings.Count(t.logs.stdout.text(), "\n")
 		eventually("more lines", func() bool { return strings.Count(t.logs.stdout.text(), "\n") > seen+20*(n+1) })
 		relay := t.relay()
 		demand(syscall.Kill(relay, syscall.SIGKILL) == nil, "cannot kill %d", relay)
 		eventually("it ends", func() bool { return !runs(relay) })
 	}
-	w.whole(a, t)
+	w.wholeAfter(a, t, kills)
 	a.end()
 }
 
@@ -221,7 +227,7 @@ func relayAndPluginKilled(w *world) {
 	t.logs.again()
 	b := w.launchPodman()
 	must(b.driver.RecoverTask(soon(), afterRestart(handle)))
-	w.whole(b, t)
+	w.wholeAfter(b, t, 1)
 	b.end()
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -224,29 +225,49 @@ func podmanPluginKilled(w *world) {
 
 // podmanFinishCounting ends a counting task and demands that its exit code is right and that no line is lost, doubled or torn.
 func podmanFinishCounting(w *world, a *agent, t *task) {
+	finishCounting(w, a, t, 0)
+}
+
+// finishCounting is podmanFinishCounting after as many kills of the log process, of which each may bring what it was about to note
+// once more.
+func finishCounting(w *world, a *agent, t *task, kills int) {
 	before := strings.Count(t.logs.stdout.text(), "\n")
 	eventually("more lines", func() bool { return strings.Count(t.logs.stdout.text(), "\n") > before+20 })
 	wait := a.waiting(t.id)
 	a.stop(t, "SIGTERM", 20)
 	equal("exit code", receive("its end", wait).ExitCode, 42)
 	w.destroy(a, t)
-	complete(t)
+	completeAfter(t, kills)
 }
 
 // complete demands that both outputs are 1, 2, 3 and so on, and that the last one says so. Of a task that ran more than once, the
 // last run counts.
 func complete(t *task) {
-	lines := strings.Split(strings.TrimSuffix(lastRun(t.logs.stdout.finished(), "out 1\n"), "\n"), "\n")
-	last := len(lines) - 1
-	for n, line := range lines[:last] {
-		equal("a line of stdout", line, fmt.Sprint("out ", n+1))
+	completeAfter(t, 0)
+}
+
+// completeAfter is complete, but as often as the log process was killed each output may go on at an earlier line.
+func completeAfter(t *task, kills int) {
+	stdout, end, found := strings.Cut(lastRun(t.logs.stdout.finished(), "out 1\n"), "end ")
+	demand(found, "stdout lacks its last line")
+	last := counted("stdout", stdout, "out ", kills)
+	equal("the last line of stdout", end, fmt.Sprintln(last))
+	equal("lines of stderr", counted("stderr", lastRun(t.logs.stderr.finished(), "err 1\n"), "err ", kills), last)
+}
+
+// counted demands that lines are 1, 2, 3 and so on but for so many returns to an earlier one, and gives the last number.
+func counted(name, text, prefix string, returns int) int {
+	last := 0
+	for line := range strings.Lines(text) {
+		number, err := strconv.Atoi(strings.TrimPrefix(strings.TrimSuffix(line, "\n"), prefix))
+		if err == nil && 0 < number && number <= last && returns > 0 {
+			returns--
+			last = number - 1
+		}
+		equal("a line of "+name, line, fmt.Sprint(prefix, last+1, "\n"))
+		last++
 	}
-	equal("the last line of stdout", lines[last], fmt.Sprint("end ", last))
-	problems := strings.Split(strings.TrimSuffix(lastRun(t.logs.stderr.finished(), "err 1\n"), "\n"), "\n")
-	for n, line := range problems {
-		equal("a line of stderr", line, fmt.Sprint("err ", n+1))
-	}
-	equal("lines of stderr", len(problems), last)
+	return last
 }
 
 // lastRun is what the last run wrote, which begins with a line of its own.

@@ -173,11 +173,19 @@ impl<'a> Relay<'a> {
             }
             None => Waits::Output,
         };
-        let waits = [
-            self.stdout.advance(&self.log.file, now)?,
-            self.stderr.advance(&self.log.file, now)?,
-            journal,
-        ];
+        let (log, position) = (&self.log, &mut self.position);
+        let at = |stdout, stderr| Position {
+            inode: log.inode,
+            stdout,
+            stderr,
+            finished: false,
+        };
+        let stderr = self.stderr.resume_at();
+        let keep = |stdout| position.keep(at(stdout, stderr));
+        let stdout_waits = self.stdout.advance(&log.file, now, keep)?;
+        let stdout = self.stdout.resume_at();
+        let keep = |stderr| position.keep(at(stdout, stderr));
+        let waits = [stdout_waits, self.stderr.advance(&log.file, now, keep)?, journal];
         self.keep_position(false)?;
         let delivered = self.stdout.resume_at().offset.min(self.stderr.resume_at().offset);
         let journalled = self.journal.as_ref().map_or(u64::MAX, Journal::resume_offset);
