@@ -3,8 +3,7 @@
 //! Invariant: a cache may forget anything at any time, and may hold damaged bytes; both only cost a GET.
 //! Caller: `fetch.rs`. Absent: what is not in the bucket yet (that is in `table/extents.rs`).
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
@@ -12,6 +11,11 @@ use crate::budget::Share;
 use crate::ids::ObjectId;
 
 pub(crate) mod disk;
+pub(crate) mod known;
+mod second_chance;
+
+use known::KnownFrame;
+use second_chance::{ENTRY_BYTES, SecondChance};
 
 /// Which frame: the object, and where in it the frame's header starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,31 +26,23 @@ pub(crate) struct FrameKey {
     pub offset: u64,
 }
 
-/// 128 bytes: what a frame costs in RAM besides its bytes, about.
-const ENTRY_BYTES: u64 = 128;
-
-#[derive(Debug)]
-struct Entry {
-    stored: Bytes,
-    used: bool,
-}
+/// A quarter of the cache is for what is known of frames on disk: a 400th of those.
+const KNOWN_SHARE: u64 = 4;
 
 #[derive(Debug, Default)]
-struct Frames {
-    by_key: HashMap<FrameKey, Entry>,
-    /// In the order of arrival; the clock hand is at the front.
-    order: VecDeque<FrameKey>,
-    bytes: u64,
+struct Held {
+    stored: SecondChance<Bytes>,
+    known: SecondChance<Arc<KnownFrame>>,
 }
 
-/// Frames in RAM, bounded by bytes. Those read again outlive those read once.
+/// Frames in RAM, and what is known of those on disk, bounded by bytes. Those read again outlive those read once.
 #[derive(Debug)]
 pub(crate) struct RamCache {
     bytes_max: u64,
     /// What is here, of what all volumes have.
     share: Share,
     /// Held for one call, never across an await.
-    frames: Mutex<Frames>,
+    held: Mutex<Held>,
 }
 
 impl RamCache {
@@ -55,72 +51,78 @@ impl RamCache {
         Self {
             bytes_max,
             share,
-            frames: Mutex::default(),
+            held: Mutex::default(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Frames> {
-        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A frame as stored, if it is here.
     pub fn get(&self, key: FrameKey) -> Option<Bytes> {
-        let mut frames = self.lock();
-        let entry = frames.by_key.get_mut(&key)?;
-        entry.used = true;
-        Some(entry.stored.clone())
+        self.lock().stored.get(key)
     }
 
     /// True if the frame is here.
     pub fn contains(&self, key: FrameKey) -> bool {
-        self.lock().by_key.contains_key(&key)
+        self.lock().stored.contains(key)
     }
 
     /// Keeps a frame, and drops others if there are too many.
     pub fn put(&self, key: FrameKey, stored: Bytes) {
-        let cost = stored.len() as u64 + ENTRY_BYTES;
-        if cost > self.bytes_max {
+        let bytes = stored.len() as u64;
+        if bytes + ENTRY_BYTES > self.bytes_max {
             return;
         }
-        let mut frames = self.lock();
-        let frames = &mut *frames;
-        match frames.by_key.insert(key, Entry { stored, used: false }) {
-            Some(before) => frames.bytes -= before.stored.len() as u64 + ENTRY_BYTES,
-            None => frames.order.push_back(key),
-        }
-        frames.bytes += cost;
-        let bytes_max = self.bytes_max.min(self.share.allowed(frames.bytes));
-        while frames.bytes > bytes_max {
-            let Some(oldest) = frames.order.pop_front() else { return };
-            match frames.by_key.get_mut(&oldest) {
-                Some(entry) if entry.used => {
-                    entry.used = false;
-                    frames.order.push_back(oldest);
-                }
-                Some(entry) => {
-                    frames.bytes -= entry.stored.len() as u64 + ENTRY_BYTES;
-                    frames.by_key.remove(&oldest);
-                }
-                None => {}
-            }
-        }
+        let mut held = self.lock();
+        held.stored.put(key, stored, bytes);
+        self.bound(&mut held);
     }
 
-    /// Drops a frame that turned out to be damaged.
+    /// What is known of a frame on disk.
+    pub fn known(&self, key: FrameKey) -> Option<Arc<KnownFrame>> {
+        self.lock().known.get(key)
+    }
+
+    /// True if something is.
+    pub fn knows(&self, key: FrameKey) -> bool {
+        self.lock().known.contains(key)
+    }
+
+    /// Keeps what is known of a frame on disk.
+    pub fn put_known(&self, key: FrameKey, known: KnownFrame) {
+        let bytes = known.sums().memory_bytes();
+        let mut held = self.lock();
+        held.known.put(key, Arc::new(known), bytes);
+        self.bound(&mut held);
+    }
+
+    /// Drops a frame that turned out to be damaged, and what is known of it.
     pub fn remove(&self, key: FrameKey) {
-        let mut frames = self.lock();
-        if let Some(entry) = frames.by_key.remove(&key) {
-            frames.bytes -= entry.stored.len() as u64 + ENTRY_BYTES;
-        }
-        frames.order.retain(|other| *other != key);
+        let mut held = self.lock();
+        held.stored.remove(key);
+        held.known.remove(key);
+    }
+
+    fn bound(&self, held: &mut Held) {
+        let bytes = held.stored.bytes() + held.known.bytes();
+        let bytes_max = self.bytes_max.min(self.share.allowed(bytes));
+        held.known.shrink_to(bytes_max / KNOWN_SHARE);
+        held.stored.shrink_to(bytes_max.saturating_sub(held.known.bytes()));
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
     use crate::budget::Budget;
-    use crate::ids::{Epoch, JournalSeq};
+    use crate::format::codec::Compression;
+    use crate::format::frame::{FRAME_HEADER_BYTES, FrameIdentity, check_frame_and_note, put_run};
+    use crate::ids::{Epoch, InodeNo, JournalSeq};
+    use crate::rope::RopeBuilder;
 
     fn key(n: u64) -> FrameKey {
         FrameKey {
@@ -135,7 +137,7 @@ mod tests {
         for n in 0..1_000 {
             cache.put(key(n), Bytes::from(vec![n as u8; 1_000]));
             assert_eq!(cache.get(key(0)).unwrap()[0], 0, "read each time, so it stays: {n}");
-            assert!(cache.lock().bytes <= cache.bytes_max);
+            assert!(cache.lock().stored.bytes() <= cache.bytes_max);
         }
         assert!(!cache.contains(key(500)));
         cache.remove(key(0));
@@ -147,5 +149,34 @@ mod tests {
         let cache = RamCache::new(100, Budget::default().frames());
         cache.put(key(1), Bytes::from(vec![0; 101]));
         assert!(cache.get(key(1)).is_none());
+    }
+
+    #[test]
+    fn what_is_known_of_frames_on_disk_takes_a_quarter_at_most() {
+        let identity = FrameIdentity {
+            volume: Uuid::from_u128(7),
+            ino: InodeNo(42),
+            offset: 0,
+        };
+        let mut out = RopeBuilder::new(b"", 0);
+        let content = [vec![7; 100_000].into()];
+        put_run(&mut out, key(0).object, identity, &content, Compression::None);
+        let frame = out.finish().to_bytes();
+        let (head, content) = frame.split_at(FRAME_HEADER_BYTES);
+        let (_, sums) = check_frame_and_note(head, content, &identity).unwrap();
+        let sums = sums.unwrap();
+        let bytes_max = 100 * (sums.memory_bytes() + ENTRY_BYTES);
+        let cache = RamCache::new(bytes_max, Budget::default().frames());
+        for n in 0..1_000 {
+            cache.put(key(n), Bytes::from(vec![0; 1_000]));
+            cache.put_known(key(n), KnownFrame::new(sums.clone()));
+            let held = cache.lock();
+            assert!(held.known.bytes() <= bytes_max / 4);
+            assert!(held.known.bytes() + held.stored.bytes() <= bytes_max);
+        }
+        assert!(cache.knows(key(999)) && !cache.knows(key(974)), "25 of them");
+        assert!(cache.contains(key(999)));
+        cache.remove(key(999));
+        assert!(!cache.knows(key(999)));
     }
 }

@@ -18,17 +18,19 @@ use tokio::time::timeout;
 
 use crate::bucket::{BucketError, BucketRef};
 use crate::budget::AheadRoom;
-use crate::cache::disk::{DiskCache, KeptFor, StoredFrame, Stretch};
+use crate::cache::disk::{DiskCache, KeptFor, Stretch};
 use crate::cache::{FrameKey, RamCache};
 use crate::commit::KeepFrames;
 use crate::error::FsError;
-use crate::format::frame::{FRAME_HEADER_BYTES, FrameIdentity, check_frame};
+use crate::format::FormatError;
+use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameIdentity, check_frame};
 use crate::ids::{InodeNo, ObjectId};
 use crate::lineage::Lineage;
 use crate::piece::Piece;
 use crate::rope::Rope;
 use crate::row::ExtentRow;
 
+mod on_disk;
 mod precedence;
 mod ranges;
 
@@ -135,9 +137,6 @@ impl Frame {
         }
     }
 }
-
-/// A frame from the disk, and its content if it is whole.
-type Opened = (StoredFrame, Result<Piece, String>);
 
 type Fetched = Result<Arc<Vec<(FrameKey, Bytes)>>, FetchError>;
 type Flight = Shared<BoxFuture<'static, Fetched>>;
@@ -263,6 +262,15 @@ impl Fetcher {
                 None => drop(missing.insert(frame.key, frame)),
             }
         }
+        if let ([part], true, Some((_, frame))) = (
+            &parts[..],
+            missing.len() == 1 && found.is_empty(),
+            missing.first_key_value(),
+        ) && let Some(content) = self.read_blocks(part, frame).await
+        {
+            self.count(ON_DISK, 1);
+            return Ok(vec![vec![content]]);
+        }
         self.count(IN_RAM, found.len());
         if !missing.is_empty() {
             self.fetch(urgency, &missing, &mut found).await?;
@@ -310,16 +318,19 @@ impl Fetcher {
 
     /// The content of a frame, checked: from its header and what is stored of it.
     fn open_parts(&self, frame: &Frame, head: &[u8], content: &Piece) -> Result<Piece, String> {
-        let want = FrameIdentity {
+        let checked = check_frame(head, content.as_slice(), &self.identity(frame));
+        checked
+            .and_then(|header| content_of(&header, content))
+            .map_err(|error| error.to_string())
+    }
+
+    /// What a frame must be.
+    fn identity(&self, frame: &Frame) -> FrameIdentity {
+        FrameIdentity {
             volume: self.inner.lineage.uuid_of(frame.key.object.epoch()),
             ino: frame.origin_ino,
             offset: frame.origin_offset,
-        };
-        let opened = check_frame(head, content.as_slice(), &want).and_then(|header| match header.is_plain() {
-            true => Ok(content.clone()),
-            false => header.content(content.bytes()).map(Piece::from),
-        });
-        opened.map_err(|error| error.to_string())
+        }
     }
 
     fn cached(&self, frame: &Frame) -> Option<Piece> {
@@ -411,36 +422,6 @@ impl Fetcher {
         }
     }
 
-    /// Reads frames that are on the disk, and checks them: in place what the kernel has in memory, and the rest where waiting holds
-    /// nobody up.
-    async fn read_disk(&self, disk: &DiskCache, wanted: &BTreeMap<FrameKey, Frame>) -> Vec<Opened> {
-        let (mut read, mut later) = (Vec::new(), Vec::new());
-        for stretch in disk.locate(wanted.keys().copied()) {
-            match stretch.read_cached() {
-                Some(frames) => read.extend(frames.into_iter().map(|stored| self.check(wanted, stored))),
-                None => later.push(stretch),
-            }
-        }
-        if !later.is_empty() {
-            let keys = later.iter().flat_map(Stretch::keys);
-            let wanted: BTreeMap<FrameKey, Frame> = keys.map(|key| (key, wanted[&key])).collect();
-            let fetcher = self.clone();
-            let _turn = disk.turn(&later).await;
-            let reading = spawn_blocking(move || {
-                let frames = later.iter().flat_map(Stretch::read);
-                frames.map(|stored| fetcher.check(&wanted, stored)).collect::<Vec<_>>()
-            });
-            // Not read at the end of the runtime, which nobody waits for.
-            read.extend(reading.await.unwrap_or_default());
-        }
-        read
-    }
-
-    fn check(&self, wanted: &BTreeMap<FrameKey, Frame>, stored: StoredFrame) -> Opened {
-        let opened = self.open_parts(&wanted[&stored.key], stored.head.as_slice(), &stored.content);
-        (stored, opened)
-    }
-
     fn drop_cached(&self, key: FrameKey) {
         self.inner.ram.remove(key);
         if let Some(disk) = &self.inner.disk {
@@ -526,6 +507,14 @@ impl KeepFrames for Fetcher {
         if !self.inner.keep_on_disk(frames.clone(), KeptFor::Later) || few {
             self.inner.keep_copies(&frames);
         }
+    }
+}
+
+/// The content of a frame that was checked.
+fn content_of(header: &FrameHeader, stored: &Piece) -> Result<Piece, FormatError> {
+    match header.is_plain() {
+        true => Ok(stored.clone()),
+        false => header.content(stored.bytes()).map(Piece::from),
     }
 }
 

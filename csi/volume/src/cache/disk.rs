@@ -25,12 +25,14 @@ use crate::rope::Rope;
 mod buffer;
 mod direct;
 mod huge;
+mod part;
 mod places;
 mod region;
 mod stretch;
 mod waiting;
 
 use direct::aligned;
+use part::{FramePart, Patience};
 use region::{ENTRY_HEADER_BYTES, GAP_BYTES_MAX};
 use stretch::Source;
 pub(crate) use stretch::{StoredFrame, Stretch};
@@ -107,6 +109,7 @@ struct Inner {
     index: Mutex<Index>,
     /// See `LARGE_READS_AT_ONCE`.
     large_reads: Semaphore,
+    patience: Patience,
 }
 
 /// Room that was reserved at the end of a region.
@@ -217,6 +220,7 @@ impl DiskCache {
             region_bytes: (bytes_max / REGIONS).max(REGION_BYTES_MIN),
             index: Mutex::default(),
             large_reads: Semaphore::new(LARGE_READS_AT_ONCE),
+            patience: Patience::default(),
         });
         let found = region::numbers(dir)?;
         // What is appended from now on goes to a region of its own, so that the search never meets it.
@@ -266,6 +270,11 @@ impl DiskCache {
             true => self.inner.large_reads.acquire().await.ok(),
             false => None,
         }
+    }
+
+    /// Reads a part of a frame if that takes no longer than it takes to wait elsewhere.
+    pub fn read_soon(&self, part: &FramePart) -> Option<Bytes> {
+        self.inner.patience.read_soon(part)
     }
 
     /// True if the frame is here.

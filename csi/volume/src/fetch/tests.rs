@@ -219,6 +219,63 @@ async fn frames_on_disk_are_read_in_few_pieces() {
     assert_eq!(bucket.gets.load(Ordering::Relaxed), gets + 1);
 }
 
+/// Goal: a short read costs the disk a short read, and damage is told all the same. Method: frames that were read whole, of which one
+/// is damaged on the disk behind the back of the cache: what is beside the damage is read without a look at it.
+#[tokio::test(start_paused = true)]
+async fn of_a_frame_that_was_read_whole_a_short_read_takes_only_its_blocks() {
+    let dir = TempDir::new().unwrap();
+    let len = 4 * FRAME_BYTES as usize;
+    let (bucket, row) = stored(len).await;
+    let disk = DiskCache::open(dir.path(), 1 << 30).unwrap().unwrap();
+    let fetcher = Fetcher::new(
+        Arc::clone(&bucket) as BucketRef,
+        VOLUME,
+        tiers(64 << 20, Some(disk.clone())),
+    );
+    let keys: Vec<FrameKey> = frames_of(&part(&row, 0, row.len)).map(|frame| frame.key).collect();
+    fetcher.warm(vec![part(&row, 0, row.len)], PACE).await;
+    while keys.iter().any(|key| disk.waiting(*key).is_some()) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let read = async |skip: u64, len: u64| {
+        let read = fetcher.read(vec![part(&row, skip, len)]).await.unwrap();
+        let (start, end) = (skip as usize, (skip + len) as usize);
+        assert!(read.concat().concat() == content(end)[start..], "{skip}+{len}");
+        bucket.gets.load(Ordering::Relaxed)
+    };
+    let gets = read(0, row.len).await;
+    let frame = u64::from(FRAME_BYTES);
+    let damage = 2 * frame + 50_000;
+    for region in std::fs::read_dir(dir.path()).unwrap() {
+        let path = region.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let place = disk.locate(std::iter::once(keys[2])).pop();
+        let damaged = place.and_then(|stretch| stretch.part_of_content(&(damage - 2 * frame..frame)));
+        if let Some(byte) = bytes.get_mut(damaged.unwrap().position() as usize) {
+            *byte ^= 4;
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    for (skip, len) in [
+        (2 * frame, 4096),
+        (2 * frame + 100_000, 1),
+        (2 * frame + 60_000, 20_000),
+    ] {
+        assert_eq!(read(skip, len).await, gets, "nobody has seen the damage");
+        assert!(
+            !fetcher.inner.ram.contains(keys[2]),
+            "{skip}+{len}: only blocks were read"
+        );
+    }
+    assert_eq!(read(damage - 10, 20).await, gets + 1, "it is told and mended");
+    assert_eq!(read(damage, 1).await, gets + 1);
+    // In sequence all of the frame is read, once, and kept.
+    for n in 0..4 {
+        assert_eq!(read(frame + n * 4096, 4096).await, gets + 1);
+        assert_eq!(fetcher.inner.ram.contains(keys[1]), n > 0, "{n}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_damaged_in_ram_or_on_disk_is_fetched_anew() {
     let dir = TempDir::new().unwrap();

@@ -18,6 +18,10 @@ use crate::rope::{PIECE_BYTES_MIN, Rope, RopeBuilder};
 use crate::row::{ExtentRow, FRAME_BYTES};
 use crate::wire::{Reader, WireError};
 
+mod sums;
+
+pub use sums::FrameSums;
+
 /// Length of a frame's header in bytes.
 pub const FRAME_HEADER_BYTES: usize = 64;
 
@@ -125,6 +129,20 @@ impl FrameHeader {
         self.codec == Codec::NONE
     }
 
+    /// Checks what a frame of this header must be: with this checksum, and the one that `want` names.
+    fn check(&self, sum: u32, content: &[u8], want: &FrameIdentity) -> Result<(), FormatError> {
+        check_length(content.len() as u64, u64::from(self.stored_len))?;
+        check_sum("the frame", sum, self.sum)?;
+        check_volume(*self.identity.volume.as_bytes(), want.volume)?;
+        if self.identity != *want {
+            return Err(FormatError::Identity {
+                ino: self.identity.ino.0,
+                offset: self.identity.offset,
+            });
+        }
+        Ok(())
+    }
+
     /// The content out of what is stored of it.
     ///
     /// # Errors
@@ -154,17 +172,31 @@ pub fn open_frame(stored: &Bytes, want: &FrameIdentity) -> Result<Bytes, FormatE
 /// `FormatError`: which of the checks failed.
 pub fn check_frame(head: &[u8], content: &[u8], want: &FrameIdentity) -> Result<FrameHeader, FormatError> {
     let header = FrameHeader::decode(head)?;
-    check_length(content.len() as u64, u64::from(header.stored_len))?;
-    let sum = crc32c::crc32c_append(crc32c::crc32c(&head[..SUM_AT]), content);
-    check_sum("the frame", sum, header.sum)?;
-    check_volume(*header.identity.volume.as_bytes(), want.volume)?;
-    if header.identity != *want {
-        return Err(FormatError::Identity {
-            ino: header.identity.ino.0,
-            offset: header.identity.offset,
-        });
-    }
+    header.check(crc32c::crc32c_append(sum_of_header(head), content), content, want)?;
     Ok(header)
+}
+
+/// As `check_frame`, and notes what it takes to check a part of the frame by itself, if its content is stored as it is.
+///
+/// # Errors
+/// As `check_frame`.
+pub fn check_frame_and_note(
+    head: &[u8],
+    content: &[u8],
+    want: &FrameIdentity,
+) -> Result<(FrameHeader, Option<FrameSums>), FormatError> {
+    let header = FrameHeader::decode(head)?;
+    if !header.is_plain() {
+        return Ok((check_frame(head, content, want)?, None));
+    }
+    let sums = FrameSums::of(sum_of_header(head), content, *want);
+    header.check(sums.of_all(), content, want)?;
+    Ok((header, Some(sums)))
+}
+
+/// What the checksum of a frame begins with; the header must be as long as one is.
+fn sum_of_header(head: &[u8]) -> u32 {
+    crc32c::crc32c(&head[..SUM_AT])
 }
 
 /// A frame that this process has just made, and so needs no check.

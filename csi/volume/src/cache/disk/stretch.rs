@@ -16,6 +16,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::buffer::{Buffer, LARGE_BYTES};
 use super::direct;
+use super::part::FramePart;
 use super::region::ENTRY_HEADER_BYTES;
 use crate::cache::FrameKey;
 use crate::format::frame::FRAME_HEADER_BYTES;
@@ -79,6 +80,17 @@ impl Stretch {
     /// Which frames.
     pub fn keys(&self) -> impl Iterator<Item = FrameKey> {
         self.frames.iter().map(|(key, _)| *key)
+    }
+
+    /// Where a part of the first frame's content as stored lies; `None` if it has no such part.
+    pub fn part_of_content(&self, range: &Range<u64>) -> Option<FramePart> {
+        let (_, stored_len) = self.frames[0];
+        let content_bytes = u64::from(stored_len).saturating_sub(FRAME_HEADER_BYTES as u64);
+        (range.start <= range.end && range.end <= content_bytes).then(|| FramePart {
+            file: Arc::clone(&self.source.file),
+            position: self.position + FRAME_HEADER_BYTES as u64 + range.start,
+            len: (range.end - range.start) as usize,
+        })
     }
 
     /// Reads if nothing has to wait for the disk; `None` if the kernel does not have all of it in memory.
