@@ -32,7 +32,7 @@ mod stretch;
 mod waiting;
 
 use direct::aligned;
-use part::{FramePart, Patience};
+use part::Patience;
 use region::{ENTRY_HEADER_BYTES, GAP_BYTES_MAX};
 use stretch::Source;
 pub(crate) use stretch::{StoredFrame, Stretch};
@@ -272,9 +272,9 @@ impl DiskCache {
         }
     }
 
-    /// Reads a part of a frame if that takes no longer than it takes to wait elsewhere.
-    pub fn read_soon(&self, part: &FramePart) -> Option<Bytes> {
-        self.inner.patience.read_soon(part)
+    /// Reads something short, by looking so often, if that takes no longer than it takes to wait elsewhere.
+    pub fn read_soon<T>(&self, look: impl Fn(usize) -> Option<T>) -> Option<T> {
+        self.inner.patience.read_soon(look)
     }
 
     /// True if the frame is here.

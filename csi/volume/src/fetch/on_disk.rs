@@ -32,7 +32,11 @@ impl Fetcher {
     pub(super) async fn read_disk(&self, disk: &DiskCache, wanted: &BTreeMap<FrameKey, Frame>) -> Vec<Opened> {
         let (mut read, mut later) = (Vec::new(), Vec::new());
         for stretch in disk.locate(wanted.keys().copied()) {
-            match stretch.read_cached() {
+            let frames = match wanted.len() == 1 {
+                true => disk.read_soon(|looks| stretch.look(looks)),
+                false => stretch.look(1),
+            };
+            match frames {
                 Some(frames) => read.extend(frames.into_iter().map(|stored| self.check(wanted, stored))),
                 None => later.push(stretch),
             }
@@ -83,7 +87,7 @@ impl Fetcher {
         }
         let stretch = disk.locate(std::iter::once(frame.key)).pop()?;
         let place = stretch.part_of_content(&blocks)?;
-        let content = match disk.read_soon(&place) {
+        let content = match disk.read_soon(|looks| place.look(looks)) {
             Some(content) => content,
             None => spawn_blocking(move || place.read()).await.ok()??,
         };

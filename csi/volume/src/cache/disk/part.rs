@@ -1,8 +1,9 @@
-//! A part of one frame's content in a region, read by way of the kernel: it reads no more of the disk than the pages that hold it.
+//! A part of one frame's content in a region, read by way of the kernel: it reads no more of the disk than the pages that hold it. And
+//! how long to wait for the disk in place.
 //!
 //! A fast disk answers sooner than a thread that waits for it is told so. So whoever reads looks again a few times before the wait
 //! goes to such a thread: one at a time, and hardly ever where the disk was too slow for that.
-//! Caller: `fetch/on_disk.rs`. Absent: checks of what was read, which it makes.
+//! Callers: `fetch/on_disk.rs`, `stretch.rs`. Absent: checks of what was read, which it makes.
 
 use std::fs::File;
 use std::io::IoSliceMut;
@@ -13,9 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags};
 
-/// 100 looks, of about a microsecond each where nobody else wants the CPU: a disk that takes 60 us for a page is seen, and one that
-/// takes longer is not waited for.
-const LOOKS: usize = 100;
+/// 200 looks, of about a microsecond each where nobody else wants the CPU: a disk that takes 60 us for a page and 160 us for a frame is
+/// seen, and one that takes longer is not waited for.
+const LOOKS: usize = 200;
 
 /// After 8 readers who looked in vain,
 const IN_VAIN_MAX: u32 = 8;
@@ -32,22 +33,11 @@ pub(crate) struct FramePart {
 }
 
 impl FramePart {
-    /// Reads if the kernel has it in memory within so many looks. With the first it begins to fetch what it does not have.
-    fn look(&self, looks: usize) -> Option<Bytes> {
+    /// Reads if the kernel has it in memory within so many looks.
+    pub fn look(&self, looks: usize) -> Option<Bytes> {
         let mut content = vec![0; self.len];
-        for look in 0..looks {
-            if look > 0 {
-                std::thread::yield_now();
-            }
-            let parts = &mut [IoSliceMut::new(&mut content)];
-            match rustix::io::preadv2(&self.file, parts, self.position, ReadWriteFlags::NOWAIT) {
-                Ok(read) if read == self.len => return Some(content.into()),
-                Ok(read) if read > 0 => {}
-                Err(Errno::AGAIN) => {}
-                Ok(_) | Err(_) => return None,
-            }
-        }
-        None
+        let seen = look(&self.file, &mut [IoSliceMut::new(&mut content)], self.position, looks);
+        seen.then(|| content.into())
     }
 
     /// Where in the region it begins.
@@ -64,6 +54,28 @@ impl FramePart {
     }
 }
 
+/// Fills the parts with what is in the file from `position` on, if the kernel has it in memory within so many looks. With the first it
+/// begins to fetch what it does not have.
+pub(super) fn look(file: &File, mut parts: &mut [IoSliceMut<'_>], mut position: u64, looks: usize) -> bool {
+    for look in 0..looks {
+        if look > 0 {
+            std::thread::yield_now();
+        }
+        match rustix::io::preadv2(file, parts, position, ReadWriteFlags::NOWAIT) {
+            Ok(read) if read > 0 => {
+                IoSliceMut::advance_slices(&mut parts, read);
+                position += read as u64;
+            }
+            Err(Errno::AGAIN) => {}
+            Ok(_) | Err(_) => return false,
+        }
+        if parts.is_empty() {
+            return true;
+        }
+    }
+    false
+}
+
 /// Who may look more than once.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
@@ -74,9 +86,9 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// Reads if that takes no longer than it takes to wait elsewhere.
-    pub fn read_soon(&self, part: &FramePart) -> Option<Bytes> {
-        part.look(1).or_else(|| self.patiently(|| part.look(LOOKS)))
+    /// Reads if that takes no longer than it takes to wait elsewhere; `look` is told how often to look.
+    pub fn read_soon<T>(&self, look: impl Fn(usize) -> Option<T>) -> Option<T> {
+        look(1).or_else(|| self.patiently(|| look(LOOKS)))
     }
 
     fn patiently<T>(&self, look: impl FnOnce() -> Option<T>) -> Option<T> {

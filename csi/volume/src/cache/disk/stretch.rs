@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rustix::fs::Advice;
-use rustix::io::{Errno, ReadWriteFlags};
+use rustix::io::Errno;
 
 use super::buffer::{Buffer, LARGE_BYTES};
 use super::direct;
-use super::part::FramePart;
+use super::part::{FramePart, look};
 use super::region::ENTRY_HEADER_BYTES;
 use crate::cache::FrameKey;
 use crate::format::frame::FRAME_HEADER_BYTES;
@@ -93,15 +93,15 @@ impl Stretch {
         })
     }
 
-    /// Reads if nothing has to wait for the disk; `None` if the kernel does not have all of it in memory.
-    pub fn read_cached(&self) -> Option<Vec<StoredFrame>> {
+    /// Reads if nothing has to wait for the disk; `None` if the kernel does not have all of it in memory within so many looks.
+    pub fn look(&self, looks: usize) -> Option<Vec<StoredFrame>> {
         if self.is_past_kernel(self.bytes) {
             return None;
         }
         let mut buffer = Buffer::of(self.bytes as usize);
         let parts = &mut self.layout().slices(buffer.as_mut());
-        let read = rustix::io::preadv2(&self.source.file, parts, self.position, ReadWriteFlags::NOWAIT);
-        (read == Ok(self.bytes as usize)).then(|| self.cut(&buffer.filled(), self.layout().places()))
+        let seen = look(&self.source.file, parts, self.position, looks);
+        seen.then(|| self.cut(&buffer.filled(), self.layout().places()))
     }
 
     /// Reads. Empty if the disk fails: then nothing of it is here.

@@ -138,7 +138,7 @@ async fn frames_that_were_put_together_are_read_together() {
         let read: Vec<_> = stretch.read().into_iter().map(stored).collect();
         assert!(read.iter().map(|(key, _)| *key).eq(stretch.keys()));
         // What was just read the kernel has, unless the folder is on something that cannot tell.
-        if let Some(cached) = stretch.read_cached() {
+        if let Some(cached) = stretch.look(1) {
             let cached: Vec<_> = cached.into_iter().map(stored).collect();
             assert_eq!(cached, read);
         }
@@ -253,7 +253,7 @@ async fn large_reads_give_the_same_past_the_kernels_memory_and_by_way_of_it() {
                 // The folder is on something that cannot.
                 continue;
             }
-            assert!(stretch.read_cached().is_none());
+            assert!(stretch.look(1).is_none());
             let read: Vec<_> = stretch.read().into_iter().map(stored).collect();
             assert!(read == wanted, "{first}+{count}");
             let writes_only = OpenOptions::new().write(true).open(dir.path().join("lock")).unwrap();
