@@ -115,14 +115,9 @@ impl RamCache {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
     use crate::budget::Budget;
-    use crate::format::codec::Compression;
-    use crate::format::frame::{FRAME_HEADER_BYTES, FrameIdentity, check_frame_and_note, put_run};
-    use crate::ids::{Epoch, InodeNo, JournalSeq};
-    use crate::rope::RopeBuilder;
+    use crate::ids::{Epoch, JournalSeq};
 
     fn key(n: u64) -> FrameKey {
         FrameKey {
@@ -153,18 +148,7 @@ mod tests {
 
     #[test]
     fn what_is_known_of_frames_on_disk_takes_a_quarter_at_most() {
-        let identity = FrameIdentity {
-            volume: Uuid::from_u128(7),
-            ino: InodeNo(42),
-            offset: 0,
-        };
-        let mut out = RopeBuilder::new(b"", 0);
-        let content = [vec![7; 100_000].into()];
-        put_run(&mut out, key(0).object, identity, &content, Compression::None);
-        let frame = out.finish().to_bytes();
-        let (head, content) = frame.split_at(FRAME_HEADER_BYTES);
-        let (_, sums) = check_frame_and_note(head, content, &identity).unwrap();
-        let sums = sums.unwrap();
+        let sums = known::tests::sums();
         let bytes_max = 100 * (sums.memory_bytes() + ENTRY_BYTES);
         let cache = RamCache::new(bytes_max, Budget::default().frames());
         for n in 0..1_000 {

@@ -54,50 +54,42 @@ impl KnownFrame {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use uuid::Uuid;
 
     use super::*;
     use crate::format::codec::Compression;
-    use crate::format::frame::{FrameIdentity, check_frame_and_note, put_run};
+    use crate::format::frame::{FRAME_HEADER_BYTES, FrameIdentity, check_frame_and_note, put_run};
     use crate::ids::{Epoch, InodeNo, ObjectId};
     use crate::rope::RopeBuilder;
 
-    #[test]
-    fn what_is_read_in_sequence_is_read_with_all_of_its_frame() {
+    /// What is noted of a frame of 100,000 bytes.
+    pub fn sums() -> FrameSums {
         let identity = FrameIdentity {
             volume: Uuid::from_u128(7),
             ino: InodeNo(42),
             offset: 0,
         };
         let mut out = RopeBuilder::new(b"", 0);
-        put_run(
-            &mut out,
-            ObjectId::Segment(Epoch(1), 1),
-            identity,
-            &[vec![7; 100_000].into()],
-            Compression::None,
-        );
+        let (object, content) = (ObjectId::Segment(Epoch(1), 1), [vec![7; 100_000].into()]);
+        put_run(&mut out, object, identity, &content, Compression::None);
         let frame = out.finish().to_bytes();
-        let (head, content) = frame.split_at(crate::format::frame::FRAME_HEADER_BYTES);
-        let (_, sums) = check_frame_and_note(head, content, &identity).unwrap();
-        let known = KnownFrame::new(sums.unwrap());
-        let asked = [
-            0..4096,
-            40_960..45_056,
-            8192..12_288,
-            12_288..16_384,
-            4096..8192,
-            0..4096,
-        ];
-        let expected = [
-            PartRead::AloneFirst,
-            PartRead::Alone,
-            PartRead::Alone,
-            PartRead::WithAll,
-            PartRead::Alone,
-            PartRead::Alone,
-        ];
-        assert_eq!(asked.map(|bytes| known.want(&bytes)), expected);
+        let (head, content) = frame.split_at(FRAME_HEADER_BYTES);
+        check_frame_and_note(head, content, &identity).unwrap().1.unwrap()
+    }
+
+    #[test]
+    fn what_is_read_in_sequence_is_read_with_all_of_its_frame() {
+        let known = KnownFrame::new(sums());
+        for (bytes, how) in [
+            (0..4096, PartRead::AloneFirst),
+            (40_960..45_056, PartRead::Alone),
+            (8192..12_288, PartRead::Alone),
+            (12_288..16_384, PartRead::WithAll),
+            (4096..8192, PartRead::Alone),
+            (0..4096, PartRead::Alone),
+        ] {
+            assert_eq!(known.want(&bytes), how, "{bytes:?}");
+        }
     }
 }
