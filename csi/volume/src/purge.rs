@@ -110,6 +110,7 @@ mod tests {
     use crate::ids::{Epoch, JournalSeq};
     use crate::ops::make::root_row;
     use crate::row::{Applied, Counters, FileKind, InodeRow, Row};
+    use crate::tail::Record;
     use crate::tree::memory::MemoryTree;
     use crate::tree::{Tree, TreeError};
     use crate::volume::Volume;
@@ -216,5 +217,26 @@ mod tests {
         let told = volume.state().seal().expect("the row's end is told");
         assert_eq!(told.rows, [(Key::Orphan(InodeNo(2)), None)]);
         assert_eq!(told.counters.inodes, 2);
+    }
+
+    /// What a log says of an inode may not have reached the tree: an inode that has got a name there, and has lost it again before the
+    /// next commit, must be listed all the same, or nobody would ever take it apart.
+    #[tokio::test]
+    async fn an_inode_that_loses_its_name_again_after_a_replay_is_listed() {
+        let tree = Arc::new(MemoryTree::new());
+        tree.apply(APPLIED, orphan(1)[1..].to_vec()).await.unwrap();
+        let bucket = Arc::new(MemoryBucket::new());
+        let volume = Volume::reopened(tree, bucket, COUNTERS, Uuid::from_u128(1));
+        let mount = volume.mount();
+        let replayed = |row| Record {
+            rows: vec![(Key::Orphan(InodeNo(2)), row)],
+            ..Record::default()
+        };
+        mount.lock().open_inode(InodeNo(2));
+        for row in [Some(Row::Orphan), None, Some(Row::Orphan)] {
+            mount.lock().replay(replayed(row)).unwrap();
+        }
+        let told = volume.state().seal().expect("the row is told");
+        assert_eq!(told.rows, [(Key::Orphan(InodeNo(2)), Some(Row::Orphan))]);
     }
 }

@@ -157,6 +157,8 @@ pub(crate) struct Tables {
     orphans: BTreeSet<InodeNo>,
     /// Those of which a sealed generation or the tree has a row.
     orphans_stored: BTreeSet<InodeNo>,
+    /// Those of which the tree may have a row or not: what becomes of them is told in any case.
+    orphans_unsure: BTreeSet<InodeNo>,
     /// Orphans that nobody holds and that `purge.rs` must take apart.
     purgeable: VecDeque<InodeNo>,
     /// The kernel may hold what was never told here.
@@ -202,6 +204,7 @@ impl Tables {
             xattrs: HashMap::new(),
             orphans: BTreeSet::new(),
             orphans_stored: BTreeSet::new(),
+            orphans_unsure: BTreeSet::new(),
             purgeable: VecDeque::new(),
             inherited: false,
             refs: HashMap::new(),
@@ -238,6 +241,7 @@ impl Tables {
         self.xattrs.clear();
         self.orphans.clear();
         self.orphans_stored.clear();
+        self.orphans_unsure.clear();
         self.evictable.clear();
         self.open = OpenGeneration::new(self.open.number);
         self.bytes = 0;

@@ -100,7 +100,7 @@ impl Tables {
         self.orphans.remove(&ino);
         if self.inherited {
             // The tree may have it, although it was not listed yet: its end must be told.
-            self.orphans_stored.insert(ino);
+            self.orphans_unsure.insert(ino);
         }
         self.change_orphan(ino);
     }
@@ -188,9 +188,12 @@ impl Tables {
 
     /// Whether an orphan row must be told, and which: `None` if the tree is right already.
     pub(super) fn told_orphan(&mut self, ino: InodeNo) -> Option<bool> {
+        let unsure = self.orphans_unsure.remove(&ino);
         if self.orphans.contains(&ino) {
-            return self.orphans_stored.insert(ino).then_some(true);
+            let fresh = self.orphans_stored.insert(ino);
+            return (fresh || unsure).then_some(true);
         }
-        self.orphans_stored.remove(&ino).then_some(false)
+        let was_stored = self.orphans_stored.remove(&ino);
+        (was_stored || unsure).then_some(false)
     }
 }

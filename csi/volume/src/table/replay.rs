@@ -117,8 +117,8 @@ impl Tables {
             }
         } else {
             self.orphans.remove(&ino);
-            // The tree may have it: its end must be told.
-            self.orphans_stored.insert(ino);
+            // The tree may have it: its end must be told, and a new beginning too.
+            self.orphans_unsure.insert(ino);
         }
         self.open.orphans.insert(ino);
         self.open.bytes += ROW_BYTES;
