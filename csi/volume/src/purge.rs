@@ -219,6 +219,38 @@ mod tests {
         assert_eq!(told.counters.inodes, 2);
     }
 
+    /// An orphan may end while the tree is read for those of an earlier mount: what was read is older then.
+    #[tokio::test]
+    async fn an_orphan_that_has_ended_since_the_tree_was_read_is_not_purged_again() {
+        let tree = Arc::new(MemoryTree::new());
+        tree.apply(APPLIED, orphan(0)).await.unwrap();
+        let bucket = Arc::new(MemoryBucket::new());
+        let volume = Volume::reopened(tree, bucket, COUNTERS, Uuid::from_u128(1));
+        run_once(&volume.mount()).await.unwrap();
+        let told = volume.state().seal().expect("its end is told");
+        assert!(told.rows.contains(&(Key::Orphan(InodeNo(2)), None)), "{told:?}");
+        run_once(&volume.mount()).await.unwrap();
+        assert_eq!(volume.mount().lock().counters().inodes, 1);
+    }
+
+    /// As before, and it has lost its name again: it must be listed, whatever was read.
+    #[tokio::test]
+    async fn an_inode_that_loses_its_name_again_while_the_tree_is_read_is_listed() {
+        let tree = Arc::new(MemoryTree::new());
+        tree.apply(APPLIED, orphan(1)).await.unwrap();
+        let bucket = Arc::new(MemoryBucket::new());
+        let volume = Volume::reopened(tree, bucket, COUNTERS, Uuid::from_u128(1));
+        let mount = volume.mount();
+        run_once(&mount).await.unwrap();
+        let told = volume.state().seal().expect("the row's end is told");
+        assert_eq!(told.rows, [(Key::Orphan(InodeNo(2)), None)]);
+        mount.lock().load_orphan(InodeNo(2));
+        mount.lock().open_inode(InodeNo(2));
+        mount.lock().add_orphan(InodeNo(2));
+        let told = volume.state().seal().expect("the row is told");
+        assert_eq!(told.rows, [(Key::Orphan(InodeNo(2)), Some(Row::Orphan))]);
+    }
+
     /// What a log says of an inode may not have reached the tree: an inode that has got a name there, and has lost it again before the
     /// next commit, must be listed all the same, or nobody would ever take it apart.
     #[tokio::test]

@@ -7,6 +7,7 @@
 //! it; then it is taken apart: at once where that is little work, otherwise by `purge.rs`.
 
 use super::{Need, ROW_BYTES, Stop, Tables};
+use crate::error::FsError;
 use crate::ids::InodeNo;
 
 /// 1,024 extents are given up by one call at most; more are left to further calls.
@@ -97,17 +98,16 @@ impl Tables {
         if let Some(refs) = self.refs.get_mut(&ino) {
             refs.nameable = false;
         }
-        self.orphans.remove(&ino);
         if self.inherited {
             // The tree may have it, although it was not listed yet: its end must be told.
             self.orphans_unsure.insert(ino);
         }
-        self.change_orphan(ino);
+        self.end_orphan(ino);
     }
 
-    /// Notes an orphan that an earlier mount has left.
+    /// Notes an orphan that an earlier mount has left. It may have ended since the tree was read.
     pub fn load_orphan(&mut self, ino: InodeNo) {
-        self.orphans_stored.insert(ino);
+        self.orphans_unsure.insert(ino);
         if self.orphans.insert(ino) && !self.is_held(ino) {
             self.purgeable.push_back(ino);
         }
@@ -145,13 +145,15 @@ impl Tables {
     /// # Errors
     /// A need.
     pub fn purge_step(&mut self, ino: InodeNo) -> Result<bool, Stop> {
-        let row = self.inode(ino)?;
-        if row.nlink > 0 {
-            // It got a name while it was listed with those that have none.
-            self.orphans.remove(&ino);
-            self.change_orphan(ino);
-            return Ok(true);
-        }
+        let row = match self.inode(ino) {
+            Ok(row) if row.nlink == 0 => row,
+            Ok(_) | Err(Stop::Failed(FsError::Stale(_))) => {
+                // It got a name, or ended, while it was listed with those that have none.
+                self.end_orphan(ino);
+                return Ok(true);
+            }
+            Err(stop) => return Err(stop),
+        };
         let (has_xattrs, has_extents) = (row.has_xattrs, row.allocated > 0 && row.inline.is_none());
         if has_extents {
             // From the start on: where the known part ends, the next step goes on.
@@ -174,9 +176,13 @@ impl Tables {
         }
         self.drop_listing(ino);
         self.remove_inode(ino);
+        self.end_orphan(ino);
+        Ok(true)
+    }
+
+    fn end_orphan(&mut self, ino: InodeNo) {
         self.orphans.remove(&ino);
         self.change_orphan(ino);
-        Ok(true)
     }
 
     /// Notes for the next commit that the inode has become an orphan, or is none any more.
