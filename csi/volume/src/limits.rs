@@ -28,7 +28,7 @@ pub const FILE_BYTES_MAX: u64 = i64::MAX as u64 - RUN_BYTES_MAX;
 /// 2^31-1 names of one inode. One more link is `TooManyLinks`.
 pub const LINKS_MAX: u32 = i32::MAX as u32;
 
-/// 2^63-1 bytes: the capacity that statfs tells where a volume has no limit, less than what would overflow in `df`.
+/// 2^60 bytes: the capacity that a volume without a limit has and statfs tells, less than what would overflow in `df`.
 pub const CAPACITY_BYTES_UNLIMITED: u64 = 1 << 60;
 
 /// 2^40 inodes: what statfs tells as the number that can still be made; inode numbers have 64 bits and never run out.

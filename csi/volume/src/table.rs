@@ -17,7 +17,7 @@ use crate::budget::Share;
 use crate::commit::{Lost, RunSource};
 use crate::error::FsError;
 use crate::ids::{DirCookie, Generation, InodeNo, ObjectId};
-use crate::limits::Limits;
+use crate::limits::{CAPACITY_BYTES_UNLIMITED, Limits};
 use crate::ranges::RangeSet;
 use crate::row::{Counters, DirentRow, InodeRow};
 
@@ -265,12 +265,11 @@ impl Tables {
 
     /// Refuses content that would exceed the capacity. Shrinking and overwriting is always allowed.
     pub fn check_room(&self, more_bytes: u64) -> Result<(), FsError> {
-        match self.capacity_bytes {
-            Some(capacity) if more_bytes > 0 && self.counters.used_bytes.saturating_add(more_bytes) > capacity => {
-                Err(FsError::NoSpace)
-            }
-            _ => Ok(()),
+        let capacity = self.capacity_bytes.unwrap_or(CAPACITY_BYTES_UNLIMITED);
+        if more_bytes > 0 && self.counters.used_bytes.saturating_add(more_bytes) > capacity {
+            return Err(FsError::NoSpace);
         }
+        Ok(())
     }
 
     /// Refuses any operation after `close`.

@@ -2,7 +2,7 @@
 //!
 //! Allocation reserves: what the capacity cannot hold is refused here, and a later write into the range never is, whatever
 //! others use up meanwhile. Zeroing reserves as well. Reserved ranges without content read as zeros and are holes for
-//! SEEK_HOLE, as unwritten extents are elsewhere.
+//! SEEK_HOLE, as unwritten extents are elsewhere. What is reserved are whole pages, because the kernel writes whole pages.
 
 use std::ops::Range;
 
@@ -18,6 +18,9 @@ use crate::limits::FILE_BYTES_MAX;
 use crate::mount::Mount;
 use crate::row::INLINE_BYTES_MAX;
 use crate::table::{Stop, Tables};
+
+/// The kernel's page: what it writes of a file begins at one.
+const PAGE_BYTES: u64 = 4096;
 
 /// See `Volume::fallocate`.
 pub(crate) async fn fallocate(
@@ -83,6 +86,7 @@ fn allocate(tables: &mut Tables, ino: InodeNo, range: Range<u64>, size: u64) -> 
         return Ok(true);
     }
     let has_extents = inline.is_none() && row.allocated > 0;
+    let range = pages_of(range);
     if has_extents {
         tables.need_extents(ino, range.start, range.end)?;
         let more = tables.free_within(ino, range.start, range.end);
@@ -93,6 +97,10 @@ fn allocate(tables: &mut Tables, ino: InodeNo, range: Range<u64>, size: u64) -> 
         become_extents(tables, ino);
     }
     Ok(tables.reserve(ino, range.start, range.end))
+}
+
+fn pages_of(range: Range<u64>) -> Range<u64> {
+    range.start / PAGE_BYTES * PAGE_BYTES..range.end.next_multiple_of(PAGE_BYTES).min(FILE_BYTES_MAX)
 }
 
 /// Makes a range read as zeros, and gives its space back.
