@@ -1,5 +1,6 @@
 //! Models, faulty fakes, conformance, system tests and benches
 
+pub mod aio;
 pub mod binaries;
 pub mod bounded_command;
 pub mod calls;
@@ -9,6 +10,7 @@ pub mod engine_process;
 pub mod environment;
 pub mod fake_cloud;
 pub mod faulty_bucket;
+pub mod file_handle;
 pub mod go_module;
 pub mod history;
 pub mod local_store;

@@ -42,3 +42,8 @@ pub fn io_uring() -> Option<Transport> {
         }
     }
 }
+
+/// Each way that the kernel has to a mount here.
+pub fn each_transport() -> impl Iterator<Item = Transport> {
+    [Some(Transport::Classic), io_uring()].into_iter().flatten()
+}

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use nix::errno::Errno;
 use tokio::runtime::Handle;
-use volume::attr::{Caller, CopyRange, NewNode, Place, SetAttr, XattrMode};
+use volume::attr::{Caller, CopyRange, NewNode, Place, SetAttr, SetXattr, XattrMode};
 use volume::error::FsError;
 use volume::ids::{DirCookie, InodeNo};
 use volume::volume::Volume;
@@ -64,6 +64,19 @@ pub struct Making {
     pub mode: u32,
     /// Bits that it does not get.
     pub umask: u32,
+}
+
+/// What a program writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Writing {
+    /// Where, in bytes.
+    pub offset: u64,
+    /// What.
+    pub data: Bytes,
+    /// It takes the set-user-id bit away.
+    pub clears_suid: bool,
+    /// Past the kernel's memory (O_DIRECT).
+    pub direct: bool,
 }
 
 impl Skin {
@@ -124,11 +137,17 @@ impl Skin {
     }
 
     /// Changes attributes; `clears_suid` where a new length takes the set-user-id bit away.
-    pub fn setattr(&self, ino: InodeNo, change: SetAttr, clears_suid: bool, reply: impl Reply<Attributes>) {
-        let volume = self.volume.clone();
+    pub fn setattr(
+        &self,
+        (request, ino): (&Request, InodeNo),
+        change: SetAttr,
+        clears_suid: bool,
+        reply: impl Reply<Attributes>,
+    ) {
+        let (volume, gid) = (self.volume.clone(), request.gid);
         let work = async move {
             if clears_suid {
-                volume.clear_suid(ino).await?;
+                volume.clear_suid(ino, gid).await?;
             }
             volume.setattr(ino, &change).await
         };
@@ -233,14 +252,18 @@ impl Skin {
 /// Content.
 impl Skin {
     /// Opens a file; `clears_suid` where emptying it takes the set-user-id bit away.
-    pub fn open(&self, ino: InodeNo, flags: OpenFlags, clears_suid: bool, reply: impl Reply<Opened>) {
+    pub fn open(
+        &self,
+        (request, ino): (&Request, InodeNo),
+        flags: OpenFlags,
+        clears_suid: bool,
+        reply: impl Reply<Opened>,
+    ) {
         let truncate = flags::truncates(flags);
-        let clears = truncate && clears_suid;
+        let suid = self.suid_taker(request, truncate && clears_suid);
         let (volume, flusher, open_flags) = (self.volume.clone(), self.flusher.clone(), self.open_flags());
         let work = async move {
-            if clears {
-                volume.clear_suid(ino).await?;
-            }
+            suid.take(ino).await?;
             volume.open_file(ino, truncate).await
         };
         self.answer(About("open", ino), work, reply, move |_| {
@@ -277,22 +300,33 @@ impl Skin {
         self.make_open((request, About("tmpfile", dir)), flags, reply, work);
     }
 
-    /// Reads.
-    pub fn read(&self, ino: InodeNo, offset: u64, size: u32, reply: impl Reply<Content>) {
+    /// Reads, past the kernel's memory (`direct`) or for it.
+    pub fn read(&self, ino: InodeNo, (offset, size): (u64, u32), direct: bool, reply: impl Reply<Content>) {
+        if !direct {
+            self.flusher.reads_pages(ino);
+        }
         let volume = self.volume.clone();
         let work = async move { volume.read(ino, offset, size).await };
         self.answer(About("read", ino), work, reply, Content);
     }
 
-    /// Writes; `clears_suid` where that takes the set-user-id bit away.
-    pub fn write(&self, ino: InodeNo, (offset, data): (u64, Bytes), clears_suid: bool, reply: impl Reply<Written>) {
-        let volume = self.volume.clone();
+    /// Writes.
+    pub fn write(&self, (request, ino): (&Request, InodeNo), writing: Writing, reply: impl Reply<Written>) {
+        let (volume, flusher) = (self.volume.clone(), self.flusher.clone());
+        let suid = self.suid_taker(request, writing.clears_suid);
+        let Writing {
+            offset, data, direct, ..
+        } = writing;
         let len_bytes = u32::try_from(data.len()).expect("a request is at most 1 MiB long");
         let work = async move {
-            if clears_suid {
-                volume.clear_suid(ino).await?;
+            suid.take(ino).await?;
+            volume.write(ino, offset, data).await?;
+            if direct {
+                flusher
+                    .written_directly(ino, offset..offset + u64::from(len_bytes))
+                    .await;
             }
-            volume.write(ino, offset, data).await
+            Ok(())
         };
         self.answer(About("write", ino), work, reply, move |()| Written(len_bytes));
     }
@@ -330,7 +364,7 @@ impl Skin {
             Ok(what) => what,
             Err(error) => return refuse(reply, About("fallocate", ino), &error),
         };
-        let (volume, suid) = (self.volume.clone(), self.suid_taker(request));
+        let (volume, suid) = (self.volume.clone(), self.suid_taker(request, request.uid != 0));
         let work = async move {
             suid.take(ino).await?;
             volume.fallocate(ino, what, offset, len_bytes).await
@@ -355,7 +389,7 @@ impl Skin {
     /// Copies, or a first part of what is asked for.
     pub fn copy_file_range(&self, request: &Request, mut range: CopyRange, reply: impl Reply<Written>) {
         range.len_bytes = range.len_bytes.min(COPY_BYTES_MAX);
-        let (volume, suid) = (self.volume.clone(), self.suid_taker(request));
+        let (volume, suid) = (self.volume.clone(), self.suid_taker(request, request.uid != 0));
         let work = async move {
             suid.take(range.to).await?;
             volume.copy_file_range(range).await
@@ -403,12 +437,12 @@ impl Skin {
         reply.give(Space(self.volume.statfs()));
     }
 
-    /// Sets an extended attribute.
+    /// Sets an extended attribute; `clears_sgid` where that takes the set-group-id bit away.
     pub fn setxattr(
         &self,
         (request, ino): (&Request, InodeNo),
         (name, value): (&[u8], &[u8]),
-        flags: i32,
+        (flags, clears_sgid): (i32, bool),
         reply: impl Reply<()>,
     ) {
         let mode = match flags {
@@ -416,8 +450,9 @@ impl Skin {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => XattrMode::Any,
         };
+        let how = SetXattr { mode, clears_sgid };
         let (volume, name, value) = (self.volume.clone(), bytes(name), bytes(value));
-        let work = async move { volume.setxattr(ino, &name, value, mode).await };
+        let work = async move { volume.setxattr(ino, &name, value, how).await };
         self.once((request, About("setxattr", ino)), work, reply);
     }
 
@@ -464,14 +499,14 @@ impl Skin {
 
 /// Takes the set-user-id bit from files that change by requests of which the kernel thinks that they leave the mode alone.
 struct SuidTaker {
-    /// `None` where the caller may keep the bit.
-    of: Option<(Volume, Flusher)>,
+    /// `None` where the caller may keep the bit; else with the caller's group.
+    of: Option<(Volume, Flusher, u32)>,
 }
 
 impl SuidTaker {
     async fn take(&self, ino: InodeNo) -> Result<(), FsError> {
-        if let Some((volume, flusher)) = &self.of
-            && volume.clear_suid(ino).await?
+        if let Some((volume, flusher, gid)) = &self.of
+            && volume.clear_suid(ino, *gid).await?
         {
             flusher.forget_attributes(ino).await;
         }
@@ -480,10 +515,10 @@ impl SuidTaker {
 }
 
 impl Skin {
-    fn suid_taker(&self, request: &Request) -> SuidTaker {
+    /// Where the kernel does not say who may keep the bit, root may.
+    fn suid_taker(&self, request: &Request, takes: bool) -> SuidTaker {
         SuidTaker {
-            // The kernel does not say who may keep it: root may.
-            of: (request.uid != 0).then(|| (self.volume.clone(), self.flusher.clone())),
+            of: takes.then(|| (self.volume.clone(), self.flusher.clone(), request.gid)),
         }
     }
 

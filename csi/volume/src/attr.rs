@@ -125,6 +125,24 @@ pub enum XattrMode {
     Replace,
 }
 
+/// How setxattr(2) sets an attribute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetXattr {
+    /// What becomes of an existing one.
+    pub mode: XattrMode,
+    /// Clear the sgid bit with it: somebody who is not of the file's group gives it an access list.
+    pub clears_sgid: bool,
+}
+
+impl From<XattrMode> for SetXattr {
+    fn from(mode: XattrMode) -> Self {
+        Self {
+            mode,
+            clears_sgid: false,
+        }
+    }
+}
+
 /// What fallocate(2) does to the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fallocate {

@@ -13,6 +13,6 @@ pub struct Timestamp {
 
 /// Where a volume learns what time it is.
 pub trait Clock: Debug + Send + Sync + 'static {
-    /// The time now, as `clock_gettime(CLOCK_REALTIME)` tells it.
+    /// The time now, as `clock_gettime(CLOCK_REALTIME_COARSE)` tells it.
     fn now(&self) -> Timestamp;
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::attr::{
-    Attr, Caller, CopyRange, Entry, Fallocate, NewNode, Place, RenameMode, SeekKind, SetAttr, StatFs, XattrMode,
+    Attr, Caller, CopyRange, Entry, Fallocate, NewNode, Place, RenameMode, SeekKind, SetAttr, SetXattr, StatFs,
 };
 use crate::bucket::BucketRef;
 use crate::clock::Clock;
@@ -244,13 +244,13 @@ impl Volume {
         ops::attributes::setattr(&self.inner.mount, ino, change).await
     }
 
-    /// Clears the suid bit, and the sgid bit of what its group may execute, as a write by somebody else than root does.
-    /// True if there was one.
+    /// Clears the suid bit, and the sgid bit of what its group may execute or is not the caller's group, as a write by somebody else
+    /// than root does. True if there was one.
     ///
     /// # Errors
     /// `Stale`.
-    pub async fn clear_suid(&self, ino: InodeNo) -> Result<bool, FsError> {
-        ops::attributes::clear_suid(&self.inner.mount, ino).await
+    pub async fn clear_suid(&self, ino: InodeNo, caller_gid: u32) -> Result<bool, FsError> {
+        ops::attributes::clear_suid(&self.inner.mount, ino, caller_gid).await
     }
 
     /// Target of a symlink.
@@ -448,9 +448,15 @@ impl Volume {
     /// Sets an extended attribute.
     ///
     /// # Errors
-    /// `Exists`, `NoAttribute` (as `mode` asks), `NameTooLong`, `AttributeTooLarge`, `NoSpace`.
-    pub async fn setxattr(&self, ino: InodeNo, name: &[u8], value: Bytes, mode: XattrMode) -> Result<(), FsError> {
-        ops::xattr::setxattr(&self.inner.mount, ino, name, value, mode).await
+    /// `Exists`, `NoAttribute` (as `how` asks), `NameTooLong`, `AttributeTooLarge`, `NoSpace`.
+    pub async fn setxattr(
+        &self,
+        ino: InodeNo,
+        name: &[u8],
+        value: Bytes,
+        how: impl Into<SetXattr>,
+    ) -> Result<(), FsError> {
+        ops::xattr::setxattr(&self.inner.mount, ino, name, value, how.into()).await
     }
 
     /// Names of all extended attributes, in order.

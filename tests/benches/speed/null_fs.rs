@@ -211,7 +211,7 @@ impl NullFs {
                 reply.give(());
             }
             Operation::Open { .. } => reply.give(Opened(Opened::KEEP_CACHE)),
-            Operation::Read { offset, size } => match state.read(ino, offset, size) {
+            Operation::Read { offset, size, .. } => match state.read(ino, offset, size) {
                 Some(content) => reply.give(Content(vec![content])),
                 None => reply.send_error(Errno::ESTALE),
             },

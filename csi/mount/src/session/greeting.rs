@@ -2,6 +2,7 @@
 //! answer nobody listens.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use super::requests::WRITE_BYTES_MAX;
@@ -50,6 +51,7 @@ const NOTIFY_RESEND: u32 = 7;
 mod flag {
     pub const ASYNC_READ: u64 = 1;
     pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
+    pub const EXPORT_SUPPORT: u64 = 1 << 4;
     pub const BIG_WRITES: u64 = 1 << 5;
     pub const DONT_MASK: u64 = 1 << 6;
     pub const AUTO_INVAL_DATA: u64 = 1 << 12;
@@ -63,6 +65,7 @@ mod flag {
     pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
     pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
     pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
+    pub const SETXATTR_EXT: u64 = 1 << 29;
     pub const INIT_EXT: u64 = 1 << 30;
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
     pub const HAS_RESEND: u64 = 1 << 39;
@@ -74,6 +77,7 @@ mod flag {
 const ALWAYS: u64 = flag::ASYNC_READ
     | flag::PARALLEL_DIROPS
     | flag::ATOMIC_O_TRUNC
+    | flag::EXPORT_SUPPORT
     | flag::BIG_WRITES
     | flag::MAX_PAGES
     | flag::DO_READDIRPLUS
@@ -86,7 +90,7 @@ const ALWAYS: u64 = flag::ASYNC_READ
     | flag::INIT_EXT;
 
 /// What a mount that writes wants: the kernel answers write(2) from its own memory and sends us whole pages later.
-const WRITING: u64 = flag::WRITEBACK_CACHE | flag::HANDLE_KILLPRIV_V2 | flag::EXPLICIT_INVAL_DATA;
+const WRITING: u64 = flag::WRITEBACK_CACHE | flag::HANDLE_KILLPRIV_V2 | flag::EXPLICIT_INVAL_DATA | flag::SETXATTR_EXT;
 
 /// What the kernel said at the mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -237,17 +241,24 @@ pub fn hear(device: &OwnedFd) -> io::Result<Greeting> {
     }
 }
 
-/// Makes the kernel write back what it has not written yet of a file, from a page on, and forget it; a negative offset stands for no
-/// page, only for what it knows of the file. Blocks while it does.
+/// Makes the kernel write back what it has not written yet of a range of a file, and forget the range and what it knows of the file; no
+/// range stands for no page at all. Blocks while it does.
 ///
 /// # Errors
 /// `NotFound` where the kernel knows nothing of the file.
-pub fn forget_pages(mut device: &std::fs::File, ino: u64, offset: i64) -> io::Result<()> {
+pub fn forget_pages(mut device: &std::fs::File, ino: u64, range: Option<Range<u64>>) -> io::Result<()> {
+    // A length of zero would stand for all that follows.
+    let (offset, len) = match range {
+        Some(range) if range.is_empty() => return Ok(()),
+        Some(range) => (range.start.cast_signed(), (range.end - range.start).cast_signed()),
+        None => (-1, 0),
+    };
     let mut message = [0; 40];
     message[..4].copy_from_slice(&40u32.to_ne_bytes());
     message[4..8].copy_from_slice(&NOTIFY_INVAL_INODE.to_ne_bytes());
     message[16..24].copy_from_slice(&ino.to_ne_bytes());
     message[24..32].copy_from_slice(&offset.to_ne_bytes());
+    message[32..40].copy_from_slice(&len.to_ne_bytes());
     device.write_all(&message)
 }
 

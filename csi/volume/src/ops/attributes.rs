@@ -23,9 +23,17 @@ const S_IXGRP: u16 = 0o0010;
 pub(super) const MODE_BITS: u16 = 0o7777;
 
 /// The mode without what lets a program run as its owner or group.
-pub(super) fn without_suid(mode: u16) -> u16 {
+fn without_suid(mode: u16) -> u16 {
     let mode = mode & !S_ISUID;
     if mode & S_IXGRP != 0 { mode & !S_ISGID } else { mode }
+}
+
+/// The mode after a change by somebody of this group: what is no program's keeps set-group-id only if the group is the file's.
+fn without_suid_after(row: &InodeRow, caller_gid: u32) -> u16 {
+    match row.gid == caller_gid {
+        true => without_suid(row.mode),
+        false => without_suid(row.mode) & !S_ISGID,
+    }
 }
 
 fn time_of(set: SetTime, now: Timestamp) -> Timestamp {
@@ -132,9 +140,13 @@ fn resize_inline(tables: &mut Tables, ino: InodeNo, size: usize) -> Result<(), S
 }
 
 /// See `Volume::clear_suid`.
-pub(crate) async fn clear_suid(mount: &Mount, ino: InodeNo) -> Result<bool, FsError> {
+pub(crate) async fn clear_suid(mount: &Mount, ino: InodeNo, caller_gid: u32) -> Result<bool, FsError> {
     let changes = mount
-        .look(|tables| tables.inode(ino).map(|row| without_suid(row.mode) != row.mode))
+        .look(|tables| {
+            tables
+                .inode(ino)
+                .map(|row| without_suid_after(row, caller_gid) != row.mode)
+        })
         .await?;
     if !changes {
         return Ok(false);
@@ -143,7 +155,7 @@ pub(crate) async fn clear_suid(mount: &Mount, ino: InodeNo) -> Result<bool, FsEr
         .change(|tables, now| {
             tables.regular(ino)?;
             tables.change_inode(ino, |row| {
-                row.mode = without_suid(row.mode);
+                row.mode = without_suid_after(row, caller_gid);
                 row.ctime = now;
             });
             Ok(true)

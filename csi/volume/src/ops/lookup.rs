@@ -12,9 +12,15 @@ use crate::table::{Need, Stop, Tables};
 
 /// The inode that a name of a directory stands for, "." and ".." included.
 pub(super) fn resolve(tables: &mut Tables, parent: InodeNo, name: &[u8]) -> Result<InodeNo, Stop> {
+    if name == b"." {
+        // Also of a file: so the kernel finds by its number what it has forgotten.
+        return match tables.inode(parent)?.nlink {
+            0 => Err(FsError::Stale(parent).into()),
+            _ => Ok(parent),
+        };
+    }
     let directory = tables.directory(parent)?;
     match name {
-        b"." => Ok(parent),
         b".." => Ok(directory.parent),
         _ => match tables.dirent(parent, name)? {
             Some(entry) => Ok(entry.ino),

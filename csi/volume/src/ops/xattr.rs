@@ -3,7 +3,8 @@
 use bytes::Bytes;
 
 use super::acl::{self, Acl};
-use crate::attr::XattrMode;
+use super::attributes::S_ISGID;
+use crate::attr::{SetXattr, XattrMode};
 use crate::error::FsError;
 use crate::ids::InodeNo;
 use crate::limits::{NAME_BYTES_MAX, XATTR_BYTES_MAX, XATTR_LIST_BYTES_MAX};
@@ -39,7 +40,7 @@ pub(crate) async fn setxattr(
     ino: InodeNo,
     name: &[u8],
     value: Bytes,
-    mode: XattrMode,
+    how: SetXattr,
 ) -> Result<(), FsError> {
     check_name(name)?;
     if value.len() > XATTR_BYTES_MAX {
@@ -56,7 +57,7 @@ pub(crate) async fn setxattr(
             |tables, now| {
                 let values = tables.xattrs(ino)?;
                 let exists = values.contains_key(name);
-                match mode {
+                match how.mode {
                     XattrMode::Create if exists => return Err(FsError::Exists.into()),
                     XattrMode::Replace if !exists => return Err(FsError::NoAttribute.into()),
                     XattrMode::Any | XattrMode::Create | XattrMode::Replace => {}
@@ -72,6 +73,9 @@ pub(crate) async fn setxattr(
                 tables.change_inode(ino, |row| {
                     row.ctime = now;
                     row.mode = access.map_or(row.mode, |list| acl::mode_with(row.mode, list));
+                    if how.clears_sgid {
+                        row.mode &= !S_ISGID;
+                    }
                 });
                 Ok(())
             },

@@ -81,11 +81,15 @@ pub enum Operation<'a> {
     Read {
         offset: u64,
         size: u32,
+        /// By O_DIRECT, not for the kernel's memory.
+        direct: bool,
     },
     Write {
         offset: u64,
         data: &'a [u8],
         clears_suid: bool,
+        /// By O_DIRECT, not from the kernel's memory.
+        direct: bool,
     },
     Statfs,
     Release {
@@ -96,6 +100,7 @@ pub enum Operation<'a> {
         name: &'a [u8],
         value: &'a [u8],
         flags: i32,
+        clears_sgid: bool,
     },
     Getxattr {
         name: &'a [u8],
@@ -186,8 +191,10 @@ pub(in crate::session) const HEADER_BYTES: usize = 40;
 pub(in crate::session) const FIELDS_BYTES: usize = 128;
 
 /// How long the fields of an operation are, as we have agreed with the kernel; operations that are not served have none.
-fn fields_bytes(opcode: u32) -> usize {
+fn fields_bytes(opcode: u32, rest: &[u8]) -> usize {
     match opcode {
+        // With FUSE_SETXATTR_EXT, on which a predecessor may not have agreed; else a name follows at once, which begins with a letter.
+        21 if rest.get(8).is_some_and(|first| *first < b' ') => 16,
         9 | 12 | 13 | 14 | 21..=23 | 27 => 8,
         3 | 8 | 20 | 30 | 35 | 45 | 51 => 16,
         18 | 25 | 46 | 52 => 24,
@@ -218,9 +225,12 @@ const FORGET: u32 = 2;
 const BATCH_FORGET: u32 = 42;
 const DESTROY: u32 = 38;
 
-/// FUSE_WRITE_KILL_SUIDGID, and FUSE_OPEN_KILL_SUIDGID.
+/// FUSE_WRITE_CACHE: from the kernel's memory, by whoever has the file open.
+const WRITE_CACHE: u32 = 1;
+/// FUSE_WRITE_KILL_SUIDGID, FUSE_OPEN_KILL_SUIDGID and FUSE_SETXATTR_ACL_KILL_SGID.
 const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 const OPEN_KILL_SUIDGID: u32 = 1;
+const SETXATTR_ACL_KILL_SGID: u32 = 1;
 
 /// One second in nanoseconds: no field has as many.
 const SECOND_NANOS: u32 = 1_000_000_000;
@@ -254,8 +264,9 @@ impl<'a> Asked<'a> {
     /// A request as it was read from /dev/fuse; `fields` is room for those of its operation. `None` if it is shorter than it must be.
     pub fn flat(message: &'a [u8], whole: Option<&'a Bytes>, fields: &'a mut [u8; FIELDS_BYTES]) -> Option<Self> {
         let (header, rest) = message.split_at_checked(HEADER_BYTES)?;
-        let (told, content) = rest.split_at_checked(fields_bytes(u32_at(header, 4)))?;
+        let (told, content) = rest.split_at_checked(fields_bytes(u32_at(header, 4), rest))?;
         fields[..told.len()].copy_from_slice(told);
+        fields[told.len()..].fill(0);
         Some(Self {
             whole,
             ..Self::new(header, fields, content)
@@ -346,7 +357,11 @@ impl<'a> Asked<'a> {
                 flags: self.open_flags(0),
                 clears_suid: self.u32(4) & OPEN_KILL_SUIDGID != 0,
             },
-            15 => Operation::Read { offset, size },
+            15 => Operation::Read {
+                offset,
+                size,
+                direct: self.is_direct(),
+            },
             16 => return Ok(self.write((offset, size))),
             18 => Operation::Release {
                 flags: self.open_flags(8),
@@ -422,7 +437,13 @@ impl<'a> Asked<'a> {
             offset,
             data: self.content.get(..size as usize)?,
             clears_suid: self.u32(20) & WRITE_KILL_SUIDGID != 0,
+            direct: self.u32(20) & WRITE_CACHE == 0 && self.is_direct(),
         })
+    }
+
+    /// Of a read or a write: what it goes by was opened so, or became so.
+    fn is_direct(&self) -> bool {
+        self.u32(32).cast_signed() & libc::O_DIRECT != 0
     }
 
     fn setxattr(&self) -> Option<Operation<'a>> {
@@ -431,6 +452,7 @@ impl<'a> Asked<'a> {
             name,
             value: rest.get(..self.u32(0) as usize)?,
             flags: self.u32(4).cast_signed(),
+            clears_sgid: self.u32(8) & SETXATTR_ACL_KILL_SGID != 0,
         })
     }
 

@@ -7,7 +7,7 @@ use volume::ids::{DirCookie, InodeNo};
 use super::decode::{Asked, Operation, Unserved};
 use super::encode::{Names, Statx, WideWritten};
 use super::{Carrier, Serve};
-use crate::fuse::Skin;
+use crate::fuse::{Skin, Writing};
 
 impl Serve for Skin {
     fn serve(&self, asked: &Asked<'_>, reply: impl Carrier) {
@@ -75,20 +75,34 @@ impl Skin {
         match operation {
             Operation::Getattr => self.getattr(ino, reply),
             Operation::Statx => self.getattr(ino, Statx(reply)),
-            Operation::Setattr { change, clears_suid } => self.setattr(ino, change, clears_suid, reply),
+            Operation::Setattr { change, clears_suid } => self.setattr((request, ino), change, clears_suid, reply),
             Operation::Readlink => self.readlink(ino, reply),
-            Operation::Open { flags, clears_suid } => self.open(ino, flags, clears_suid, reply),
+            Operation::Open { flags, clears_suid } => self.open((request, ino), flags, clears_suid, reply),
             Operation::Tmpfile { making, flags } => self.tmpfile(request, ino, (making, flags), reply),
-            Operation::Read { offset, size } => self.read(ino, offset, size, reply),
+            Operation::Read { offset, size, direct } => self.read(ino, (offset, size), direct, reply),
             Operation::Write {
                 offset,
                 data,
                 clears_suid,
-            } => self.write(ino, (offset, asked.keep(data)), clears_suid, reply),
+                direct,
+            } => {
+                let writing = Writing {
+                    offset,
+                    data: asked.keep(data),
+                    clears_suid,
+                    direct,
+                };
+                self.write((request, ino), writing, reply);
+            }
             Operation::Statfs => self.statfs(reply),
             Operation::Release { flags } => self.release(ino, flags, reply),
             Operation::Fsync => self.fsync(ino, reply),
-            Operation::Setxattr { name, value, flags } => self.setxattr((request, ino), (name, value), flags, reply),
+            Operation::Setxattr {
+                name,
+                value,
+                flags,
+                clears_sgid,
+            } => self.setxattr((request, ino), (name, value), (flags, clears_sgid), reply),
             Operation::Getxattr { name, size } => self.getxattr(ino, name, size, reply),
             Operation::Listxattr { size } => self.listxattr(ino, size, reply),
             Operation::Removexattr { name } => self.removexattr(request, ino, name, reply),

@@ -1,7 +1,7 @@
 //! Names: made, linked, moved and taken away.
 
 use super::*;
-use crate::attr::{NewNode, RenameMode, SetAttr, SetTime, XattrMode};
+use crate::attr::{NewNode, RenameMode, SetAttr, SetTime, SetXattr, XattrMode};
 use crate::row::FileKind;
 
 #[test]
@@ -376,7 +376,7 @@ fn attributes_change_as_asked_and_ctime_with_them() {
             )
             .await
             .unwrap();
-        rig.volume.clear_suid(ino).await.unwrap();
+        rig.volume.clear_suid(ino, 0).await.unwrap();
         assert_eq!(rig.attr(ino).await.mode, 0o711);
         rig.forget_all().await;
         let loaded = rig.attr(ino).await;
@@ -392,6 +392,53 @@ fn attributes_change_as_asked_and_ctime_with_them() {
             ..SetAttr::default()
         };
         assert_fails!(rig.volume.setattr(ino, &huge).await, FsError::TooBig);
+    });
+}
+
+/// The group's bit goes whatever it means, where the caller is of another group; with an access list, where the kernel says so.
+#[test]
+fn what_others_change_loses_the_bit_of_its_group() {
+    run(async {
+        let rig = Rig::new();
+        let ino = rig.file(ROOT, "f").await;
+        let chmod = SetAttr {
+            mode: Some(0o6644),
+            gid: Some(5),
+            ..SetAttr::default()
+        };
+        for (gid, left) in [(5, 0o2644), (6, 0o644)] {
+            rig.volume.setattr(ino, &chmod).await.unwrap();
+            assert!(rig.volume.clear_suid(ino, gid).await.unwrap());
+            assert_eq!(rig.attr(ino).await.mode, left);
+            assert!(!rig.volume.clear_suid(ino, gid).await.unwrap(), "there is none left");
+        }
+        for clears_sgid in [false, true] {
+            rig.volume.setattr(ino, &chmod).await.unwrap();
+            let how = SetXattr {
+                mode: XattrMode::Any,
+                clears_sgid,
+            };
+            let value = Bytes::from_static(b"1");
+            rig.volume.setxattr(ino, b"user.a", value, how).await.unwrap();
+            assert_eq!(rig.attr(ino).await.mode, if clears_sgid { 0o4644 } else { 0o6644 });
+        }
+    });
+}
+
+/// The kernel asks so for what it has forgotten and somebody has a handle of (open_by_handle_at(2)).
+#[test]
+fn an_inode_is_found_by_its_number_while_it_has_a_name() {
+    run(async {
+        let mut rig = Rig::new();
+        let dir = rig.volume.mkdir(ROOT, b"d", 0o755, ALICE).await.unwrap().ino;
+        let ino = rig.file(dir, "f").await;
+        rig.forget_all().await;
+        assert_eq!(rig.volume.lookup(ino, b".").await.unwrap().ino, ino);
+        assert_eq!(rig.volume.lookup(dir, b".").await.unwrap().ino, dir);
+        assert_eq!(rig.volume.lookup(dir, b"..").await.unwrap().ino, ROOT);
+        assert_fails!(rig.volume.lookup(ino, b"..").await, FsError::NotDirectory);
+        rig.volume.unlink(dir, b"f").await.unwrap();
+        assert_fails!(rig.volume.lookup(ino, b".").await, FsError::Stale(_));
     });
 }
 

@@ -106,6 +106,45 @@ fn a_request_in_one_piece_is_taken_apart_where_its_fields_end() {
     }
 }
 
+/// A kernel says more of an attribute if that was agreed on, and a successor of a program that did not agree is not told.
+#[test]
+fn an_attribute_is_understood_with_and_without_what_was_agreed_on_later() {
+    let content = b"system.posix_acl_access\0hi";
+    let asked = fields(&[(0, 2 | 1 << 32), (8, u64::from(SETXATTR_ACL_KILL_SGID))]);
+    for (fields_bytes, clears) in [(8, false), (16, true)] {
+        let message = flat(21, &asked[..fields_bytes], content);
+        let mut room = [0xff; FIELDS_BYTES];
+        let told = Asked::flat(&message, None, &mut room).unwrap().operation();
+        let Ok(Operation::Setxattr {
+            name,
+            value,
+            flags,
+            clears_sgid,
+        }) = told
+        else {
+            panic!("{told:?}");
+        };
+        assert_eq!((name, value), (&content[..23], &b"hi"[..]));
+        assert_eq!((flags, clears_sgid), (1, clears), "{fields_bytes}");
+    }
+}
+
+#[test]
+fn a_write_is_direct_if_it_is_not_from_the_memory_of_the_kernel() {
+    let direct = u64::from(libc::O_DIRECT.cast_unsigned());
+    for (cached, flags, expected) in [
+        (0, direct, true),
+        (0, 0, false),
+        (u64::from(WRITE_CACHE), direct, false),
+    ] {
+        let asked = fields(&[(16, 3 | cached << 32), (32, flags)]);
+        let written = told(16, &asked, b"xyz").unwrap();
+        assert!(written.contains(&format!("direct: {expected}")), "{written}");
+    }
+    let read = told(15, &fields(&[(32, direct)]), b"").unwrap();
+    assert!(read.contains("direct: true"), "{read}");
+}
+
 #[test]
 fn content_of_a_message_that_may_be_kept_is_not_copied() {
     let message = flat(16, &fields(&[(8, 0), (16, 3)])[..40], b"xyz");
