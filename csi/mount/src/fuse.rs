@@ -19,6 +19,7 @@ use volume::ids::{DirCookie, InodeNo};
 use volume::volume::Volume;
 
 mod answer;
+mod direct;
 mod flags;
 mod listing;
 mod once;
