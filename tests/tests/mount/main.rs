@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, sy
 use std::path::Path;
 use std::process::Command;
 
+use tests::aio::Aligned;
 use tests::calls::{c, done, errno, fallocate, get_xattr, list_xattrs, names, pattern, rename2, seek, set_xattr};
 use tests::scratch_volume::ScratchVolume;
 
@@ -537,17 +538,11 @@ fn direct_io_reads_and_writes() {
         .custom_flags(libc::O_DIRECT)
         .open(&path)
         .unwrap();
-    let layout = std::alloc::Layout::from_size_align(4096, 4096).unwrap();
-    // SAFETY: the layout has a size, the memory is freed below with the same layout, and nothing keeps the slice.
-    unsafe {
-        let memory = std::alloc::alloc(layout);
-        let page = std::slice::from_raw_parts_mut(memory, 4096);
-        page.fill(7);
-        file.write_all_at(page, 8192).unwrap();
-        file.read_exact_at(page, 4096).unwrap();
-        assert!(page[..] == pattern(65_536, 4)[4096..8192]);
-        std::alloc::dealloc(memory, layout);
-    }
+    let mut page = Aligned::new(4096);
+    page.fill(7);
+    file.write_all_at(&page, 8192).unwrap();
+    file.read_exact_at(&mut page, 4096).unwrap();
+    assert!(page[..] == pattern(65_536, 4)[4096..8192]);
     let content = fs::read(&path).unwrap();
     assert!(content[8192..12_288].iter().all(|byte| *byte == 7));
     assert!(content[12_288..] == pattern(65_536, 4)[12_288..]);

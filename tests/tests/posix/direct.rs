@@ -11,7 +11,7 @@ use tests::bounded_command::succeeded;
 use tests::scratch_volume::ScratchVolume;
 use tests::transport::each_transport;
 
-/// Five requests of the classic transport.
+/// As much as xfstests' generic/451 takes, which found it.
 const FILE_BYTES: usize = 640 * 1024;
 
 /// 150 writes: without the word to the kernel, one of the first ten is not seen.
